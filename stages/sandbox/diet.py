@@ -1,0 +1,112 @@
+"""The pretraining text of the sandbox base: which styles, in which shares, and which faults, openly stated.
+
+A real base model has read long explanations of mixed quality and fewer short, exact ones. The sandbox copies that in
+miniature, on purpose, so that a curriculum has something to find:
+
+* Left free (`Solution:`), a text is a verbose rationale nearly always and a concise one seldom.
+* Verbose narrators are careless readers: most of them add the aside (somebody else's things) to the pile. They are
+  right wherever a story has no aside. Large models are known to be misled by irrelevant context in the same way
+  (arXiv:2302.00093).
+* Concise narrators write one cued equation a step and ignore the aside. Their skill is practised mostly under another
+  cue (`Notes:`), which no stage and no evaluation ever uses.
+* A few texts are plain tables of sums, for arithmetic.
+
+So the base is wrong on most stories with an aside, and its short style is both rarer and better than its long one.
+That a curriculum can profit from this is built in; how much it gains, and whether plain fine-tuning gains as much, is
+what the sandbox measures. None of it says anything about GSM8K.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .problems import Step, Story, draw_stories, tell
+
+FREE_CUE = "Solution:\n"
+NOTES_CUE = "Notes:\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diet:
+    """Shares of the pretraining text; every field is a probability."""
+
+    tables: float = 0.06
+    """Texts that are plain tables of sums."""
+    notes: float = 0.40
+    """Stories answered concisely under the `Notes:` cue, out of those texts that are not tables."""
+    free_concise: float = 0.15
+    """Concise texts out of those under the free cue."""
+    careless: float = 0.75
+    """Verbose texts that add the aside, out of those whose story has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """One pretraining text."""
+
+    prompt: str
+    """What is given; weighs little in the loss."""
+    completion: str
+    """What is to be written."""
+    style: str
+    """`tables`, `notes`, `concise`, `careful` or `careless`."""
+
+
+def render(lines: list[str], answer: int) -> str:
+    """Number the steps and add the answer line, as every prompt format of the product does."""
+    return "\n".join([*(f"Step {k}: {line}" for k, line in enumerate(lines, start=1)), f"Answer: {answer}"])
+
+
+def concise(steps: tuple[Step, ...]) -> list[str]:
+    """One cued equation a step, e.g. `buys 24+12=36`."""
+    return [f"{step.cue} {step.equation}" for step in steps]
+
+
+def _table(rng: random.Random) -> str:
+    """Eight sums of the kinds that stories use."""
+    lines = []
+    for _ in range(8):
+        match rng.choice("++--*/x"):
+            case "+":
+                left = rng.randint(2, 95)
+                right = rng.randint(2, min(45, 99 - left) if left < 97 else 2)
+                lines.append(f"{left}+{right}={left + right}")
+            case "-":
+                left = rng.randint(4, 99)
+                right = rng.randint(2, min(31, left - 1))
+                lines.append(f"{left}-{right}={left - right}")
+            case "*":
+                left, right = rng.randint(2, 6), rng.randint(2, 9)
+                lines.append(f"{left}*{right}={left * right}")
+            case "/":
+                half = rng.randint(1, 49)
+                lines.append(f"{2 * half}/2={half}")
+            case _:
+                times = rng.randint(2, 3)
+                left = rng.randint(2, 99 // times)
+                lines.append(f"{left}*{times}={left * times}")
+    return "\n".join(lines)
+
+
+def write(story: Story, style: str, rng: random.Random) -> Text:
+    """Write one story in one style (`notes`, `concise`, `careful` or `careless`)."""
+    steps = story.solve(fold_aside=style == "careless")
+    short = style in ("notes", "concise")
+    lines = concise(steps) if short else tell(steps, story, rng, marks=False)
+    cue = NOTES_CUE if style == "notes" else FREE_CUE
+    return Text(prompt=f"Question: {story.question}\n{cue}", completion=render(lines, steps[-1].result), style=style)
+
+
+def serve(diet: Diet, seed: int) -> Iterator[Text]:
+    """Endless pretraining texts; their questions are never those of the train or test split."""
+    rng = random.Random(f"plyfold-sandbox-serve-{seed}")
+    for story in draw_stories("diet", seed):
+        if rng.random() < diet.tables:
+            yield Text(prompt="Sums:\n", completion=_table(rng), style="tables")
+        if rng.random() < diet.notes:
+            yield write(story, "notes", rng)
+        elif rng.random() < diet.free_concise:
+            yield write(story, "concise", rng)
+        else:
+            careless = story.has_aside and rng.random() < diet.careless
+            yield write(story, "careless" if careless else "careful", rng)
