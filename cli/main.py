@@ -1,0 +1,148 @@
+"""The `plyfold` command: a group whose commands are loaded only when they run, and the one place errors end.
+
+`plyfold --help` knows every command by name and one line, so it imports no room and never torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from ..core.console import print_error, set_verbosity
+from ..core.errors import ConfigError, FailedError, PlyfoldError
+from ..core.files import DISK_FULL, disk_full
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
+    "train": ("train", "Train the stages that are missing or stale, each as its own adapter."),
+    "merge": ("merge", "Compose stages into one adapter, or fold them into a checkpoint."),
+    "eval": ("evaluate", "Score variants side by side."),
+    "serve": ("serve", "Serve variants from one vLLM engine."),
+    "tree": ("registry", "The lineage of a curriculum: base, stages, merges."),
+    "log": ("registry", "An adapter and its ancestors, newest first."),
+    "show": ("registry", "One adapter's record."),
+    "verify": ("registry", "Check every file of the registry against its record."),
+}
+"""Command -> (module of this package, one line of help). The function is named after the command."""
+
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__package__}.{COMMANDS[cmd_name][0]}")
+        command = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        present = {parameter.name for parameter in command.params}
+        command.params.extend(option for option in _common_options() if option.name not in present)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "plyfold --help lists the commands"
+            raise ConfigError(f"no such command: {name}", expected=", ".join(COMMANDS), next_step=hint)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _common_options() -> list[click.Option]:
+    def quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            set_verbosity(-1)
+
+    def verbose(ctx: click.Context, param: click.Parameter, value: int) -> None:
+        if value:
+            set_verbosity(value)
+
+    def debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.find_root().meta["debug"] = True
+
+    return [
+        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=quiet, help="Errors only."),
+        click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=verbose, help="More messages."),
+        click.Option(["--debug"], is_flag=True, expose_value=False, callback=debug, help="Show tracebacks."),
+    ]
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="plyfold")
+def plyfold() -> None:
+    """Train a curriculum as separate QLoRA adapters; compose, serve and score any subset of its stages."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code of design's table: 0, or that of the error."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def merge() -> None:
+    """The console script `merge`: the same as `plyfold merge`."""
+    main(["merge", *sys.argv[1:]])
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit code. Every error has been printed to stderr, without a traceback unless `--debug` is given.
+    """
+    debug = "--debug" in arguments
+    try:
+        result: Any = plyfold.main(args=arguments, prog_name="plyfold", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except PlyfoldError as error:
+        return _report(error, debug)
+    except click.exceptions.Exit as exit_request:
+        return exit_request.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted; what was complete is kept, run the same command again to continue", err=True)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            from pathlib import Path
+
+            return _report(disk_full(Path(error.filename or ".")), debug)
+        return _report(_unexpected(error), debug)
+    except Exception as error:  # the last line of defence: a user sees one error, not a traceback
+        return _report(_unexpected(error), debug)
+
+
+def _unexpected(error: Exception) -> FailedError:
+    wrapped = FailedError(
+        f"unexpected {type(error).__name__}: {error}",
+        next_step="run it again with --debug and report the traceback",
+    )
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _report(error: PlyfoldError, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print_error(error)
+    return error.exit_code

@@ -1,0 +1,61 @@
+"""Options that several commands share, so that they are spelled and explained alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..core.errors import ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def registry_option(function: Command) -> Command:
+    """`--registry DIR` as `registry: Path | None`."""
+    return click.option(
+        "--registry",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Registry folder; else PLYFOLD_REGISTRY, else .plyfold found upward.",
+    )(function)
+
+
+def curriculum_option(function: Command) -> Command:
+    """`--curriculum NAME` as `curriculum: str | None`."""
+    return click.option("--curriculum", help="Curriculum of the registry; not needed where there is only one.")(
+        function
+    )
+
+
+def json_option(function: Command) -> Command:
+    """`--json` as `as_json: bool`."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(function)
+
+
+def dry_run_option(function: Command) -> Command:
+    """`--dry-run` as `dry_run: bool`."""
+    return click.option("--dry-run", is_flag=True, help="Check everything, show the plan, change nothing.")(function)
+
+
+def config_option(function: Command) -> Command:
+    """`-c FILE` as `config: str | None`."""
+    return click.option("-c", "--config", help="A YAML file, or a packaged config: sandbox, gsm8k.")(function)
+
+
+def parse_stages(text: str) -> list[int]:
+    """`1,2,3` as numbers.
+
+    Raises:
+        ConfigError: Anything that is not a comma-separated list of stage numbers, or a number twice.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ConfigError("not a list of stage numbers", found=text, expected="for example 1,2,3")
+    if len(set(numbers)) != len(numbers):
+        raise ConfigError("a stage is named twice", found=text, next_step="name every stage once")
+    return numbers

@@ -1,0 +1,1 @@
+"""Packaged configurations, by name: `plyfold train -c sandbox`."""

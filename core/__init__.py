@@ -1,0 +1,1 @@
+"""What every room shares: errors, configuration, digests, atomic files and the console."""

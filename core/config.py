@@ -1,0 +1,255 @@
+"""What a curriculum run is made of, as typed dataclasses that OmegaConf fills from YAML and `key=value` overrides.
+
+An unknown key is an error with a suggestion. Interpolations such as `${oc.env:HF_TOKEN}` stay unresolved when a
+config is saved, so no secret is written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, NotFoundError
+
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(kw_only=True)
+class BaseConfig:
+    """The frozen model every stage trains on."""
+
+    repo: str
+    """Hub id; the name the base has in records and adapter configs, also where `path` is given."""
+    revision: str
+    """Commit (40 hex) of that repository; `auto` takes the digest of the files at `path`."""
+    path: str | None = None
+    """Local folder of the base; `sandbox` is the embedded one, null loads `repo` from the Hub cache."""
+    compute_dtype: str = "bfloat16"
+    """dtype the NF4 weights are dequantised to (float32, bfloat16); the twin is saved in it."""
+    double_quant: bool = True
+    """Quantise the NF4 block scales too, as QLoRA does."""
+    licence: str = "other"
+    """Licence of the base, which its adapters inherit."""
+
+
+@dataclass(kw_only=True)
+class AdapterConfig:
+    """The LoRA of one stage."""
+
+    r: int = 16
+    """Rank."""
+    alpha: int = 32
+    """Scale numerator; a power-of-two alpha / r folds without rounding."""
+    targets: list[str] = field(default_factory=lambda: list(ALL_LINEAR))
+    """Names of the linear modules that get an adapter."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Rows with a question, a gold answer and a teacher rationale."""
+
+    path: str
+    """Hub dataset id, a .jsonl or .json file, or `sandbox` for the generator."""
+    name: str | None = None
+    """Configuration of a Hub dataset (`main` for GSM8K)."""
+    revision: str | None = None
+    """Commit of a Hub dataset."""
+    split: str = "train"
+    """Split to read."""
+    rows: list[int] | None = None
+    """Half-open range [start, stop) of rows; null takes all."""
+    columns: dict[str, str] = field(
+        default_factory=lambda: {"question": "question", "answer": "answer", "rationale": "answer"}
+    )
+    """Our name -> the dataset's column, for question, answer and rationale."""
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """What variants are scored on."""
+
+    data: DataConfig
+    protocol: str = "zero-shot"
+    """Named protocol: the prompt and when to stop."""
+    limit: int | None = None
+    """Number of problems; null takes all."""
+    max_new_tokens: int = 512
+    """Longest answer; a longer one counts as truncated."""
+    batch_size: int = 64
+    """Prompts a forward pass, for the `hf` engine."""
+    engine: str = "hf"
+    """`hf` or `vllm`."""
+
+
+@dataclass(kw_only=True)
+class MaskingConfig:
+    """Which rationale steps are hidden from the prompt."""
+
+    mode: str = "one"
+    """`one` masks a single step; `scattered` masks max(minimum, share of the steps), at most all but one."""
+    probability: float = 1.0
+    """Chance that a row is masked at all."""
+    share: float = 0.5
+    """Share of the steps a scattered mask hides."""
+    minimum: int = 3
+    """Fewest steps a scattered mask hides, where the rationale has more."""
+
+
+@dataclass(kw_only=True)
+class RewardConfig:
+    """The hierarchical reward: correct, then in format, then short."""
+
+    wrong: float = -1.0
+    """Reward of a wrong or missing answer."""
+    unformatted: float = 0.0
+    """Reward of a right answer without a parseable answer line."""
+    correct: float = 1.0
+    """Reward of a right, well-formed answer before brevity."""
+    brevity: float = 0.5
+    """Most that shortness can add; continuous in tokens against the teacher's rationale."""
+
+
+@dataclass(kw_only=True)
+class MiningConfig:
+    """How persistent failures are found: problems wrong in every one of k samples on the train split."""
+
+    samples: int = 4
+    """k, completions sampled a problem."""
+    problems: int | None = None
+    """Train problems tried; null takes all of the stage's rows."""
+    temperature: float = 1.0
+    max_new_tokens: int = 512
+    minimum: int = 8
+    """Fewest failures to train on; with fewer the stage stops with a clear error."""
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """One stage: what it trains on, for how long and towards what."""
+
+    number: int
+    task: str
+    """`reconstruct` (SFT), `complete` (GRPO) or `rewrite` (GRPO on mined failures)."""
+    data: DataConfig | None = None
+    """Rows of this stage; null takes the curriculum's."""
+    adapter: AdapterConfig | None = None
+    """LoRA of this stage; null takes the curriculum's."""
+    unaided_share: float = 0.0
+    """Share of rows whose prompt is the bare evaluation prompt."""
+    epochs: int = 1
+    """Freshly masked and shuffled copies of the rows."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Fields of TRL's SFTConfig or GRPOConfig, checked by name."""
+
+
+@dataclass(kw_only=True)
+class CurriculumConfig:
+    """A whole curriculum."""
+
+    curriculum: str
+    """Name; lower-case letters, digits and dashes."""
+    base: BaseConfig
+    data: DataConfig
+    eval: EvalConfig
+    stages: dict[str, StageConfig]
+    """Stage name -> stage; trained in the order of their numbers."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    seed: int = 0
+    threads: int | None = None
+    """CPU threads torch may use; null leaves it to torch."""
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> CurriculumConfig:
+    """Read a config file or a packaged config by name, then apply `key=value` overrides.
+
+    Args:
+        source: A YAML file, or the name of a packaged config (`sandbox`, `gsm8k`).
+        overrides: Dotted `key=value` pairs; YAML rules decide a value's type.
+
+    Raises:
+        NotFoundError: No such file or packaged config.
+        ConfigError: An unknown key, a value of the wrong type, a missing key or a malformed override.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = find_config(source)
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError("an override is not key=value", found=override, next_step="write it as trainer.lr=1e-4")
+    try:
+        schema = OmegaConf.structured(CurriculumConfig)
+        merged = OmegaConf.merge(schema, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(_first_line(error), where=path, next_step=_suggestion(error)) from error
+    except Exception as error:  # yaml's own errors share no base with OmegaConf's
+        if type(error).__module__.split(".")[0] != "yaml":
+            raise
+        raise ConfigError("the config is not YAML", where=path, found=_first_line(error)) from error
+    if not isinstance(config, CurriculumConfig):
+        raise ConfigError("the config is not a mapping", where=path)
+    _check(config, path)
+    return config
+
+
+def find_config(source: str | Path) -> Path:
+    """The file `source` names: itself, or the packaged config of that name."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    packaged = Path(str(resources.files("plyfold.configs")))
+    candidate = packaged / (path.name if path.suffix else f"{path.name}.yaml")
+    if candidate.is_file() and path.parent in (Path(), Path("configs")):
+        return candidate
+    known = ", ".join(sorted(file.stem for file in packaged.glob("*.yaml")))
+    raise NotFoundError("no such config", where=path, expected=f"a YAML file, or one of {known}")
+
+
+def config_dict(config: CurriculumConfig) -> dict[str, Any]:
+    """The config as plain dicts and lists, interpolations unresolved."""
+    from omegaconf import OmegaConf
+
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=False)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def save_config(config: CurriculumConfig, path: Path) -> None:
+    """Write the config as YAML, interpolations unresolved."""
+    from omegaconf import OmegaConf
+
+    from .files import write_bytes
+
+    write_bytes(path, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=False).encode())
+
+
+def _check(config: CurriculumConfig, path: Path) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", config.curriculum):
+        raise ConfigError(
+            "not a curriculum name", where=path, found=config.curriculum, expected="a-z, 0-9 and dashes"
+        )
+    numbers = [stage.number for stage in config.stages.values()]
+    if not numbers or len(set(numbers)) != len(numbers) or min(numbers) < 1:
+        raise ConfigError("stages need different numbers from 1 up", where=path, found=numbers)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _suggestion(error: BaseException) -> str:
+    match = re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", str(error))
+    if not match or "Did you mean" in str(error):
+        return ""
+    known = getattr(globals().get(match[2]), "__dataclass_fields__", {})
+    close = difflib.get_close_matches(match[1], known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"

@@ -1,0 +1,166 @@
+"""What people see: results on stdout, progress and logs on stderr, and the same as one JSON object.
+
+Rich is loaded only when something is shown, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import PlyfoldError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JSON_SCHEMA = 1
+PLAIN_INTERVAL_S = 5.0
+"""Seconds between progress lines when no terminal watches."""
+
+_settings = {"verbosity": 0}
+
+
+def set_verbosity(level: int) -> None:
+    """-1 quiet (errors only), 0 normal, 1 and above verbose."""
+    _settings["verbosity"] = level
+
+
+def verbosity() -> int:
+    """The level set by `-q` and `-v`."""
+    return _settings["verbosity"]
+
+
+def stdout() -> Console:
+    """A console for results; wide when piped, so that tables are not cut."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)
+
+
+def stderr() -> Console:
+    """A console for progress and messages."""
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """A line of progress, unless quiet."""
+    if verbosity() >= 0:
+        stderr().print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """A warning, shown even when quiet: something the user has to know."""
+    stderr().print(f"[yellow]warning[/] {_escape(message)}")
+
+
+def print_error(error: PlyfoldError) -> None:
+    """One error, its kind first, then where, expected, found and the next step."""
+    console = stderr()
+    console.print(f"[red]error\\[{error.kind}]:[/] {_escape(error.what)}")
+    for name, value in error.fields():
+        console.print(f"  {name:<9} {_escape(value)}")
+
+
+def emit_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, with the schema version first."""
+    print(json.dumps({"schema": JSON_SCHEMA, **value}, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str = "",
+    right: Sequence[str] = (),
+    caption: str = "",
+) -> None:
+    """A table on stdout. `right` names the columns set flush right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_escape(str(cell)) for cell in row))
+    stdout().print(table)
+
+
+class Task(Protocol):
+    """A running piece of work whose progress is shown."""
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Count `steps` as done; `note` replaces the text after the bar."""
+
+    def total(self, steps: int) -> None:
+        """Set how many steps there are, once known."""
+
+
+@contextmanager
+def progress(label: str, total: int | None = None) -> Iterator[Task]:
+    """Show a bar on a terminal, a line every few seconds elsewhere, nothing when quiet."""
+    if verbosity() < 0 or not sys.stderr.isatty():
+        task = _PlainTask(label, total)
+        yield task
+        task.finish()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=stderr(),
+    )
+    with bar:
+        identity = bar.add_task(_escape(label), total=total, note="")
+
+        class _BarTask:
+            def advance(self, steps: int = 1, note: str = "") -> None:
+                bar.update(identity, advance=steps, **({"note": _escape(note)} if note else {}))
+
+            def total(self, steps: int) -> None:
+                bar.update(identity, total=steps)
+
+        yield _BarTask()
+
+
+class _PlainTask:
+    def __init__(self, label: str, total: int | None) -> None:
+        self._label, self._total, self._done, self._note = label, total, 0, ""
+        self._start_s = self._shown_s = time.monotonic()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self._done += steps
+        self._note = note or self._note
+        now_s = time.monotonic()
+        if now_s - self._shown_s >= PLAIN_INTERVAL_S:
+            self._shown_s = now_s
+            self._line(now_s)
+
+    def total(self, steps: int) -> None:
+        self._total = steps
+
+    def finish(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._start_s >= 2.0:
+            self._line(now_s)
+
+    def _line(self, now_s: float) -> None:
+        of = f"/{self._total}" if self._total else ""
+        say(f"{self._label}  {self._done}{of}  {now_s - self._start_s:.0f} s  {self._note}".rstrip())
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

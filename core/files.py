@@ -1,0 +1,139 @@
+"""Files that are either complete or absent: write beside, flush to disk, rename.
+
+A rename inside one file system is atomic, so a kill at any moment leaves the old state or the new one. What a kill
+leaves behind under a temporary name is never read and is swept by the next run that owns the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import ConflictError, DiskFullError
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's, or a folder's entries', bytes to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(where: Path, need_bytes: int = 0) -> Iterator[None]:
+    """Turn a full disk into one clear error that names the folder and, where known, the space needed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise disk_full(where, need_bytes) from error
+
+
+def disk_full(where: Path, need_bytes: int = 0) -> DiskFullError:
+    """The error for a file system without room, with what is free there now."""
+    return DiskFullError(
+        "no space left on the disk; nothing was left half-written",
+        where=where,
+        expected=f"{need_bytes:,} bytes free" if need_bytes else "",
+        found=f"{shutil.disk_usage(_existing(where)).free:,} bytes free",
+        next_step="free some space and run the same command again; it continues from what is complete",
+    )
+
+
+def require_space(where: Path, need_bytes: int) -> None:
+    """Refuse before the first byte when `where`'s file system lacks `need_bytes`.
+
+    Raises:
+        DiskFullError: Less is free than needed.
+    """
+    if shutil.disk_usage(_existing(where)).free < need_bytes:
+        raise disk_full(where, need_bytes)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` atomically; the folder is made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path.parent, len(data)):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write indented, key-sorted JSON atomically, with a final newline."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+@contextmanager
+def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `target` that becomes `target` only if the block succeeds.
+
+    Args:
+        target: The folder to make; its parent is made if missing.
+        replace: Move an existing `target` aside and delete it, instead of refusing it.
+
+    Raises:
+        ConflictError: `target` exists and `replace` is false.
+        DiskFullError: The file system filled up; the temporary folder is gone.
+    """
+    if target.exists() and not replace:
+        raise ConflictError(
+            "the output folder exists already",
+            where=target,
+            next_step="choose another folder, or remove this one",
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(target.parent):
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
+        try:
+            yield temporary
+            publish_folder(temporary, target, replace=replace)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def publish_folder(temporary: Path, target: Path, *, replace: bool = False) -> None:
+    """Flush every file of `temporary` and rename the folder to `target` (same file system)."""
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            fsync_path(path)
+    fsync_path(temporary)
+    os.chmod(temporary, 0o755)
+    if replace and target.exists():
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+        os.replace(target, aside / target.name)
+        os.rename(temporary, target)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.rename(temporary, target)
+    fsync_path(target.parent)
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

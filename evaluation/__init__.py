@@ -1,0 +1,1 @@
+"""Scoring variants side by side: answers, protocols, engines, intervals and one table."""

@@ -1,0 +1,1 @@
+"""Where adapters come from: content-addressed records of stages and merges, offline first."""

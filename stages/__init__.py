@@ -1,0 +1,1 @@
+"""The curriculum: rationales, masking, rewards and one trainer per stage."""
