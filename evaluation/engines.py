@@ -1,0 +1,63 @@
+"""What a generator of answers is: prompts in, counted completions out, the same whether HF or vLLM runs it.
+
+Every engine decodes greedily and takes nothing from the model's `generation_config.json` but its end tokens, so that
+two engines differ only in arithmetic. It knows neither questions nor answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+BASE = "base"
+"""Name of the variant without any adapter."""
+PROBE_TOKENS = 5
+"""How many of the likeliest first tokens a probe reports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One completion."""
+
+    text: str
+    """Decoded completion, special tokens dropped, cut before the first stop string."""
+    num_tokens: int
+    """Tokens the model had to produce: the end token, or the tokens that complete a stop string, count too.
+
+    vLLM counts the same way (`len(CompletionOutput.token_ids)`, `usage.completion_tokens`).
+    """
+    finish_reason: str
+    """`stop` (end token or stop string) or `length` (cut at max_new_tokens)."""
+
+
+class Engine(Protocol):
+    """A generator that holds a base and any number of variants under their names."""
+
+    def generate(self, variant: str, prompts: Sequence[str]) -> list[Generation]:
+        """Greedy completions of one variant, in the order of the prompts."""
+
+    def generate_all(self, variants: Sequence[str], prompts: Sequence[str]) -> dict[str, list[Generation]]:
+        """Completions of several variants; an engine that batches across adapters submits them all at once."""
+
+    def probe(self, variant: str, prompts: Sequence[str]) -> list[tuple[float, ...]]:
+        """Log probabilities of each prompt's PROBE_TOKENS likeliest first tokens, likeliest first.
+
+        Equal to the last bit between the base and a variant means that the variant's adapter does nothing.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """What a result needs beside its number: engine, version, dtype, limits."""
+
+
+def end_token_ids(twin: Path) -> tuple[int, ...]:
+    """Ids that end a completion, from `generation_config.json` and `config.json` of a model folder, sorted."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = twin / name
+        if path.is_file():
+            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            found.update([ids] if isinstance(ids, int) else ids or [])
+    return tuple(sorted(found))
