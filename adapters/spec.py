@@ -1,0 +1,320 @@
+"""What an adapter folder holds, from its config and its header alone: modules, ranks, scales, base. No torch.
+
+An adapter is plain PEFT LoRA files: `adapter_config.json` and `adapter_model.safetensors` with, per module, A (R, I)
+and B (O, R), so that dW = scale * B @ A. Whatever gives an adapter another meaning is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
+from .header import Header, read_header
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+KEY_PREFIX = "base_model.model."
+A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""safetensors' name of each dtype a factor may have -> torch's name."""
+MAX_CONFIG_BYTES = 16_000_000
+MODULE_NAME = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_-]+){0,32}")
+NEUTRAL_INITS = {"gaussian", "eva", "orthogonal", "mica"}
+"""Initialisations that leave the base weights as they are; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them."""
+
+UNSUPPORTED = {
+    "use_dora": "DoRA rescales the whole weight, which no sum of deltas expresses",
+    "lora_bias": "a bias inside LoRA is more than B @ A",
+    "modules_to_save": "whole trained modules are more than B @ A",
+    "trainable_token_indices": "trained tokens are more than B @ A",
+    "target_parameters": "LoRA on bare parameters has no module of its own",
+    "layer_replication": "replicated layers change the base",
+    "alora_invocation_tokens": "activated LoRA switches on inside a prompt",
+    "use_qalora": "QA-LoRA pools the input of A",
+    "use_bdlora": "block-diagonal LoRA stores its factors in blocks",
+    "arrow_config": "Arrow routes between adapters for every token",
+    "kasa_config": "KaSA changes the base weights",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "megatron_config": "Megatron layers shard their factors",
+    "fan_in_fan_out": "the base stores its weights transposed",
+}
+"""Config fields that, when set, change what an adapter computes; with the reason shown."""
+
+NEUTRAL = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform",
+    "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type",
+    "use_rslora", "velora_config",
+}  # fmt: skip
+"""Config fields that are read here, or bear only on training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleSpec:
+    """The LoRA of one linear module."""
+
+    name: str
+    """As in the base: `model.layers.0.self_attn.q_proj`."""
+    r: int
+    """Rank R."""
+    scale: float
+    """Factor of B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns resolved."""
+    in_features: int
+    """I, columns of A."""
+    out_features: int
+    """O, rows of B."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec:
+    """An adapter folder without its numbers."""
+
+    path: Path
+    config: dict[str, Any]
+    """`adapter_config.json` as it stands."""
+    base_repo: str
+    """`base_model_name_or_path`; empty where the config has none."""
+    base_revision: str | None
+    dtype: str
+    """`float32`, `bfloat16`, …, or `mixed`."""
+    modules: dict[str, ModuleSpec]
+    """By name, sorted."""
+    header: Header
+    """The weights file's checked header."""
+
+
+def read_spec(folder: Path) -> AdapterSpec:
+    """Read what an adapter folder says it is, from its config and header only.
+
+    Returns:
+        The adapter with r and scale of every module as PEFT would set them.
+
+    Raises:
+        NotFoundError: No folder, config or weights.
+        IntegrityError: Weights truncated, pickled, of a wrong dtype, unpaired, or not of the rank the config says.
+        UnsupportedAdapterError: A feature with no exact additive meaning, by name.
+
+    Source: PEFT 0.21 `LoraModel._create_and_replace`, `get_pattern_key`; tests compare with its live layers.
+    """
+    config = _read_config(folder)
+    _refuse_features(config, folder / CONFIG_NAME)
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise _no_weights(folder)
+    header = read_header(weights)
+    scaling = _Scaling(config, folder / CONFIG_NAME)
+    pairs = _pair(header)
+    modules: dict[str, ModuleSpec] = {}
+    for name in sorted(pairs):
+        modules[name] = _module(name, header, scaling)
+        _check_targeted(name, config, folder / CONFIG_NAME)
+    dtypes = {entry.dtype for entry in header.tensors.values()}
+    revision = config.get("revision")
+    return AdapterSpec(
+        path=folder,
+        config=config,
+        base_repo=str(config.get("base_model_name_or_path") or ""),
+        base_revision=str(revision) if revision else None,
+        dtype=DTYPES[dtypes.pop()] if len(dtypes) == 1 else "mixed",
+        modules=modules,
+        header=header,
+    )
+
+
+def suffix_targets(specs: Iterable[AdapterSpec]) -> list[str] | None:
+    """The module suffixes (`q_proj`) that together say what all `specs` target, or None where only full names do.
+
+    A suffix stands for every module of that name in the base, so it is right only where each adapter that touches it
+    was made with that plain suffix and without a choice of layers.
+    """
+    suffixes: set[str] = set()
+    for spec in specs:
+        targets = spec.config.get("target_modules")
+        chosen = any(spec.config.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern"))
+        if chosen or not isinstance(targets, list) or any("." in target for target in targets):
+            return None
+        suffixes |= {name.rpartition(".")[2] for name in spec.modules}
+        if not suffixes.issuperset(targets):
+            return None
+    return sorted(suffixes)
+
+
+class _Scaling:
+    """Rank and scale of a module by PEFT's rules: the first pattern that matches a dotted suffix wins."""
+
+    def __init__(self, config: Mapping[str, Any], where: Path) -> None:
+        self.where = where
+        self.r = _number(config.get("r", 8), "r", where, whole=True)
+        self.alpha = _number(config.get("lora_alpha", 8), "lora_alpha", where)
+        self.rslora = bool(config.get("use_rslora"))
+        self.ranks = self._patterns(config, "rank_pattern", whole=True)
+        self.alphas = self._patterns(config, "alpha_pattern")
+
+    def of(self, name: str) -> tuple[int, float]:
+        r = int(next((value for pattern, value in self.ranks if pattern.match(name)), self.r))
+        alpha = next((value for pattern, value in self.alphas if pattern.match(name)), self.alpha)
+        return r, alpha / math.sqrt(r) if self.rslora else alpha / r
+
+    def _patterns(
+        self, config: Mapping[str, Any], field: str, *, whole: bool = False
+    ) -> list[tuple[re.Pattern[str], float]]:
+        patterns = config.get(field) or {}
+        if not isinstance(patterns, dict):
+            raise _bad_config(self.where, field, patterns, "a mapping of module names")
+        return [
+            (_compile(key, field, self.where), _number(value, f"{field}[{key!r}]", self.where, whole=whole))
+            for key, value in patterns.items()
+        ]
+
+
+def _compile(key: str, field: str, where: Path) -> re.Pattern[str]:
+    # A repeated group, or many repeats, can take for ever to match; no real pattern needs them.
+    if re.search(r"\)[*+{]", key) or len(re.findall(r"[*+{]", key)) > 4 or len(key) > 1000:
+        raise UnsupportedAdapterError("a module pattern is too complex to match safely", where=where, found=key[:200])
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, OverflowError) as error:
+        raise _bad_config(where, field, key, f"a regular expression ({error})") from error
+
+
+def _number(value: Any, field: str, where: Path, *, whole: bool = False) -> float:
+    kinds = (int,) if whole else (int, float)
+    sound = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value)
+    if not sound or (whole and value < 1):
+        raise _bad_config(where, field, value, "a positive whole number" if whole else "a finite number")
+    return value  # type: ignore[no-any-return]  # narrowed by isinstance above
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    if not folder.is_dir():
+        raise NotFoundError("no such adapter folder", where=folder)
+    if not path.is_file():
+        raise NotFoundError(f"no {CONFIG_NAME} in the folder", where=folder, expected="a PEFT LoRA adapter folder")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise IntegrityError("the adapter config is not credibly large", where=path, found=path.stat().st_size)
+    try:
+        config = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError("the adapter config is not JSON", where=path, found=str(error)[:200]) from error
+    if not isinstance(config, dict):
+        raise IntegrityError("the adapter config is not a JSON object", where=path, found=type(config).__name__)
+    return config
+
+
+def _refuse_features(config: Mapping[str, Any], where: Path) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedAdapterError("not a LoRA adapter", where=where, found=f"peft_type {kind!r}", expected="LORA")
+    for field, why in UNSUPPORTED.items():
+        if config.get(field):
+            raise UnsupportedAdapterError(
+                f"{field} is not supported: {why}", where=where, found=str(config[field])[:200]
+            )
+    if config.get("bias", "none") != "none":
+        raise UnsupportedAdapterError(
+            "trained biases are more than B @ A", where=where, found=f"bias {config['bias']!r}"
+        )
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() not in NEUTRAL_INITS:
+        raise UnsupportedAdapterError(
+            f"init_lora_weights {init!r} changes the base weights, so its factors do not fit the plain base",
+            where=where,
+            expected=f"true, false or one of {', '.join(sorted(NEUTRAL_INITS))}",
+            next_step="convert it with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+        )
+    unknown = sorted(key for key, value in config.items() if value and key not in NEUTRAL and key not in UNSUPPORTED)
+    if unknown:
+        raise UnsupportedAdapterError(
+            "the adapter config sets a field that this version does not know",
+            where=where,
+            found=", ".join(unknown)[:200],
+            next_step="if the field bears only on training, remove it from the config",
+        )
+
+
+def _pair(header: Header) -> set[str]:
+    """Names of the modules in a header, every tensor being one half of an A, B pair."""
+    halves: dict[str, set[str]] = {}
+    for key, entry in header.tensors.items():
+        suffix = next((suffix for suffix in (A_SUFFIX, B_SUFFIX) if key.endswith(suffix)), None)
+        if not key.startswith(KEY_PREFIX) or suffix is None:
+            raise _foreign_tensor(header.path, key)
+        name = key[len(KEY_PREFIX) : -len(suffix)]
+        if not MODULE_NAME.fullmatch(name) or len(name) > 512:
+            raise IntegrityError("not a module name", where=header.path, found=repr(name[:200]))
+        if entry.dtype not in DTYPES:
+            raise IntegrityError(
+                "wrong dtype", where=f"{header.path} {key}", found=entry.dtype, expected=", ".join(DTYPES)
+            )
+        halves.setdefault(name, set()).add(suffix)
+    unpaired = sorted(name for name, found in halves.items() if len(found) != 2)
+    if unpaired:
+        raise IntegrityError(
+            "a module has only one of lora_A and lora_B",
+            where=header.path,
+            found=f"{unpaired[0]} ({len(unpaired)} in all)",
+        )
+    if not halves:
+        raise IntegrityError("the adapter holds no tensor", where=header.path)
+    return set(halves)
+
+
+def _foreign_tensor(path: Path, key: str) -> IntegrityError | UnsupportedAdapterError:
+    for part, what in (
+        ("lora_magnitude_vector", "DoRA is not supported"),
+        ("lora_embedding_", "LoRA on an embedding is not supported"),
+        (".lora_B.bias", "a bias inside LoRA is not supported"),
+        ("modules_to_save", "whole trained modules are not supported"),
+        ("token_adapter", "trained tokens are not supported"),
+    ):
+        if part in key:
+            return UnsupportedAdapterError(what, where=path, found=key[:200])
+    expected = f"{KEY_PREFIX}<module>{A_SUFFIX} or {B_SUFFIX}"
+    return IntegrityError("a tensor is no LoRA factor", where=path, found=repr(key[:200]), expected=expected)
+
+
+def _module(name: str, header: Header, scaling: _Scaling) -> ModuleSpec:
+    a = header.tensors[f"{KEY_PREFIX}{name}{A_SUFFIX}"].shape
+    b = header.tensors[f"{KEY_PREFIX}{name}{B_SUFFIX}"].shape
+    if len(a) != 2 or len(b) != 2:
+        raise UnsupportedAdapterError("LoRA on a convolution is not supported", where=header.path, found=f"{name} {a}")
+    r, scale = scaling.of(name)
+    if (a[0], b[1]) != (r, r) or not (a[1] and b[0]):
+        raise IntegrityError(
+            "factors do not have the rank their config says",
+            where=f"{header.path} {name}",
+            found=f"A {a}, B {b}",
+            expected=f"A ({r}, I), B (O, {r})",
+        )
+    return ModuleSpec(name=name, r=r, scale=scale, in_features=a[1], out_features=b[0])
+
+
+def _check_targeted(name: str, config: Mapping[str, Any], where: Path) -> None:
+    # PEFT drops a tensor whose module the config does not target, vLLM applies it: such a file has two meanings.
+    targets = config.get("target_modules")
+    if isinstance(targets, list) and not any(name == t or name.endswith(f".{t}") for t in map(str, targets)):
+        raise IntegrityError("the config does not target a module of the file", where=where, found=name)
+
+
+def _no_weights(folder: Path) -> IntegrityError | NotFoundError:
+    if (folder / PICKLE_NAME).exists():
+        return IntegrityError(
+            "the adapter is pickled; loading a pickle can run any code",
+            where=folder / PICKLE_NAME,
+            expected=WEIGHTS_NAME,
+            next_step="have its author save it again with safe_serialization=True",
+        )
+    return NotFoundError(f"no {WEIGHTS_NAME} in the folder", where=folder)
+
+
+def _bad_config(where: Path, field: str, found: object, expected: str) -> IntegrityError:
+    return IntegrityError(f"{field} is malformed", where=where, found=str(found)[:200], expected=expected)

@@ -1,0 +1,197 @@
+"""An adapter with its numbers: read, write, digest.
+
+Shapes: R rank, I in_features, O out_features. A_RI, B_OR; dW_OI = scale * B_OR @ A_RI.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.digest import PREFIX, canonical_json
+from ..core.errors import IncompatibleError, IntegrityError
+from ..core.files import disk_errors, write_json
+from .header import read_header
+from .spec import A_SUFFIX, B_SUFFIX, CONFIG_NAME, DTYPES, KEY_PREFIX, WEIGHTS_NAME, AdapterSpec, read_spec
+
+SET_LIKE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""Config lists whose order has no meaning."""
+UNSTABLE = ("auto_mapping", "peft_version")
+"""Config fields that tell how a file was made, not what it is."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The LoRA of one module: dW_OI = scale * B_OR @ A_RI."""
+
+    A_RI: Tensor
+    B_OR: Tensor
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder in memory."""
+
+    spec: AdapterSpec
+    factors: dict[str, Factors]
+    """By module name, sorted; on the CPU in the file's dtype."""
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter, after its header has been checked.
+
+    Raises:
+        NotFoundError, IntegrityError, UnsupportedAdapterError: As `read_spec`.
+        IntegrityError: A NaN or an infinity, with the tensor's name.
+    """
+    spec = read_spec(folder)
+    tensors: dict[str, Tensor] = {}
+    with spec.header.path.open("rb") as file:
+        for key, entry in spec.header.tensors.items():
+            dtype = getattr(torch, DTYPES[entry.dtype])
+            # Copied rather than mapped: a file replaced under a map is a crash.
+            tensor = torch.frombuffer(spec.header.read(file, key), dtype=dtype).reshape(entry.shape)
+            if not torch.isfinite(tensor).all():
+                raise IntegrityError("a tensor holds NaN or infinity", where=f"{spec.header.path} {key}")
+            tensors[key] = tensor
+    factors = {
+        name: Factors(tensors[f"{KEY_PREFIX}{name}{A_SUFFIX}"], tensors[f"{KEY_PREFIX}{name}{B_SUFFIX}"], module.scale)
+        for name, module in spec.modules.items()
+    }
+    return Adapter(spec, factors)
+
+
+def write_adapter(
+    folder: Path,
+    factors: Mapping[str, Factors],
+    *,
+    base_repo: str,
+    base_revision: str | None,
+    alpha: float | None = None,
+    targets: Sequence[str] | None = None,
+) -> None:
+    """Write a canonical PEFT folder: equal factors give equal bytes, in any process.
+
+    Args:
+        folder: Exists and is the caller's to fill (`core.files.staged_folder`).
+        factors: By module name; one rank and one scale for all, any float dtype.
+        base_repo: Hub id of the base, never a local path.
+        base_revision: Commit of the base.
+        alpha: `lora_alpha`; null takes scale * r.
+        targets: `target_modules`, as suffixes; null lists every module by its full name, which is always right.
+
+    Raises:
+        IncompatibleError: Ranks or scales differ between modules, alpha / r is not the scale, or a target is missing.
+        DiskFullError: The file system filled up.
+    """
+    from safetensors.torch import save_file
+
+    r, alpha = _uniform(factors, alpha)
+    chosen = sorted(targets or factors)
+    missed = [name for name in factors if not any(name == t or name.endswith(f".{t}") for t in chosen)]
+    if missed:
+        raise IncompatibleError("a module is not among the targets", where=missed[0], expected=", ".join(chosen))
+    tensors = {}
+    for name in sorted(factors):
+        tensors[f"{KEY_PREFIX}{name}{A_SUFFIX}"] = factors[name].A_RI.detach().cpu().contiguous()
+        tensors[f"{KEY_PREFIX}{name}{B_SUFFIX}"] = factors[name].B_OR.detach().cpu().contiguous()
+    with disk_errors(folder, sum(tensor.nbytes for tensor in tensors.values())):
+        save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    write_json(folder / CONFIG_NAME, _config(r, alpha, chosen, base_repo, base_revision))
+
+
+def tensor_digest(folder: Path) -> str:
+    """Digest of the weights alone: sha256 over (name, dtype, shape, bytes) of every tensor, by name.
+
+    Independent of the order of tensors in the file and of its metadata; scale and config do not enter.
+
+    Raises:
+        NotFoundError: No weights.
+        IntegrityError: The header is unsound.
+    """
+    header = read_header(folder / WEIGHTS_NAME)
+    digest = hashlib.sha256()
+    with header.path.open("rb") as file:
+        for name in sorted(header.tensors):
+            entry = header.tensors[name]
+            digest.update(canonical_json([name, entry.dtype, list(entry.shape)]) + b"\n")
+            digest.update(header.read(file, name))
+    return PREFIX + digest.hexdigest()
+
+
+def canonicalise(folder: Path, base_repo: str, base_revision: str | None) -> None:
+    """Rewrite a folder that PEFT saved: same adapter, canonical bytes, the base by its Hub id, no README.md.
+
+    Ranks, scales and patterns stay as they are.
+
+    Raises:
+        NotFoundError, IntegrityError, UnsupportedAdapterError: As `read_adapter`.
+    """
+    from safetensors.torch import save_file
+
+    adapter = read_adapter(folder)
+    config = {key: value for key, value in adapter.spec.config.items() if key not in UNSTABLE}
+    for key in SET_LIKE:
+        if isinstance(config.get(key), list):
+            config[key] = sorted(config[key])
+    config |= {"base_model_name_or_path": base_repo, "revision": base_revision, "inference_mode": True}
+    tensors = {}
+    for name, module in adapter.factors.items():
+        tensors[f"{KEY_PREFIX}{name}{A_SUFFIX}"] = module.A_RI
+        tensors[f"{KEY_PREFIX}{name}{B_SUFFIX}"] = module.B_OR
+    with disk_errors(folder, sum(tensor.nbytes for tensor in tensors.values())):
+        save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    write_json(folder / CONFIG_NAME, config)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _uniform(factors: Mapping[str, Factors], alpha: float | None) -> tuple[int, float]:
+    shapes = {(module.A_RI.shape[0], module.B_OR.shape[1]) for module in factors.values()}
+    ranks = {r for shape in shapes for r in shape}
+    if len(ranks) != 1:
+        raise IncompatibleError("an adapter is written with one rank for all modules", found=sorted(ranks))
+    r = ranks.pop()
+    scales = {module.scale for module in factors.values()}
+    scale = min(scales)
+    alpha = scale * r if alpha is None else alpha
+    if len(scales) != 1 or alpha / r != scale:
+        raise IncompatibleError(
+            "one alpha does not give every module its scale",
+            found=f"scales {sorted(scales)[:5]}",
+            expected=f"alpha / r = {alpha} / {r}",
+            next_step="fold the scales into B and write scale 1",
+        )
+    return r, alpha
+
+
+def _config(r: int, alpha: float, targets: Sequence[str], base_repo: str, base_revision: str | None) -> dict[str, Any]:
+    """Every field that has a bearing, so that a reader's own defaults have none."""
+    return {
+        "alpha_pattern": {},
+        "base_model_name_or_path": base_repo,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_bias": False,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": r,
+        "rank_pattern": {},
+        "revision": base_revision,
+        "target_modules": list(targets),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
