@@ -1,0 +1,243 @@
+"""Immutable objects: adapter folders named by the digest of their record.
+
+An object appears by one rename and is never changed afterwards. Whatever a kill leaves behind lies in `tmp/`, is never
+read, and is swept once it is surely nobody's any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.digest import sha256_bytes, sha256_file
+from ..core.errors import ConfigError, FailedError, IntegrityError, NotFoundError, PlyfoldError
+from ..core.files import disk_errors, fsync_path, require_space
+from .record import MAX_RECORD_BYTES, RECORD_FILE, FileEntry, Record, check_file_name, parse_record, read_record_bytes
+
+TMP_MAX_AGE_S = 3600.0
+"""Leftovers younger than this may belong to a running publish and are never touched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One way in which an object differs from its record."""
+
+    path: str
+    """File inside the object."""
+    fault: str
+    """`missing`, `extra`, `size`, `digest`, `record` or `parent`."""
+    expected: str = ""
+    found: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return {"path": self.path, "fault": self.fault, "expected": self.expected, "found": self.found}
+
+    def __str__(self) -> str:
+        detail = f" (expected {self.expected}, found {self.found})" if self.found else ""
+        return f"{self.path}: {self.fault}{detail}"
+
+
+def write_object(folder: Path, record: Record, tmp: Path, objects: Path) -> str:
+    """Copy `folder` into the store as one immutable object and return its record's digest.
+
+    Args:
+        folder: Plain files and folders; an old `lineage.json` in it is not copied.
+        record: What to say about it; its `files` are replaced by what was copied.
+        tmp: Scratch folder on the file system of `objects`.
+        objects: Folder whose entries are named by 64 hex digits.
+
+    Raises:
+        NotFoundError: `folder` is missing or holds no file.
+        ConfigError: A link, device or unfit name in `folder`, or a record over the size cap.
+        IntegrityError: The same object exists already and its bytes are damaged.
+        DiskFullError: No room; nothing of it is left.
+    """
+    sizes = _payload(folder)
+    require_space(tmp, sum(sizes.values()) + MAX_RECORD_BYTES)
+    with disk_errors(tmp, sum(sizes.values())):
+        staged = Path(tempfile.mkdtemp(dir=tmp, prefix="publish-"))
+        try:
+            files = [_copy(folder, staged, name) for name in sizes]
+            data = record.model_copy(update={"files": files}).to_bytes()
+            parse_record(data, where=folder / RECORD_FILE)  # what is stored can be read back
+            _write_flushed(staged / RECORD_FILE, data)
+            _seal(staged)
+            digest = sha256_bytes(data)
+            _move_in(staged, objects / digest.removeprefix("sha256:"))
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return digest
+
+
+def read_record(path: Path) -> Record:
+    """Read an object's record and check it against the object's name; payload files are not opened.
+
+    Raises:
+        NotFoundError: No such object.
+        IntegrityError: The record is missing, malformed, or not the one the folder is named after.
+    """
+    where = path / RECORD_FILE
+    if not path.is_dir():
+        raise NotFoundError("no such object in the store", where=path)
+    try:
+        data = read_record_bytes(where)
+    except OSError as error:
+        raise IntegrityError("the record cannot be read", where=where, found=error.strerror or str(error)) from error
+    expected, found = f"sha256:{path.name}", sha256_bytes(data)
+    if len(data) <= MAX_RECORD_BYTES and found != expected:
+        raise IntegrityError(
+            "the record is not the one its folder is named after; nothing was loaded",
+            where=where,
+            expected=expected,
+            found=found,
+            next_step="remove that folder and publish or fetch the adapter again",
+        )
+    return parse_record(data, where)
+
+
+def find_problems(path: Path, record: Record, *, hashes: bool = True) -> list[Problem]:
+    """Compare an object's files with its record.
+
+    Args:
+        path: The object's folder.
+        record: Its record, already checked.
+        hashes: Read and hash every file; otherwise only names and sizes are compared.
+    """
+    problems = []
+    declared = {entry.path: entry for entry in record.files}
+    for name, entry in declared.items():
+        file = path / name
+        try:
+            status = file.lstat()
+        except OSError:
+            problems.append(Problem(path=name, fault="missing"))
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            problems.append(Problem(path=name, fault="missing", expected="a plain file", found="a link or folder"))
+        elif status.st_size != entry.size:
+            sizes = f"{entry.size:,} bytes", f"{status.st_size:,} bytes"
+            problems.append(Problem(path=name, fault="size", expected=sizes[0], found=sizes[1]))
+        elif hashes and (found := sha256_file(file)) != entry.sha256:
+            problems.append(Problem(path=name, fault="digest", expected=entry.sha256, found=found))
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if name not in declared and name != RECORD_FILE and (file.is_symlink() or not file.is_dir()):
+            problems.append(Problem(path=name, fault="extra"))
+    return problems
+
+
+def raise_problems(path: Path, record: Record, problems: list[Problem]) -> None:
+    """Refuse a damaged object, naming its first fault in full and counting the rest.
+
+    Raises:
+        IntegrityError: `problems` is not empty.
+    """
+    if not problems:
+        return
+    first, more = problems[0], len(problems) - 1
+    raise IntegrityError(
+        f"the {record.label} adapter of {record.curriculum} does not match its record; nothing was loaded",
+        where=path / first.path,
+        expected=first.expected or ("no such file" if first.fault == "extra" else "the file its record names"),
+        found=(first.found or f"{first.fault} file") + (f", and {more} more" if more else ""),
+        next_step="`plyfold verify` lists every fault; remove that folder, then publish or fetch the adapter again",
+    )
+
+
+def sweep(tmp: Path, max_age_s: float = TMP_MAX_AGE_S) -> list[Path]:
+    """Remove what killed publishes left in `tmp`, judged by the newest file inside; never anything younger."""
+    removed = []
+    for leftover in tmp.iterdir():
+        try:
+            newest_s = max(path.lstat().st_mtime for path in [leftover, *leftover.rglob("*")])
+        except OSError:
+            continue  # its owner has just finished with it
+        if time.time() - newest_s > max_age_s:
+            shutil.rmtree(leftover, ignore_errors=True)
+            leftover.unlink(missing_ok=True) if leftover.is_file() else None
+            removed.append(leftover)
+    return removed
+
+
+def _payload(folder: Path) -> dict[str, int]:
+    """Relative name -> bytes of every file to publish, in sorted order."""
+    if not folder.is_dir():
+        raise NotFoundError("no folder to publish", where=folder)
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        status = path.lstat()
+        if stat.S_ISDIR(status.st_mode) or name == RECORD_FILE:
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError("only plain files can be published", where=path, found="a link or device")
+        check_file_name(name)
+        sizes[name] = status.st_size
+    if not sizes:
+        raise NotFoundError("the folder to publish holds no file", where=folder)
+    return sizes
+
+
+def _copy(folder: Path, staged: Path, name: str) -> FileEntry:
+    target = staged / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / name, target)
+    fsync_path(target)
+    # Hash the copy: the record then speaks of the bytes in the store, whatever happens to the source meanwhile.
+    return FileEntry(path=name, size=target.stat().st_size, sha256=sha256_file(target))
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _seal(staged: Path) -> None:
+    """Make every file read-only and flush every folder's entries."""
+    for path in staged.rglob("*"):
+        if path.is_dir():
+            fsync_path(path)
+        else:
+            path.chmod(0o444)
+    staged.chmod(0o755)
+    fsync_path(staged)
+
+
+def _move_in(staged: Path, target: Path) -> None:
+    try:
+        staged.rename(target)
+    except FileNotFoundError as error:
+        raise FailedError(
+            "the files being published were removed meanwhile",
+            where=staged,
+            next_step="run the same command again",
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        _check_existing(target)
+    else:
+        fsync_path(target.parent)
+
+
+def _check_existing(target: Path) -> None:
+    """The object is there already: keep it if it is sound, else say so rather than repair it silently."""
+    try:
+        record = read_record(target)
+        raise_problems(target, record, find_problems(target, record))
+    except PlyfoldError as error:
+        raise IntegrityError(
+            "this adapter is in the store already, but damaged",
+            where=error.where or target,
+            expected=error.expected,
+            found=error.found,
+            next_step=f"remove {target} and publish again",
+        ) from error

@@ -1,0 +1,286 @@
+"""The record beside an adapter: what it is, what it came from and which bytes belong to it.
+
+A record is written once, as canonical JSON in `lineage.json`; the sha256 of those bytes is the adapter's identity.
+Parents are named by that digest, so a record is a node of a Merkle DAG: changing any ancestor changes every name
+below it. What is learnt later (scores, locations) is attested beside the object and never enters the record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+
+from ..core.digest import canonical_json, sha256_bytes
+from ..core.errors import ConfigError, IntegrityError
+
+RECORD_FILE = "lineage.json"
+RECORD_SCHEMA = "plyfold/adapter-record/1"
+MAX_RECORD_BYTES = 1_000_000
+"""Largest record read or written; a bigger file is not a record."""
+
+CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+STAGE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+_LOCAL_PATH = re.compile(r"(?:/(?!/)\S|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\\w|file:/)")
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+RepoId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=200)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StageId(_Part):
+    """Which stage of its curriculum an adapter is."""
+
+    number: int = Field(ge=1, le=999)
+    name: str = Field(pattern=STAGE_NAME)
+
+
+class BaseRecord(_Part):
+    """The frozen base an adapter belongs to."""
+
+    repo: RepoId
+    """Hub id; never a local path."""
+    revision: Commit
+    """Commit of the base, or the 40-hex digest of its files where it has none."""
+    quantisation: dict[str, str | int | bool] | None = None
+    """How the base was quantised while training (`compute_dtype`, `double_quant`, `quant_type`, `blocksize`)."""
+    config_digest: Digest | None = None
+    tokenizer_digest: Digest | None = None
+
+
+class Parent(_Part):
+    """An adapter this one came from."""
+
+    role: Literal["active_during_training", "merged_into_base", "warm_start", "merge_input", "teacher"]
+    digest: Digest
+    scale: float = 1.0
+    """Weight the parent had, dimensionless."""
+
+
+class Recipe(_Part):
+    """How the adapter was made."""
+
+    config: dict[str, JsonValue] = Field(default_factory=dict)
+    """Resolved configuration, portable (see `portable`)."""
+    config_digest: Digest | None = None
+    """Digest of the part of the configuration that decides this stage's weights; compared for staleness."""
+    seed: int = 0
+    steps: int = Field(default=0, ge=0)
+    details: dict[str, JsonValue] = Field(default_factory=dict)
+    """What else is worth keeping: tokens, wall_s, method, weights, device."""
+
+
+class DataRef(_Part):
+    """Rows an adapter was trained on."""
+
+    id: str = Field(min_length=1)
+    """Hub dataset id, `sandbox`, or a file's name."""
+    revision: str | None = None
+    split: str = "train"
+    rows: int = Field(ge=0)
+    sha256: Digest
+    """Digest of the rows as used."""
+
+
+class Code(_Part):
+    """The program that made the adapter."""
+
+    version: str
+    git: str | None = None
+    dirty: bool | None = None
+
+
+class Metric(_Part):
+    """One measured number."""
+
+    name: str = Field(min_length=1)
+    """`accuracy` (fraction), `tokens` (mean number), ..."""
+    value: float
+    n: int | None = Field(default=None, ge=0)
+    """Number of problems behind it."""
+    ci95: tuple[float, float] | None = None
+    """95 % interval, low then high."""
+    protocol: str | None = None
+    """Name of the protocol it was measured with."""
+
+
+class Weights(_Part):
+    """The tensors of the adapter."""
+
+    digest: Digest
+    """Digest over sorted (name, dtype, shape, bytes): equal tensors, however packaged."""
+    dtype: str
+    r: int = Field(ge=1)
+    alpha: float
+    targets: list[str]
+
+
+class FileEntry(_Part):
+    """One payload file of the adapter folder."""
+
+    path: str
+    """Relative POSIX path inside the folder."""
+    size: int = Field(ge=0)
+    """Bytes."""
+    sha256: Digest
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        check_file_name(path)
+        return path
+
+
+class Record(_Part):
+    """Everything `lineage.json` says."""
+
+    schema_: Literal["plyfold/adapter-record/1"] = Field(default="plyfold/adapter-record/1", alias="schema")
+    kind: Literal["stage", "merge", "foreign"]
+    curriculum: str = Field(pattern=CURRICULUM_NAME)
+    stage: StageId | None = None
+    """Set for stages, absent for merges."""
+    base: BaseRecord
+    parents: list[Parent] = Field(default_factory=list)
+    requires: list[Digest] = Field(default_factory=list)
+    """Adapters that must be composed with this one for it to mean what was measured."""
+    recipe: Recipe = Field(default_factory=Recipe)
+    data: list[DataRef] = Field(default_factory=list)
+    code: Code
+    env: dict[str, str] = Field(default_factory=dict)
+    """Versions of what it ran on: python, torch, peft, device."""
+    metrics: list[Metric] = Field(default_factory=list)
+    weights: Weights
+    files: list[FileEntry] = Field(default_factory=list)
+    """Payload files; `Store.publish` fills it."""
+    licence: str = "other"
+    created: str = Field(default_factory=lambda: utc_now(), pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+    """UTC, to the second."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.kind == "stage") != (self.stage is not None) and self.kind != "foreign":
+            raise ValueError(f"a record of kind {self.kind} {'needs' if self.kind == 'stage' else 'has no'} stage")
+        paths = [entry.path for entry in self.files]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a payload file is listed twice")
+        check_portable(self.model_dump(mode="json", by_alias=True))
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON, as stored."""
+        return canonical_json(self.to_json())
+
+    def digest(self) -> str:
+        """Identity: sha256 of the canonical record."""
+        return sha256_bytes(self.to_bytes())
+
+    @property
+    def label(self) -> str:
+        """Short name for people: `1 structure`, `merge`, `foreign`."""
+        return f"{self.stage.number} {self.stage.name}" if self.stage else self.kind
+
+
+def parse_record(data: bytes, where: object = "") -> Record:
+    """Read a record from untrusted bytes.
+
+    Raises:
+        IntegrityError: Too large, not JSON, or not a record.
+    """
+    if len(data) > MAX_RECORD_BYTES:
+        raise IntegrityError(
+            "the record is too large",
+            where=where,
+            expected=f"at most {MAX_RECORD_BYTES:,} bytes",
+            found=f"{len(data):,}",
+        )
+    try:
+        return Record.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(
+            "not an adapter record this version understands",
+            where=where,
+            expected=f"schema {RECORD_SCHEMA}",
+            found=f"{field}: {first['msg']}" if field else first["msg"],
+            next_step="fetch or publish the adapter again; a newer plyfold may read newer records",
+        ) from error
+
+
+def read_record_bytes(path: Path) -> bytes:
+    """Bytes of a record file, never more than the cap plus one."""
+    with path.open("rb") as file:
+        return file.read(MAX_RECORD_BYTES + 1)
+
+
+def utc_now() -> str:
+    """The time, as records write it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def check_file_name(path: str) -> None:
+    """Refuse a payload name that could leave its folder or hide in it.
+
+    Raises:
+        ConfigError: Absolute, `..`, empty, backslash, control character, or the record's own name.
+    """
+    parts = path.split("/")
+    bad = any(part in ("", ".", "..") for part in parts) or re.search(r"[\\\x00-\x1f:]", path)
+    if bad or len(path) > 255 or PurePosixPath(path).is_absolute() or path == RECORD_FILE:
+        raise ConfigError(
+            "not a name for a payload file", found=repr(path), expected="a relative path inside the adapter folder"
+        )
+
+
+def check_portable(value: object) -> None:
+    """Refuse what means something only on this machine, or is no JSON number.
+
+    Raises:
+        ConfigError: A local absolute path, a NaN or an infinity, named by its place in `value`.
+    """
+    for place, leaf in _leaves(value):
+        if isinstance(leaf, str) and _LOCAL_PATH.match(leaf):
+            raise ConfigError(
+                "a record cannot hold a local path",
+                where=place,
+                found=leaf,
+                expected="a Hub id, a relative path or a file's name",
+            )
+        if isinstance(leaf, float) and (leaf != leaf or leaf in (float("inf"), float("-inf"))):
+            raise ConfigError("a record cannot hold NaN or infinity", where=place, found=leaf)
+
+
+def portable(value: Any) -> Any:
+    """A copy of `value` in which every local absolute path is cut to its last part, as records need it."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    if isinstance(value, Path) or (isinstance(value, str) and _LOCAL_PATH.match(value)):
+        text = str(value).replace("\\", "/").rstrip("/")
+        return text.rsplit("/", 1)[-1] if _LOCAL_PATH.match(str(value)) else text
+    return value
+
+
+def _leaves(value: object, place: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield f"{place}.{key}" if place else "a key", key
+            yield from _leaves(item, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{place}[{index}]")
+    else:
+        yield place, value
