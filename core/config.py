@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,10 @@ class CurriculumConfig:
     """CPU threads torch may use; null leaves it to torch."""
 
 
+_UNRESOLVED = "_unresolved"
+"""Attribute of a loaded config: its plain form with interpolations unresolved, which is what is saved."""
+
+
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> CurriculumConfig:
     """Read a config file or a packaged config by name, then apply `key=value` overrides.
 
@@ -178,7 +182,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
         NotFoundError: No such file or packaged config.
         ConfigError: An unknown key, a value of the wrong type, a missing key or a malformed override.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     path = find_config(source)
@@ -186,18 +190,23 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
         if "=" not in override:
             raise ConfigError("an override is not key=value", found=override, next_step="write it as trainer.lr=1e-4")
     try:
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise ConfigError("the config is not a mapping", where=path)
         schema = OmegaConf.structured(CurriculumConfig)
-        merged = OmegaConf.merge(schema, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(schema, loaded, OmegaConf.from_dotlist(list(overrides)))
         config = OmegaConf.to_object(merged)
+    except ConfigError:
+        raise
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(_first_line(error), where=path, next_step=_suggestion(error)) from error
     except Exception as error:  # yaml's own errors share no base with OmegaConf's
         if type(error).__module__.split(".")[0] != "yaml":
             raise
         raise ConfigError("the config is not YAML", where=path, found=_first_line(error)) from error
-    if not isinstance(config, CurriculumConfig):
-        raise ConfigError("the config is not a mapping", where=path)
+    assert isinstance(config, CurriculumConfig)
     _check(config, path)
+    setattr(config, _UNRESOLVED, OmegaConf.to_container(merged, resolve=False))
     return config
 
 
@@ -215,12 +224,10 @@ def find_config(source: str | Path) -> Path:
 
 
 def config_dict(config: CurriculumConfig) -> dict[str, Any]:
-    """The config as plain dicts and lists, interpolations unresolved."""
-    from omegaconf import OmegaConf
+    """The config as plain dicts and lists, interpolations as they were written."""
+    from copy import deepcopy
 
-    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=False)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return deepcopy(getattr(config, _UNRESOLVED, None) or asdict(config))
 
 
 def save_config(config: CurriculumConfig, path: Path) -> None:
@@ -229,14 +236,12 @@ def save_config(config: CurriculumConfig, path: Path) -> None:
 
     from .files import write_bytes
 
-    write_bytes(path, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=False).encode())
+    write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(config_dict(config)), resolve=False).encode())
 
 
 def _check(config: CurriculumConfig, path: Path) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", config.curriculum):
-        raise ConfigError(
-            "not a curriculum name", where=path, found=config.curriculum, expected="a-z, 0-9 and dashes"
-        )
+        raise ConfigError("not a curriculum name", where=path, found=config.curriculum, expected="a-z, 0-9 and dashes")
     numbers = [stage.number for stage in config.stages.values()]
     if not numbers or len(set(numbers)) != len(numbers) or min(numbers) < 1:
         raise ConfigError("stages need different numbers from 1 up", where=path, found=numbers)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plyfold.core.config import config_dict, load_config, save_config
+from plyfold.core.errors import ConfigError, NotFoundError
+
+MINIMAL = """
+curriculum: tiny
+base: {repo: acme/base, revision: auto}
+data: {path: sandbox}
+eval: {data: {path: sandbox, split: test}}
+stages:
+  structure: {number: 1, task: reconstruct, trainer: {learning_rate: 1e-4}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(MINIMAL)
+    return file
+
+
+def test_overrides_are_typed(path: Path) -> None:
+    config = load_config(path, ["adapter.r=8", "stages.structure.trainer.learning_rate=3e-4", "seed=7"])
+    assert config.adapter.r == 8
+    assert config.stages["structure"].trainer["learning_rate"] == 3e-4
+    assert config.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("adapter.rank=8", "did you mean|known keys"),
+        ("stages.structure.unaided_shares=0.1", "did you mean"),
+        ("base.compute_dtpe=float32", "did you mean"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_a_suggestion(path: Path, override: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?i){hint}"):
+        load_config(path, [override])
+
+
+@pytest.mark.parametrize("override", ["adapter.r=many", "adapter.r", "stages.structure.number=one"])
+def test_a_value_of_the_wrong_type_is_refused(path: Path, override: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(path, [override])
+
+
+def test_bad_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="sandbox"):
+        load_config(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1, 2")
+    with pytest.raises(ConfigError, match="YAML"):
+        load_config(broken)
+    listed = tmp_path / "list.yaml"
+    listed.write_text("- 1\n- 2\n")
+    with pytest.raises(ConfigError):
+        load_config(listed)
+
+
+def test_two_stages_of_one_number_are_refused(path: Path) -> None:
+    path.write_text(MINIMAL + "  brevity: {number: 1, task: complete}\n")
+    with pytest.raises(ConfigError, match="different numbers"):
+        load_config(path)
+
+
+def test_secrets_stay_unresolved_when_saved(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLYFOLD_TEST_SECRET", "hunter2")
+    path.write_text(MINIMAL.replace("{path: sandbox}\neval", "{path: '${oc.env:PLYFOLD_TEST_SECRET}'}\neval"))
+    config = load_config(path)
+    assert config.data.path == "hunter2"
+    saved = tmp_path / "saved.yaml"
+    save_config(config, saved)
+    assert "hunter2" not in saved.read_text()
+    assert config_dict(config)["stages"]["structure"]["task"] == "reconstruct"
+
+
+def test_the_saved_config_reads_back_equal(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
