@@ -133,7 +133,9 @@ def progress(label: str, total: int | None = None) -> Iterator[Task]:
 
         class _BarTask:
             def advance(self, steps: int = 1, note: str = "") -> None:
-                bar.update(identity, advance=steps, **({"note": _escape(note)} if note else {}))
+                bar.update(identity, advance=steps)
+                if note:
+                    bar.update(identity, note=_escape(note))
 
             def total(self, steps: int) -> None:
                 bar.update(identity, total=steps)
