@@ -1,0 +1,224 @@
+r"""The number a completion answers with, and whether two spellings are the same number.
+
+Layers, strongest first, each read from its last occurrence to its first:
+  answer-line   `Answer: 18`, `**Final Answer:** $18`, `#### 18`
+  boxed         `\boxed{18}`
+  answer-is     `the answer is 18`
+  last-number   the last number of the text
+Text that runs on after the answer (`\n\nQuestion: ...`, an end token written out) is cut off first.
+
+Comparison is exact on rationals: no tolerance, no rounding. Currency signs, thousands separators, units and `%` are
+dropped, so `$1,800.00` equals `1800` and `18%` equals `18`. Numbers in words, mixed fractions, exponents and scale
+words (`1.5 million`) are not read. Every pattern is linear in the text, since rewards run it too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ..core.errors import ConfigError
+
+MAX_DIGITS = 400
+"""A longer run of digits is noise, not an answer."""
+MAX_CUES = 8
+"""Answer lines or boxes tried, from the last; bounds the time a degenerate completion takes."""
+
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
+_SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f"), "\u202f")  # kept apart: they may group digits
+_CHARACTERS = _DASHES | _SPACES | {ord("\uff1a"): ":", ord("\uff0c"): ",", ord("\uff04"): "$", ord("\uff05"): "%"}
+
+_LATEX = [
+    (re.compile(r"<<[^<>\n]*>>"), ""),  # GSM8K's calculator marks
+    (re.compile(r"\{,\}|\\,(?=[0-9])"), ","),
+    (re.compile(r"\\!"), ""),
+    (re.compile(r"\\([$%#])"), r"\1"),
+    (re.compile(r"\\[dt]?frac\s?\{([^{}\n]*)\}\s?\{([^{}\n]*)\}"), r"\1/\2"),
+    (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}\n]*)\}"), r" \1 "),
+    (re.compile(r"\\[()\[\];: ]"), " "),
+    (re.compile(r"(?<=[A-Za-z}])\s?\^\{?[0-9]+\}?"), ""),  # the exponent of a unit, m^2
+    (re.compile("(?<=[0-9])\u202f(?=[0-9]{3}(?![0-9]))"), ""),
+    (re.compile("\u202f"), " "),
+]
+
+_PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+"
+_VALUE = rf"(?P<value>{_PLAIN})(?:/(?P<over>{_PLAIN}))?"
+# A minus is a sign only where nothing it could subtract from stands before it; `x2` and `^2` are no numbers.
+_NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])(?P<sign>-))?(?:[$€£¥₹]\s?(?P<inner>-)?)?(?<![0-9A-Za-z_^]){_VALUE}")
+# At the start of a span markup, a spaced minus and a currency name may stand before the number.
+_LEADING = re.compile(
+    r"[\s*_\\(\[{\"'`~≈:>]*(?P<sign>-\s?)?(?:(?:USD|US|EUR|Rs\.?)\s?)?"
+    rf"(?:[$€£¥₹]\s?){{0,2}}(?P<inner>-)?{_VALUE}"
+)
+_EXPRESSION = re.compile(r"(?:[0-9\s.,+\-*/\u00d7\u00f7%$()]|\\times|\\cdot|\bof\b|\btimes\b|\bx\b)*")
+
+_RUN_ON = re.compile(
+    r"\n[ \t]*(?:\*\*|#{1,4} ?)?(?:Question|Problem|Human|User|Instruction|Q)[ \t]?[0-9]{0,4}\s?:"
+    r"|<\|(?:im_end|im_start|endoftext|eot_id|end)\|>|</s>",
+    re.IGNORECASE,
+)
+_ANSWER_LINE = re.compile(r"\banswer[*_ \t]{0,4}:|####", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer\s{1,3}(?:is|was|equals|=)\b\s?:?", re.IGNORECASE)
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{")
+_AFTER_HASHES = re.compile(r"[.\s%*]*[A-Za-z ]{0,40}[.\s*]*$")
+_HEADING = re.compile(r"[.):]\s+\S")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What was read from a completion."""
+
+    value: str | None
+    """Canonical number (`18`, `-3`, `0.75`, `1/3`), or None."""
+    method: str
+    """Layer that found it: answer-line, boxed, answer-is, last-number or none."""
+
+
+def extract_answer(text: str) -> str | None:
+    """The number `text` answers with in canonical spelling, or None."""
+    return extract(text).value
+
+
+def extract(text: str) -> Extracted:
+    """The answer of a completion, and the layer that found it."""
+    text = _clean(text)
+    run_on = _RUN_ON.search(text)
+    if run_on:
+        found = _layers(text[: run_on.start()])
+        if found.value is not None:
+            return found
+    return _layers(text)
+
+
+def normalise(text: str) -> str | None:
+    """Canonical spelling of a short answer such as `$1,800.00`, `18 eggs` or `x = -3`; None without a number."""
+    value = _read(_clean(text))
+    return None if value is None else _spell(value)
+
+
+def same_answer(answer: str | None, gold: str | None) -> bool:
+    """Whether two spellings are the same number; without numbers, whether the words are equal.
+
+    Args:
+        answer: An extracted answer; None is never right.
+        gold: A gold string, or a whole GSM8K solution with its `####` line.
+    """
+    if answer is None or gold is None:
+        return False
+    left, right = (normalise(text.rsplit("####", 1)[-1]) for text in (answer, gold))
+    if left is None or right is None:
+        return left is right and bool(answer.strip()) and answer.strip().casefold() == gold.strip().casefold()
+    return left == right
+
+
+def gold_answer(text: str) -> str:
+    """The gold number of a GSM8K solution (after its last `####`), or of a plain gold string.
+
+    Raises:
+        ConfigError: There is no number; most likely the wrong column was mapped to `answer`.
+    """
+    value = normalise(text.rsplit("####", 1)[1]) if "####" in text else extract(text).value
+    if value is None:
+        raise ConfigError(
+            "a gold answer holds no number",
+            found=text[-80:],
+            expected="a number, or a solution that ends with `#### number`",
+            next_step="map the right column: data.columns.answer=NAME",
+        )
+    return value
+
+
+def _layers(text: str) -> Extracted:
+    for method, spans in (
+        ("answer-line", _lines_after(text, _ANSWER_LINE)),
+        ("boxed", _boxes(text)),
+        ("answer-is", _lines_after(text, _ANSWER_IS)),
+    ):
+        for span in spans:
+            value = _read(span)
+            if value is not None:
+                return Extracted(_spell(value), method)
+    last = _last(text)
+    return Extracted(None, "none") if last is None else Extracted(_spell(last), "last-number")
+
+
+def _lines_after(text: str, cue: re.Pattern[str]) -> list[str]:
+    """What stands after each cue on its line, or on the next line that has any text; last cue first."""
+    spans = []
+    for match in reversed(list(cue.finditer(text))[-MAX_CUES:]):
+        rest = text[match.end() : match.end() + 500].lstrip(" \t*_")
+        line = rest.lstrip().split("\n", 1)[0] if rest[:1] in ("\n", "\r") else rest.split("\n", 1)[0]
+        if match.group() == "####":
+            number = _LEADING.match(line)
+            after = line[number.end() :] if number else ""
+            if not number or not _AFTER_HASHES.match(after) or _HEADING.match(after):
+                continue  # a markdown heading: `#### 1. First step`
+        spans.append(line)
+    return spans
+
+
+def _boxes(text: str) -> list[str]:
+    spans = []
+    for match in reversed(list(_BOXED.finditer(text))[-MAX_CUES:]):
+        depth, end = 1, match.end()
+        limit = min(len(text), end + 500)
+        while end < limit and depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        spans.append(text[match.end() : end - 1 if depth == 0 else end])
+    return spans
+
+
+def _read(span: str) -> Fraction | None:
+    """The number a short span states: its box, what its `=` gives, the number it starts with, or its last."""
+    span = next(iter(_boxes(span)), span)
+    leading = _LEADING.match(span)
+    head, equals, tail = span.rpartition("=")
+    result = _LEADING.match(tail) if equals and (leading is None or _EXPRESSION.fullmatch(head)) else None
+    for match in (result, leading):
+        value = _value(match) if match else None
+        if value is not None:
+            return value
+    return _last(span)
+
+
+def _last(span: str) -> Fraction | None:
+    for match in reversed(list(_NUMBER.finditer(span))):
+        value = _value(match)
+        if value is not None:
+            return value
+    return None
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    parts = [part.replace(",", "") for part in (match["value"], match["over"]) if part]
+    if any(len(part) > MAX_DIGITS for part in parts):
+        return None
+    value = Fraction(parts[0])
+    if len(parts) == 2:
+        over = Fraction(parts[1])
+        if over == 0:
+            return None
+        value /= over
+    return -value if match["sign"] or match["inner"] else value
+
+
+def _spell(value: Fraction) -> str:
+    """Shortest exact spelling: an integer, a finite decimal, or `a/b`."""
+    places, rest = 0, value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest, places = rest // prime, places + 1
+    if rest != 1:
+        return f"{value.numerator}/{value.denominator}"
+    digits = f"{abs(value.numerator) * 10**places // value.denominator:0{places + 1}d}"
+    whole, fraction = (digits[:-places], digits[-places:].rstrip("0")) if places else (digits, "")
+    return f"{'-' if value < 0 else ''}{whole}{'.' if fraction else ''}{fraction}"
+
+
+def _clean(text: str) -> str:
+    text = text.translate(_CHARACTERS)
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
+    return text

@@ -1,0 +1,201 @@
+"""Answer extraction: a table of hard cases, and every GSM8K gold in every spelling we have met."""
+
+import json
+import os
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plyfold.core.errors import ConfigError
+from plyfold.evaluation.answers import extract, extract_answer, gold_answer, normalise, same_answer
+
+HARD = [
+    # (completion, answer, layer)
+    ("Step 1: 9 * 2 = 18\nAnswer: 18", "18", "answer-line"),
+    ("Answer: 18\n\nQuestion: next, 4 more?\nAnswer: 5", "18", "answer-line"),
+    ("Answer: 18\nQuestion 2: next, 4 more?\nAnswer: 5", "18", "answer-line"),
+    ("Answer: 18<|im_end|>\n44", "18", "answer-line"),
+    ("It is 18 in total.\n\nHuman: next question 4", "18", "last-number"),
+    ("#### 18\n\nHuman: next question 4", "18", "answer-line"),
+    ("####18", "18", "answer-line"),
+    ("#### -3", "-3", "answer-line"),
+    ("#### 1. First step\nthen \\boxed{7}", "7", "boxed"),
+    ("\nQuestion: restated?\nAnswer: 5", "5", "answer-line"),
+    ("Answer: 17, no.\nAnswer: 18", "18", "answer-line"),
+    ("Answer: 18\nAnswer:", "18", "answer-line"),
+    ("Answer:\n\n$18", "18", "answer-line"),
+    ("**Final Answer:** **$1,800.00**", "1800", "answer-line"),
+    ("**Answer**: 18", "18", "answer-line"),
+    ("ANSWER : 18", "18", "answer-line"),
+    ("Answer: 18 (6 * 3 = 18, 7 left)", "18", "answer-line"),
+    ("Answer: 18 since 3 + 4 = 7 does not matter", "18", "answer-line"),
+    ("Answer: 3/4 of 24 = 18", "18", "answer-line"),
+    ("Answer: 45 + 135 + 270 = 450 souvenirs.", "450", "answer-line"),
+    ("Answer: 18 dollars. She had 7 days.", "18", "answer-line"),
+    ("Answer: the total is 18", "18", "answer-line"),
+    ("Answer: the answer is 18 m^2", "18", "answer-line"),
+    ("Answer: <<9*2=18>>18 dollars", "18", "answer-line"),
+    ("Answer: \u2212$5", "-5", "answer-line"),
+    ("Answer: - 5", "-5", "answer-line"),
+    ("Answer: $-5", "-5", "answer-line"),
+    ("Answer: .5", "0.5", "answer-line"),
+    ("Answer: 1/3", "1/3", "answer-line"),
+    ("Answer: \\(18\\)", "18", "answer-line"),
+    ("Answer: $$18$$", "18", "answer-line"),
+    ("Answer: Rs. 18", "18", "answer-line"),
+    ("Final Answer\n\n\\[\\boxed{18}\\]", "18", "boxed"),
+    ("\\boxed{\\$1{,}800}", "1800", "boxed"),
+    ("\\boxed{18\\text{ dollars}}", "18", "boxed"),
+    ("\\boxed{\\frac{3}{4}}", "0.75", "boxed"),
+    ("\\boxed{x = \\boxed{4}}", "4", "boxed"),
+    ("\\boxed{7}, so Answer: 8", "8", "answer-line"),
+    ("So the answer is **18** after 3 days.", "18", "answer-is"),
+    ("She has 18...", "18", "last-number"),
+    ("so 1{,}800 in total", "1800", "last-number"),
+    ("so 1\\,800 in total", "1800", "last-number"),
+    ("so 1\u202f800 in total", "1800", "last-number"),
+    ("from 20-5", "5", "last-number"),
+    ("(-18)", "-18", "last-number"),
+    ("between 3\u20135 days", "5", "last-number"),
+    ("it grew 18%", "18", "last-number"),
+    ("the area is 18 m^2", "18", "last-number"),
+    ("H2O and x2", None, "none"),
+    ("Answer: unknown", None, "none"),
+    ("Answer: 1/0", None, "none"),
+    ("", None, "none"),
+    ("9" * 5000, None, "none"),
+]
+
+
+@pytest.mark.parametrize(("text", "answer", "method"), HARD, ids=[repr(row[0][:40]) for row in HARD])
+def test_hard_cases(text: str, answer: str | None, method: str) -> None:
+    found = extract(text)
+    assert (found.value, found.method) == (answer, method)
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "same"),
+    [
+        ("1000", "1,000", True),
+        ("18.00", "18", True),
+        ("18", "18.00", True),
+        ("18 dollars", "18", True),
+        ("-3", "\u22123", True),
+        ("0.75", "3/4", True),
+        ("0.3333", "1/3", False),
+        ("18.5", "18", False),
+        ("3", "-3", False),
+        ("18", "She has 18.\n#### 18", True),
+        (None, "18", False),
+        ("18", "", False),
+        ("", "", False),
+        ("Yes", "yes", True),
+        ("yes", "18", False),
+    ],
+)
+def test_same_answer(answer: str | None, gold: str, same: bool) -> None:
+    assert same_answer(answer, gold) is same
+
+
+def test_gold_answer_reads_solutions_and_plain_golds() -> None:
+    assert gold_answer("2 * 500 = <<2*500=1000>>1000\n#### 1,000") == "1000"
+    assert gold_answer("-3") == "-3"
+    with pytest.raises(ConfigError, match="no number"):
+        gold_answer("#### many")
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=6, min_value=-(10**12), max_value=10**12))
+def test_spelling_is_exact_and_stable(value: Decimal) -> None:
+    spelt = normalise(f"{value:f}")
+    assert spelt is not None
+    assert Decimal(spelt) == value
+    assert normalise(spelt) == spelt
+    assert extract_answer(f"Step 1: 5 + 5 = 10\nAnswer: {value:,f}") == spelt
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_read_without_an_error(text: str) -> None:
+    value = extract_answer(text)
+    assert value is None or same_answer(value, value)
+
+
+@pytest.mark.parametrize(
+    "unit", ["Answer: ", "1,", "\\boxed{", "<<", "- ", "\\frac{1}", "9", "$", "= ", "#### 1 ", "\n"]
+)
+def test_hostile_repetition_is_read_in_linear_time(unit: str) -> None:
+    text = unit * (40_000 // len(unit))
+    start_s = time.process_time()
+    extract(text)
+    assert time.process_time() - start_s < 2.0  # quadratic patterns take minutes at this length
+
+
+# ---- all 8,792 golds
+
+RENDERINGS = {
+    "plain": "{n}",
+    "dollar": "${n}",
+    "cents": "{n}.00",
+    "full stop": "{n}.",
+    "units": "{n} apples",
+    "sentence": "Step 1: 3 + 4 = 7\nSo, in 3 days, the answer is {n} dollars.",
+    "ends": "Step 1: 3 + 4 = 7\nIn 3 days she makes ${n}.",
+    "hashes": "3 + 4 = <<3+4=7>>7\n#### {n}",
+    "boxed": "3 + 4 = 7, hence \\boxed{{{n}}}.",
+    "boxed dollars": "\\[ 3 + 4 = 7 \\]\n\\boxed{{\\${n} \\text{{ a day}}}}",
+    "latex commas": "\\boxed{{{latex}}}",
+    "unicode minus": "Answer: {unicode}",
+    "percent": "Answer: {n}%",
+    "answer line": "Step 1: 3 + 4 = 7\nAnswer: {n}",
+    "bold": "**Final Answer:** **{n}** eggs in 5 days",
+    "equation": "Answer: 3 * 7 = {n}",
+    "run-on": "Answer: {n}\n\nQuestion: She has 12 eggs. How many are left?\nSolution:\nStep 1: 5\nAnswer: 5",
+}
+
+
+def _data() -> Path | None:
+    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    named = os.environ.get("PLYFOLD_DATA")
+    for folder in [Path(named)] if named else [beside]:
+        if (folder / "gsm8k" / "train.jsonl").is_file():
+            return folder / "gsm8k"
+    return None
+
+
+def _renderings(gold: str) -> list[tuple[str, str]]:
+    plain = gold.replace(",", "")
+    spellings = {plain, gold, f"{int(plain):,}"}
+    return [
+        (name, template.format(n=n, latex=n.replace(",", "{,}"), unicode=n.replace("-", "\u2212")))
+        for name, template in RENDERINGS.items()
+        for n in spellings
+    ]
+
+
+@pytest.mark.parametrize("gold", ["18", "0", "-3", "1,000", "2,125,000", "-1,250", "57500", "5"])
+def test_renderings_of_typical_golds(gold: str) -> None:
+    for name, text in _renderings(gold):
+        assert same_answer(extract_answer(text), gold), (name, text)
+
+
+@pytest.mark.skipif(_data() is None, reason="no gsm8k/*.jsonl in PLYFOLD_DATA or ../shared/data")
+def test_renderings_of_all_golds() -> None:
+    folder = _data()
+    assert folder is not None
+    golds, wrong = [], []
+    for name in ("train.jsonl", "test.jsonl"):
+        for line in (folder / name).read_text(encoding="utf-8").splitlines():
+            solution = json.loads(line)["answer"]
+            gold = solution.rsplit("####", 1)[1].strip()
+            golds.append(gold)
+            expected = str(int(gold.replace(",", "")))
+            if gold_answer(solution) != expected or extract_answer(solution) != expected:
+                wrong.append(("solution", solution[-60:]))
+    assert len(golds) == 8792
+    for gold in sorted(set(golds)):
+        wrong += [(name, text) for name, text in _renderings(gold) if not same_answer(extract_answer(text), gold)]
+    assert wrong == []
