@@ -13,7 +13,6 @@ Everything is plain files: no server, no network. Names move under one lock and 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,11 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..core.digest import PREFIX, canonical_json, digest_json, short
+from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, ConflictError, IncompatibleError, IntegrityError, NotFoundError
-from ..core.files import disk_errors, write_bytes, write_json
+from ..core.files import disk_errors, write_bytes
+from .ledger import (
+    Attestation,
+    append_log,
+    read_attestations,
+    read_location,
+    read_log,
+    write_attestation,
+    write_location,
+)
 from .objects import find_problems, raise_problems, read_record, sweep, write_object
-from .record import CURRICULUM_NAME, MAX_RECORD_BYTES, STAGE_NAME, Record, check_portable, utc_now
+from .record import CURRICULUM_NAME, Record
 
 FOLDER = ".plyfold"
 MERGES = "merges"
@@ -46,21 +54,6 @@ class Entry:
     path: Path
     """Plain PEFT folder; read-only."""
     record: Record
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attestation:
-    """Something learnt about an object after it was made."""
-
-    digest: str
-    kind: str
-    """`eval`, ..."""
-    created: str
-    """UTC."""
-    payload: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"digest": self.digest, "kind": self.kind, "created": self.created, "payload": self.payload}
 
 
 def find_store(path: Path | None = None, *, create: bool = False) -> Store:
@@ -100,6 +93,7 @@ class Store:
         self._attest = self.root / "attest"
         self._tmp = self.root / "tmp"
         self._log = self.root / "log.jsonl"
+        self._locations = self.root / "locations.json"
         with disk_errors(self.root):
             for folder in (self.objects, self.cache, self._refs, self._attest, self._tmp, self.root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +114,7 @@ class Store:
         sweep(self._tmp)
         digest = write_object(folder, record, self._tmp, self.objects)
         with self._locked():
-            self._append_log("publish", digest=digest, kind=record.kind, curriculum=record.curriculum)
+            append_log(self._log, "publish", digest=digest, kind=record.kind, curriculum=record.curriculum)
         return digest
 
     def load(self, digest: str) -> Entry:
@@ -207,12 +201,14 @@ class Store:
                     where=path,
                     expected=expected or "no such ref yet",
                     found=now or "no such ref",
-                    next_step="the new adapter is safe in the registry; `plyfold log` shows both",
+                    next_step="both adapters are safe in the registry; `plyfold show DIGEST` shows either",
                 )
             if now == entry.digest:
                 return
             write_bytes(path, f"{entry.digest}\n".encode())
-            self._append_log("ref", curriculum=curriculum, stage=slot, alias=alias, digest=entry.digest, previous=now)
+            append_log(
+                self._log, "ref", curriculum=curriculum, stage=slot, alias=alias, digest=entry.digest, previous=now
+            )
 
     def ref(self, curriculum: str, stage: int | str, alias: str = "latest") -> str:
         """The digest a stage's alias is at.
@@ -288,74 +284,42 @@ class Store:
     # ---- what is learnt later, and what only this machine knows
 
     def attest(self, digest: str, kind: str, payload: Mapping[str, Any]) -> Path:
-        """Add a statement about an object beside it, such as measured metrics.
+        """Add a statement about an object beside it; measured metrics go through `graph.attest_scores`.
 
         Args:
             digest: An object of this store.
-            kind: `eval` for measured metrics (see `graph.scores`), or another word.
-            payload: Plain JSON values, portable.
+            kind: One word, such as `eval`.
+            payload: Plain JSON values without local paths, NaN or infinity.
 
         Raises:
             NotFoundError: No such object.
-            ConfigError: A local path, NaN or infinity in `payload`, or more than a record may hold.
+            ConfigError: An unfit kind or payload.
         """
-        full = self.resolve(digest)
-        if not re.fullmatch(STAGE_NAME, kind):
-            raise ConfigError("not a kind of attestation", found=kind, expected="a-z, 0-9 and dashes")
-        check_portable(payload)
-        value = {"schema": 1, "digest": full, "kind": kind, "created": utc_now(), "payload": dict(payload)}
-        if len(canonical_json(value)) > MAX_RECORD_BYTES:
-            raise ConfigError("the attestation is too large", expected=f"at most {MAX_RECORD_BYTES:,} bytes")
-        path = self._attest / full.removeprefix(PREFIX) / f"{short(digest_json(value), 16)}.json"
-        write_json(path, value)
-        return path
+        with disk_errors(self._attest):
+            return write_attestation(self._attest, self.resolve(digest), kind, payload)
 
     def attestations(self, digest: str, kind: str | None = None) -> list[Attestation]:
         """What was attested about an object, oldest first; `kind` filters.
 
         Raises:
+            NotFoundError: No such object.
             IntegrityError: An attestation is not readable.
         """
-        full = self.resolve(digest)
-        found = []
-        for path in (self._attest / full.removeprefix(PREFIX)).glob("[!.]*.json"):
-            value = _read_json(path)
-            try:
-                statement = Attestation(
-                    digest=full, kind=str(value["kind"]), created=str(value["created"]), payload=dict(value["payload"])
-                )
-            except (KeyError, TypeError, ValueError) as error:
-                raise IntegrityError("not an attestation", where=path, next_step="remove that file") from error
-            found.append((statement.created, path.stat().st_mtime_ns, path.name, statement))
-        return [item[-1] for item in sorted(found, key=lambda item: item[:-1]) if kind in (None, item[-1].kind)]
+        statements = read_attestations(self._attest, self.resolve(digest))
+        return [statement for statement in statements if kind in (None, statement.kind)]
 
     def log(self) -> list[dict[str, Any]]:
-        """Every publish and move of a ref, oldest first; a line torn by a crash is left out."""
-        if not self._log.is_file():
-            return []
-        rows = []
-        for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-        return rows
+        """Every publish and every move of a ref, oldest first."""
+        return read_log(self._log)
 
     def remember_base(self, repo: str, revision: str, path: Path) -> None:
         """Note where a base lies on this machine; local knowledge, never in a record."""
-        file = self.root / "locations.json"
         with self._locked():
-            value = _read_json(file) if file.is_file() else {}
-            bases = {**value.get("bases", {}), f"{repo}@{revision}": str(path.expanduser().resolve())}
-            write_json(file, {**value, "bases": bases})
+            write_location(self._locations, repo, revision, path)
 
     def base_path(self, repo: str, revision: str) -> Path | None:
         """Where a base was last seen on this machine, if it is still there."""
-        file = self.root / "locations.json"
-        value = _read_json(file).get("bases", {}).get(f"{repo}@{revision}") if file.is_file() else None
-        return Path(value) if value and Path(value).is_dir() else None
+        return read_location(self._locations, repo, revision)
 
     # ---- inside
 
@@ -429,23 +393,6 @@ class Store:
                 next_step="let it finish, then run the same command again",
             ) from error
 
-    def _append_log(self, event: str, **fields: object) -> None:
-        """Append one line (under the lock); a line that did not fit on the disk is taken back."""
-        line = canonical_json({"time": utc_now(), "event": event, **fields}) + b"\n"
-        with self._log.open("ab+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(size - 1)
-                torn = file.read(1) != b"\n"
-                line = b"\n" + line if torn else line
-            try:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self._log, size)
-                raise
-
 
 def _read_ref(path: Path) -> str | None:
     try:
@@ -457,15 +404,3 @@ def _read_ref(path: Path) -> str | None:
             "a ref is not a digest", where=path, found=text[:80], next_step="remove that file and train again"
         )
     return text
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        data = file.read(MAX_RECORD_BYTES + 1)
-    try:
-        value = json.loads(data)
-        if len(data) > MAX_RECORD_BYTES or not isinstance(value, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise IntegrityError("not a file of this registry", where=path, next_step="remove that file") from error
-    return value

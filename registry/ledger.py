@@ -1,0 +1,136 @@
+"""What a store learns over time: its log, statements about objects, and where bases lie on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.digest import PREFIX, canonical_json, digest_json, short
+from ..core.errors import ConfigError, IntegrityError
+from ..core.files import write_json
+from .record import MAX_RECORD_BYTES, STAGE_NAME, check_portable, utc_now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attestation:
+    """Something learnt about an object after it was made."""
+
+    digest: str
+    """The object it speaks of."""
+    kind: str
+    """`eval` for measured metrics, or another word."""
+    created: str
+    """UTC, to the second."""
+    payload: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"digest": self.digest, "kind": self.kind, "created": self.created, "payload": self.payload}
+
+
+def write_attestation(folder: Path, digest: str, kind: str, payload: Mapping[str, Any]) -> Path:
+    """Write one statement about `digest` into `folder`.
+
+    Raises:
+        ConfigError: An unfit kind, a local path, NaN or infinity, or more than a record may hold.
+    """
+    if not re.fullmatch(STAGE_NAME, kind):
+        raise ConfigError("not a kind of attestation", found=kind, expected="a-z, 0-9 and dashes")
+    check_portable(payload)
+    value = {"schema": 1, "digest": digest, "kind": kind, "created": utc_now(), "payload": dict(payload)}
+    if len(canonical_json(value)) > MAX_RECORD_BYTES:
+        raise ConfigError("the attestation is too large", expected=f"at most {MAX_RECORD_BYTES:,} bytes")
+    path = folder / digest.removeprefix(PREFIX) / f"{short(digest_json(value), 16)}.json"
+    write_json(path, value)
+    return path
+
+
+def read_attestations(folder: Path, digest: str) -> list[Attestation]:
+    """All statements about `digest`, oldest first.
+
+    Raises:
+        IntegrityError: One of them is not readable, or speaks of another object.
+    """
+    found = []
+    for path in (folder / digest.removeprefix(PREFIX)).glob("[!.]*.json"):
+        value = read_json(path)
+        try:
+            statement = Attestation(
+                digest=value["digest"], kind=str(value["kind"]), created=str(value["created"]), payload=value["payload"]
+            )
+            if statement.digest != digest or not isinstance(statement.payload, dict):
+                raise ValueError("another object")
+        except (KeyError, ValueError) as error:
+            raise IntegrityError("not an attestation of its object", where=path, next_step="remove it") from error
+        found.append((statement.created, path.stat().st_mtime_ns, path.name, statement))
+    return [item[-1] for item in sorted(found, key=lambda item: item[:-1])]
+
+
+def append_log(path: Path, event: str, **fields: object) -> None:
+    """Append one line, on disk before this returns; the caller holds the store's lock.
+
+    A line that does not fit on the disk is taken back, and a line torn by a crash is closed first.
+    """
+    line = canonical_json({"time": utc_now(), "event": event, **fields}) + b"\n"
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        try:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The log's events, oldest first; a line torn by a crash is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def write_location(path: Path, repo: str, revision: str, base: Path) -> None:
+    """Note where a base lies; the caller holds the store's lock."""
+    value = read_json(path) if path.is_file() else {}
+    bases = {**value.get("bases", {}), f"{repo}@{revision}": str(base.expanduser().resolve())}
+    write_json(path, {**value, "bases": bases})
+
+
+def read_location(path: Path, repo: str, revision: str) -> Path | None:
+    """Where a base was last seen, if it is still there."""
+    value = read_json(path).get("bases", {}).get(f"{repo}@{revision}") if path.is_file() else None
+    return Path(value) if value and Path(value).is_dir() else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the store, never more than a record's cap.
+
+    Raises:
+        IntegrityError: Too large, not JSON, or not an object.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_RECORD_BYTES + 1)
+    try:
+        value = json.loads(data)
+        if len(data) > MAX_RECORD_BYTES or not isinstance(value, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError("not a file of this registry", where=path, next_step="remove it") from error
+    return value
