@@ -1,0 +1,397 @@
+"""The frozen base: found, quantised to NF4 for training, and dequantised once into the twin that is served.
+
+Adapters are trained on the NF4 weights, so the model they belong to is the twin: those weights dequantised and saved
+in the compute dtype. transformers and bitsandbytes are loaded inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.config import BaseConfig
+from ..core.digest import CHUNK_BYTES, digest_json, short
+from ..core.errors import AuthError, ConfigError, FailedError, IntegrityError, NotFoundError, OfflineError
+from ..core.files import require_space, staged_folder, write_json
+from .header import read_header
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SANDBOX = "sandbox"
+COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
+CONTENT_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
+"""Files that make a base what it is; what is fetched from the Hub and what `auto` digests."""
+INDEX_NAME = "model.safetensors.index.json"
+TWIN_NAME = "twin.json"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRef:
+    """A base model on this disk and its name in the world."""
+
+    repo: str
+    """Hub id."""
+    revision: str
+    """40 hex: a commit, or the digest of the folder's contents."""
+    path: Path
+    """Local folder; never part of a record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """How the base's linear weights are quantised while adapters train on them."""
+
+    compute_dtype: str = "bfloat16"
+    """dtype the weights are dequantised to; the twin's dtype."""
+    double_quant: bool = True
+    """Whether the block scales are quantised too."""
+    quant_type: str = "nf4"
+    blocksize: int = 64
+    """Weights that share a scale."""
+
+    @classmethod
+    def of(cls, config: BaseConfig) -> Quantisation:
+        """The quantisation a config asks for.
+
+        Raises:
+            ConfigError: A dtype that cannot be computed in.
+        """
+        if config.compute_dtype not in COMPUTE_DTYPES:
+            raise ConfigError(
+                "not a compute dtype", where="base", found=config.compute_dtype, expected=", ".join(COMPUTE_DTYPES)
+            )
+        return cls(compute_dtype=config.compute_dtype, double_quant=config.double_quant)
+
+    def to_json(self) -> dict[str, Any]:
+        """As records hold it."""
+        return asdict(self)
+
+    def digest(self) -> str:
+        """Digest of all fields."""
+        return digest_json(self.to_json())
+
+
+def resolve_base(config: BaseConfig) -> BaseRef:
+    """Find a base: the embedded sandbox, a local folder, the Hub cache, or the Hub.
+
+    Returns:
+        A folder with a config and complete, sound safetensors; its revision as 40 hex where it is knowable.
+
+    Raises:
+        NotFoundError: No such folder or repository, or one without safetensors weights.
+        ConfigError: A Hub base without a pinned revision.
+        OfflineError: Not in the cache, and the Hub is switched off or out of reach.
+        AuthError: The repository asks for a token.
+        IntegrityError: A weights file is damaged.
+    """
+    if config.path is None:
+        return _from_hub(config.repo, config.revision)
+    path = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
+    if not path.is_dir():
+        raise NotFoundError("no such base folder", where=path, next_step="set base.path to a folder, or to null")
+    check_weights(path)
+    revision = content_revision(path) if config.revision == "auto" else config.revision
+    return BaseRef(repo=config.repo, revision=revision, path=path.resolve())
+
+
+def sandbox_folder() -> Path:
+    """Folder of the embedded base."""
+    # Found by name: adapters stands below stages and does not import it.
+    return Path(str(resources.files("plyfold.stages.sandbox"))) / "base"
+
+
+def content_revision(path: Path) -> str:
+    """First 40 hex of the SHA-256 over name, length and bytes of the files that make a base."""
+    digest = hashlib.sha256()
+    for file in sorted(content_files(path)):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as handle:
+            while chunk := handle.read(CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()[:40]
+
+
+def content_files(path: Path) -> set[Path]:
+    """The files in a base folder that `CONTENT_PATTERNS` name."""
+    return {file for pattern in CONTENT_PATTERNS for file in path.glob(pattern) if file.is_file()}
+
+
+def check_weights(path: Path) -> list[Path]:
+    """The weights files of a model folder, each with a sound header.
+
+    Raises:
+        NotFoundError: No config, or no complete set of safetensors.
+        IntegrityError: A header or the index is damaged.
+    """
+    if not (path / "config.json").is_file():
+        raise NotFoundError("no config.json in the base folder", where=path)
+    names = {"model.safetensors"}
+    if (path / INDEX_NAME).is_file():
+        try:
+            names = set(json.loads((path / INDEX_NAME).read_bytes())["weight_map"].values())
+            sound = all(Path(name).name == name for name in names)
+        except (ValueError, KeyError, AttributeError, TypeError):
+            sound = False
+        if not sound:
+            raise IntegrityError("the weights index is malformed", where=path / INDEX_NAME)
+    files = [path / name for name in sorted(names)]
+    for file in files:
+        if not file.is_file():
+            raise NotFoundError("the base lacks a weights file", where=file, expected="safetensors weights")
+        read_header(file)
+    return files
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base or twin folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def load_nf4(ref: BaseRef, quantisation: Quantisation, device: str | None = None) -> PreTrainedModel:
+    """Load a base with its linear weights in NF4, ready to train adapters on.
+
+    Args:
+        ref: The base.
+        quantisation: How to quantise; all but the embeddings and the head.
+        device: `cpu` or `cuda:N`; null takes CUDA where there is some.
+
+    Raises:
+        FailedError: Nothing was quantised, or not in the blocks that `quantisation` states.
+    """
+    import torch
+
+    with quiet_loading():
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        compute_dtype = getattr(torch, quantisation.compute_dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            ref.path,
+            dtype=compute_dtype,
+            quantization_config=BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=quantisation.quant_type,
+                bnb_4bit_use_double_quant=quantisation.double_quant,
+                bnb_4bit_compute_dtype=compute_dtype,
+            ),
+            device_map={"": device or default_device()},
+            local_files_only=True,
+        )
+    layers = _linear4bit(model)
+    blocksizes = {layer.weight.quant_state.blocksize for layer in layers}
+    if blocksizes != {quantisation.blocksize}:
+        raise FailedError(
+            "the base was not quantised as asked", where=ref.repo, found=blocksizes, expected=quantisation.blocksize
+        )
+    for layer in layers:
+        # An eval forward on an AVX512-BF16 CPU would repack the weights in place for inference only: training
+        # afterwards crashes or loses the base's gradient, and the way back is inexact.
+        layer.support_avx512bf16_for_cpu = False
+    return model
+
+
+def ensure_twin(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
+    """The base as adapters saw it in training: NF4 weights dequantised, as a plain checkpoint.
+
+    Made once for a base and quantisation, under a lock, complete or absent. A damaged twin is made anew.
+
+    Returns:
+        `cache/twins/<repo>-<12 hex>`, whose config has no quantization_config, whose tokenizer and generation
+        config are the base's bytes.
+
+    Raises:
+        DiskFullError: No room for a copy in the compute dtype.
+
+    Numerics: weights are bit-equal to what the NF4 layers dequantise to; tests/numerics/test_stack_twin.py.
+    """
+    from filelock import FileLock
+
+    folder = twin_path(ref, quantisation, cache)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not _sound_twin(folder):
+            require_space(folder.parent, _twin_bytes(ref, quantisation))
+            with staged_folder(folder, replace=True) as staged:
+                _make_twin(ref, quantisation, staged)
+                write_json(staged / TWIN_NAME, {"schema": 1, **_twin_identity(ref, quantisation)})
+    return folder
+
+
+def twin_path(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
+    """Where `ensure_twin` puts a twin, made or not."""
+    identity = digest_json(_twin_identity(ref, quantisation))
+    return cache / "twins" / f"{re.sub(r'[^A-Za-z0-9._-]+', '--', ref.repo)}-{short(identity)}"
+
+
+def load_twin(path: Path, device: str | None = None) -> PreTrainedModel:
+    """Load a twin, or any plain checkpoint, in the dtype it was saved in, for inference."""
+    with quiet_loading():
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", device_map={"": device or default_device()}, local_files_only=True
+        )
+    return model.eval()
+
+
+def default_device() -> str:
+    """`cuda:N` of this process (LOCAL_RANK) where there is CUDA, else `cpu`."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep known, harmless noise off the screen while models load.
+
+    bitsandbytes says on some CPUs that an optional inference kernel, which training never uses, is not installed;
+    transformers draws a bar even where nobody watches.
+    """
+    import transformers.utils.logging as transformers_logging
+
+    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level, bars = kernels.level, transformers_logging.is_progress_bar_enabled()
+    kernels.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        kernels.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _linear4bit(model: PreTrainedModel) -> list[Any]:
+    from bitsandbytes.nn import Linear4bit
+
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]
+
+
+def _make_twin(ref: BaseRef, quantisation: Quantisation, folder: Path) -> None:
+    import torch
+
+    model = load_nf4(ref, quantisation)
+    with quiet_loading():
+        for name, module in list(model.named_modules()):
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                model.set_submodule(name, _dequantised(module))
+        assert {p.dtype for p in model.parameters()} == {getattr(torch, quantisation.compute_dtype)}
+        model.hf_quantizer = None
+        model.is_quantized = False
+        model.config.__dict__.pop("quantization_config", None)
+        model.save_pretrained(folder)
+    # Bytes, not what transformers makes of them: it validates, rewrites and adds.
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    for file in content_files(ref.path):
+        if file.name not in ("config.json", INDEX_NAME) and file.suffix != ".safetensors":
+            shutil.copyfile(file, folder / file.name)
+
+
+def _dequantised(layer: Any) -> Any:
+    """A Linear4bit as the plain Linear it computes: W_OI of the compute dtype, the same bias."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+
+    with torch.device("meta"):
+        linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    linear.weight = torch.nn.Parameter(dequantize_4bit(layer.weight.data, layer.weight.quant_state), False)
+    linear.bias = layer.bias
+    return linear
+
+
+def _twin_identity(ref: BaseRef, quantisation: Quantisation) -> dict[str, Any]:
+    return {"repo": ref.repo, "revision": ref.revision, "quantisation": quantisation.to_json()}
+
+
+def _sound_twin(folder: Path) -> bool:
+    try:
+        check_weights(folder)
+    except (NotFoundError, IntegrityError):
+        return False
+    return (folder / TWIN_NAME).is_file()
+
+
+def _twin_bytes(ref: BaseRef, quantisation: Quantisation) -> int:
+    headers = [read_header(file) for file in check_weights(ref.path)]
+    entries = [entry for header in headers for entry in header.tensors.values()]
+    width = 4 if quantisation.compute_dtype == "float32" else 2
+    numbers = 0
+    for entry in entries:
+        count = 1
+        for side in entry.shape:
+            count *= side
+        numbers += count
+    return numbers * width
+
+
+def _from_hub(repo: str, revision: str) -> BaseRef:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if revision == "auto":
+        raise ConfigError("a base on the Hub needs its commit", where="base.revision", found=revision)
+    patterns = list(CONTENT_PATTERNS)
+    where = f"{repo}@{revision}"
+    try:
+        path = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
+        check_weights(path)
+        return _hub_ref(repo, revision, path)
+    except (LocalEntryNotFoundError, NotFoundError):
+        pass  # absent, or cached in part: the Hub has it
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineError(
+            "the base is not in the local cache and the Hub is switched off (HF_HUB_OFFLINE)",
+            where=where,
+            next_step=f"unset HF_HUB_OFFLINE, or set base.path to a folder that holds {repo}",
+        )
+    try:
+        path = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise AuthError("the base asks for access", where=where, next_step="run: hf auth login") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise NotFoundError("no such base on the Hub, or not without a token", where=where) from error
+    except OSError as error:
+        raise _unreachable(repo, revision, error) from error
+    except Exception as error:  # the HTTP client's own errors share no base with OSError
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "huggingface_hub"):
+            raise
+        raise _unreachable(repo, revision, error) from error
+    check_weights(path)
+    return _hub_ref(repo, revision, path)
+
+
+def _hub_ref(repo: str, revision: str, path: Path) -> BaseRef:
+    # A branch or tag becomes the commit it pointed to: the snapshot's folder name.
+    return BaseRef(repo=repo, revision=path.name if _COMMIT.fullmatch(path.name) else revision, path=path)
+
+
+def _unreachable(repo: str, revision: str, error: Exception) -> OfflineError:
+    return OfflineError(
+        "the base is not in the local cache and the Hub cannot be reached",
+        where=f"{repo}@{revision}",
+        found=type(error).__name__,
+        next_step=f"where connected: hf download {repo} --revision {revision}; then set base.path or HF_HOME",
+    )
