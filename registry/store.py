@@ -67,16 +67,15 @@ def find_store(path: Path | None = None, *, create: bool = False) -> Store:
         NotFoundError: There is none and `create` is false.
     """
     named = path or (Path(value) if (value := os.environ.get("PLYFOLD_REGISTRY")) else None)
-    here = Path.cwd()
-    candidates = [named] if named else [folder / FOLDER for folder in (here, *here.parents)]
+    candidates = [named] if named else [folder / FOLDER for folder in (Path.cwd(), *Path.cwd().parents)]
     for candidate in candidates:
         if (candidate / "objects").is_dir():
             return Store(candidate)
     if create:
-        return Store(named or here / FOLDER)
+        return Store(candidates[0])
     raise NotFoundError(
         "no registry here",
-        where=named or here,
+        where=named or Path.cwd(),
         expected=f"a {FOLDER} folder here or above, --registry DIR, or PLYFOLD_REGISTRY",
         next_step="`plyfold quickstart` or `plyfold train` makes one",
     )

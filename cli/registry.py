@@ -1,0 +1,244 @@
+"""`plyfold tree`, `log`, `show` and `verify`: what the registry holds, drawn, listed and checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..core.console import emit_json, print_table, stdout
+from ..core.digest import short
+from ..core.errors import IntegrityError
+from .options import curriculum_option, json_option, registry_option
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from ..registry.graph import Ancestor, TreeNode
+    from ..registry.ledger import Attestation
+    from ..registry.record import Metric, Record
+    from ..registry.store import Store
+    from ..registry.verify import Check
+
+
+@click.command("tree")
+@click.argument("name", metavar="[CURRICULUM]", required=False)
+@curriculum_option
+@registry_option
+@json_option
+def tree_command(name: str | None, curriculum: str | None, registry: Path | None, as_json: bool) -> None:
+    """The lineage of a curriculum: base, stages, merges.
+
+    Every stage hangs under the last stage it was trained on. What was trained on a stage that has changed since is
+    marked stale; what is not in the registry is marked missing. Without a name, all curricula are drawn.
+    """
+    from ..registry.graph import tree
+    from ..registry.store import find_store
+
+    store = find_store(registry)
+    wanted = name or curriculum
+    names = [store.default_curriculum(wanted)] if wanted else store.curricula() or [store.default_curriculum()]
+    trees = [tree(store, each) for each in names]
+    if as_json:
+        emit_json({"registry": str(store.root), "curricula": [node.to_json() for node in trees]})
+        return
+    for node in trees:
+        print_tree(node)
+
+
+@click.command("log")
+@click.argument("ref", required=False)
+@curriculum_option
+@registry_option
+@json_option
+def log_command(ref: str | None, curriculum: str | None, registry: Path | None, as_json: bool) -> None:
+    """An adapter and its ancestors, newest first.
+
+    REF is a stage's number or name, a merge's name, CURRICULUM:STAGE, or the start of a digest; without it, the last
+    stage is taken.
+    """
+    from ..registry.graph import chain, find
+    from ..registry.store import find_store
+
+    store = find_store(registry)
+    links = chain(store, find(store, ref or _last_stage(store, curriculum), curriculum).digest)
+    if as_json:
+        emit_json({"registry": str(store.root), "chain": [_ancestor_json(link) for link in links]})
+        return
+    print_table(
+        ["digest", "adapter", "role", "created", "r", "steps", "seed", "rows", "parents"],
+        [_ancestor_row(link) for link in links],
+        right=["r", "steps", "seed", "rows"],
+    )
+
+
+@click.command("show")
+@click.argument("ref")
+@curriculum_option
+@registry_option
+@json_option
+def show_command(ref: str, curriculum: str | None, registry: Path | None, as_json: bool) -> None:
+    """One adapter's record, its files verified.
+
+    REF is a stage's number or name, a merge's name, CURRICULUM:STAGE, or the start of a digest.
+    """
+    from ..registry.graph import find
+    from ..registry.store import find_store
+
+    store = find_store(registry)
+    entry = store.load(find(store, ref, curriculum).digest)
+    statements = store.attestations(entry.digest)
+    if as_json:
+        value = {"digest": entry.digest, "path": str(entry.path), "record": entry.record.to_json()}
+        emit_json({**value, "attestations": [statement.to_json() for statement in statements]})
+        return
+    console = stdout()
+    for label, text in [("digest", entry.digest), ("folder", str(entry.path)), *_record_lines(entry.record)]:
+        console.print(f"{label:<12} {text}", markup=False)
+    for statement in statements:
+        console.print(f"{'attested':<12} {_statement_text(statement)}", markup=False)
+
+
+@click.command("verify")
+@click.option("--deep", is_flag=True, help="Also compare tensor headers and adapter configs with the records.")
+@registry_option
+@json_option
+def verify_command(deep: bool, registry: Path | None, as_json: bool) -> None:
+    """Check every file of the registry against its record.
+
+    Ends with exit code 4 when a file is missing, extra or changed, or a name leads nowhere.
+    """
+    from ..registry.store import find_store
+    from ..registry.verify import verify
+
+    store = find_store(registry)
+    checks = verify(store, deep=deep)
+    faulty = [check for check in checks if check.problems]
+    if as_json:
+        value = {"registry": str(store.root), "deep": deep, "ok": not faulty}
+        emit_json({**value, "checks": [check.to_json() for check in checks]})
+    else:
+        rows = [
+            [short(check.digest), check.name, check.num_files, f"{check.size_bytes / 1e6:,.1f}", _verdict(check)]
+            for check in checks
+        ]
+        print_table(["digest", "what", "files", "MB", "result"], rows, right=["files", "MB"])
+    if faulty:
+        first = faulty[0]
+        raise IntegrityError(
+            f"{len(faulty)} of {len(checks)} checks failed",
+            where=f"{first.name} ({short(first.digest)})",
+            expected=first.problems[0].expected,
+            found=first.problems[0],
+            next_step="remove the damaged objects from objects/sha256 and train or fetch them again",
+        )
+
+
+def print_tree(node: TreeNode) -> None:
+    """Draw a curriculum on stdout."""
+    from rich.tree import Tree
+
+    drawn = Tree(_node_text(node), guide_style="dim")
+    _grow(drawn, node)
+    stdout().print(drawn)
+
+
+def _grow(drawn: Tree, node: TreeNode) -> None:
+    for child in node.children:
+        _grow(drawn.add(_node_text(child)), child)
+
+
+def _node_text(node: TreeNode) -> str:
+    from rich.markup import escape
+
+    parts = [f"[bold]{escape(node.label)}[/]"]
+    if node.kind == "base" and node.record:
+        parts.append(f"[dim]{node.record.base.revision[:12]}[/]")
+    elif node.digest:
+        parts.append(f"[cyan]{short(node.digest)}[/]")
+        parts += ["merge"] if node.kind == "merge" else []
+        parts += [f"r {node.record.weights.r}"] if node.record else []
+    shown = "  ".join(text for metric in node.metrics if (text := _metric_text(metric)))
+    if shown:
+        parts.append(escape(f"{'as ' + node.variant + ': ' if '+' in (node.variant or '') else ''}{shown}"))
+    parts += [f"[yellow]{escape(mark)}[/]" for mark in node.marks]
+    return "  ".join(parts)
+
+
+def _metric_text(metric: Metric) -> str:
+    count = f" (n={metric.n})" if metric.n else ""
+    low, high = metric.ci95 or (None, None)
+    if metric.name == "accuracy":
+        interval = f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
+        return f"{100 * metric.value:.1f} %{interval}{count}"
+    if metric.name == "tokens":
+        return f"{metric.value:.1f} tokens"
+    return ""
+
+
+def _statement_text(statement: Attestation) -> str:
+    payload = statement.payload
+    if statement.kind != "eval" or "variant" not in payload:
+        return f"{statement.created}  {statement.kind}  {json.dumps(payload, ensure_ascii=False)}"
+    numbers = "  ".join(f"{item['name']} {item['value']:.4g}" for item in payload.get("metrics", []))
+    return f"{statement.created}  variant {payload['variant']}  {numbers}"
+
+
+def _last_stage(store: Store, curriculum: str | None) -> str:
+    name = store.default_curriculum(curriculum)
+    stages = store.stages(name)
+    return f"{name}:{max(stages, default=1)}"
+
+
+def _ancestor_json(link: Ancestor) -> dict[str, Any]:
+    record = link.entry.record.to_json() if link.entry else None
+    return {"digest": link.digest, "role": link.role, "missing": link.entry is None, "record": record}
+
+
+def _ancestor_row(link: Ancestor) -> list[object]:
+    if link.entry is None:
+        return [short(link.digest), "missing", link.role, *[""] * 6]
+    record = link.entry.record
+    return [
+        short(link.digest),
+        f"{record.curriculum} {record.label}",
+        link.role,
+        record.created,
+        record.weights.r,
+        record.recipe.steps,
+        record.recipe.seed,
+        sum(data.rows for data in record.data),
+        " ".join(short(parent.digest) for parent in record.parents) or "(base)",
+    ]
+
+
+def _record_lines(record: Record) -> list[tuple[str, str]]:
+    quantised = ", ".join(f"{key} {value}" for key, value in (record.base.quantisation or {}).items())
+    weights = record.weights
+    lines = [
+        ("adapter", f"{record.curriculum} {record.label}"),
+        ("created", record.created),
+        ("base", f"{record.base.repo}@{record.base.revision}"),
+        ("quantised", quantised or "no"),
+        ("weights", f"r {weights.r}, alpha {weights.alpha:g}, {weights.dtype}, {', '.join(weights.targets)}"),
+        ("tensors", weights.digest),
+    ]
+    lines += [("parent", f"{parent.digest}  {parent.role}  x {parent.scale:g}") for parent in record.parents]
+    lines += [("requires", digest) for digest in record.requires]
+    lines.append(("recipe", f"seed {record.recipe.seed}, {record.recipe.steps} steps (--json shows the whole config)"))
+    lines += [("data", f"{data.id} {data.split}, {data.rows:,} rows, {data.sha256}") for data in record.data]
+    dirty = ", uncommitted changes" if record.code.dirty else ""
+    lines.append(("code", f"plyfold {record.code.version} {record.code.git or ''}{dirty}".rstrip()))
+    lines.append(("env", ", ".join(f"{key} {value}" for key, value in record.env.items())))
+    lines += [("metric", f"{item.name} {item.value:g} n={item.n} {item.protocol or ''}") for item in record.metrics]
+    lines += [("file", f"{item.path}  {item.size:,} bytes  {item.sha256}") for item in record.files]
+    lines.append(("licence", record.licence))
+    return lines
+
+
+def _verdict(check: Check) -> str:
+    if check.problems:
+        return "; ".join(str(problem) for problem in check.problems)
+    return "; ".join(["ok", *check.notes])
