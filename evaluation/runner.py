@@ -1,0 +1,199 @@
+"""Score variants on the same problems: ask, read, compare, and watch for adapters that do nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ..core.console import warn
+from ..core.digest import digest_json
+from ..core.errors import ConfigError
+from .answers import extract, same_answer
+from .engines import BASE, Engine, Generation
+from .problems import Problem
+from .protocols import Protocol
+from .statistics import Interval, Paired, mean_ci95, paired, wilson
+
+PROBES = 3
+"""Problems on which every adapter is checked to have an effect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one variant made of one problem."""
+
+    id: str
+    question: str
+    gold: str
+    text: str
+    answer: str | None
+    """Number read from the text, in canonical spelling."""
+    method: str
+    """Where it was read: answer-line, boxed, answer-is, last-number, none."""
+    correct: bool
+    num_tokens: int
+    """Output tokens, the end token included."""
+    finish_reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One variant's row of the table."""
+
+    variant: str
+    n: int
+    correct: int
+    accuracy: float
+    """Fraction."""
+    accuracy_ci95: Interval
+    """Wilson."""
+    mean_tokens: float
+    tokens_ci95: Interval
+    """Normal."""
+    truncated_share: float
+    """Fraction of answers cut at max_new_tokens."""
+    no_answer_share: float
+    """Fraction without any number."""
+    methods: dict[str, int]
+    """How many answers each extraction layer read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All variants on one set of problems."""
+
+    protocol: Protocol
+    engine: dict[str, Any]
+    created: str
+    """UTC."""
+    problems_digest: str
+    """Digest of ids, questions and golds in order: equal digests asked the same."""
+    scores: list[Score]
+    comparisons: dict[str, Paired]
+    """Every later variant against the first."""
+    inert: list[str]
+    """Variants whose adapter changes nothing."""
+    outcomes: dict[str, list[Outcome]]
+
+    @property
+    def baseline(self) -> str:
+        """The variant the others are compared with: the first."""
+        return self.scores[0].variant
+
+    @property
+    def n(self) -> int:
+        """Number of problems."""
+        return self.scores[0].n
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the outcomes, as plain JSON values."""
+        return {
+            "protocol": {**asdict(self.protocol), "digest": self.protocol.digest()},
+            "engine": self.engine,
+            "created": self.created,
+            "problems": {"n": self.n, "digest": self.problems_digest},
+            "variants": [asdict(score) for score in self.scores],
+            "baseline": self.baseline,
+            "comparisons": {name: asdict(comparison) for name, comparison in self.comparisons.items()},
+            "inert": self.inert,
+        }
+
+
+def evaluate(problems: Sequence[Problem], engine: Engine, variants: Sequence[str], protocol: Protocol) -> Evaluation:
+    """Ask every variant every problem and compare each with the first variant.
+
+    Args:
+        problems: At least one; ids unique.
+        engine: Holds all `variants`.
+        variants: Names, the baseline first.
+        protocol: How to ask.
+
+    Raises:
+        ConfigError: Nothing to ask, nobody to ask, or a name or id twice.
+    """
+    if not problems or not variants:
+        raise ConfigError("nothing to score", expected="at least one problem and one variant")
+    for what, names in (("variant", list(variants)), ("problem id", [problem.id for problem in problems])):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ConfigError(f"a {what} is given twice", found=", ".join(twice[:5]))
+    prompts = [protocol.prompt(problem.question) for problem in problems]
+    inert = _inert(engine, variants, prompts[:PROBES])
+    generations = engine.generate_all(variants, prompts)
+    outcomes = {
+        variant: [outcome(problem, made) for problem, made in zip(problems, generations[variant], strict=True)]
+        for variant in variants
+    }
+    return Evaluation(
+        protocol=protocol,
+        engine=engine.describe(),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        problems_digest=digest_json([[problem.id, problem.question, problem.gold] for problem in problems]),
+        scores=[score(variant, outcomes[variant]) for variant in variants],
+        comparisons={variant: compare(outcomes[variants[0]], outcomes[variant]) for variant in variants[1:]},
+        inert=inert,
+        outcomes=outcomes,
+    )
+
+
+def outcome(problem: Problem, generation: Generation) -> Outcome:
+    """Read and judge one completion."""
+    found = extract(generation.text)
+    return Outcome(
+        id=problem.id,
+        question=problem.question,
+        gold=problem.gold,
+        text=generation.text,
+        answer=found.value,
+        method=found.method,
+        correct=same_answer(found.value, problem.gold),
+        num_tokens=generation.num_tokens,
+        finish_reason=generation.finish_reason,
+    )
+
+
+def score(variant: str, outcomes: Sequence[Outcome]) -> Score:
+    """Sum one variant's outcomes up."""
+    n, correct = len(outcomes), sum(item.correct for item in outcomes)
+    tokens = [item.num_tokens for item in outcomes]
+    return Score(
+        variant=variant,
+        n=n,
+        correct=correct,
+        accuracy=correct / n,
+        accuracy_ci95=wilson(correct, n),
+        mean_tokens=sum(tokens) / n,
+        tokens_ci95=mean_ci95(tokens),
+        truncated_share=sum(item.finish_reason == "length" for item in outcomes) / n,
+        no_answer_share=sum(item.answer is None for item in outcomes) / n,
+        methods=dict(sorted(Counter(item.method for item in outcomes).items())),
+    )
+
+
+def compare(baseline: Sequence[Outcome], variant: Sequence[Outcome]) -> Paired:
+    """Difference of two variants that answered the same problems in the same order."""
+    assert [item.id for item in baseline] == [item.id for item in variant]
+    return paired(
+        [item.correct for item in baseline],
+        [item.correct for item in variant],
+        [item.num_tokens for item in baseline],
+        [item.num_tokens for item in variant],
+    )
+
+
+def _inert(engine: Engine, variants: Sequence[str], prompts: Sequence[str]) -> list[str]:
+    """Variants that answer exactly like the base: a freshly initialised adapter, or one that was not applied."""
+    adapted = [variant for variant in variants if variant != BASE]
+    if not adapted:
+        return []
+    base = engine.probe(BASE, prompts)
+    inert = [variant for variant in adapted if engine.probe(variant, prompts) == base]
+    for variant in inert:
+        warn(
+            f"the adapter of variant {variant} has no effect: its first-token log probabilities equal the base's on "
+            f"{len(prompts)} problems; it is untrained, or it was not applied"
+        )
+    return inert
