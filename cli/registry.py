@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import emit_json, print_table, stdout
+from ..core.console import emit_json, print_table, progress, stdout
 from ..core.digest import short
 from ..core.errors import IntegrityError
 from .options import curriculum_option, json_option, registry_option
@@ -114,7 +114,11 @@ def verify_command(deep: bool, registry: Path | None, as_json: bool) -> None:
     from ..registry.verify import verify
 
     store = find_store(registry)
-    checks = verify(store, deep=deep)
+    checks = []
+    with progress("verify", len(store.digests())) as task:
+        for check in verify(store, deep=deep):
+            checks.append(check)
+            task.advance(note=check.name)
     faulty = [check for check in checks if check.problems]
     if as_json:
         value = {"registry": str(store.root), "deep": deep, "ok": not faulty}
@@ -125,14 +129,17 @@ def verify_command(deep: bool, registry: Path | None, as_json: bool) -> None:
             for check in checks
         ]
         print_table(["digest", "what", "files", "MB", "result"], rows, right=["files", "MB"])
+        for check in faulty:
+            for problem in check.problems:
+                stdout().print(f"{short(check.digest)}  {problem}", markup=False)
     if faulty:
         first = faulty[0]
         raise IntegrityError(
             f"{len(faulty)} of {len(checks)} checks failed",
-            where=f"{first.name} ({short(first.digest)})",
+            where=f"{first.name} {short(first.digest)}: {first.problems[0].path}",
             expected=first.problems[0].expected,
-            found=first.problems[0],
-            next_step="remove the damaged objects from objects/sha256 and train or fetch them again",
+            found=first.problems[0].found or first.problems[0].fault,
+            next_step="remove the damaged objects from objects/sha256, then train or fetch them again",
         )
 
 
@@ -142,7 +149,7 @@ def print_tree(node: TreeNode) -> None:
 
     drawn = Tree(_node_text(node), guide_style="dim")
     _grow(drawn, node)
-    stdout().print(drawn)
+    stdout().print(drawn, soft_wrap=False)  # long lines wrap inside the guides
 
 
 def _grow(drawn: Tree, node: TreeNode) -> None:
@@ -161,9 +168,12 @@ def _node_text(node: TreeNode) -> str:
         parts += ["merge"] if node.kind == "merge" else []
         parts += [f"r {node.record.weights.r}"] if node.record else []
     shown = "  ".join(text for metric in node.metrics if (text := _metric_text(metric)))
+    variant = node.variant or ""
     if shown:
-        parts.append(escape(f"{'as ' + node.variant + ': ' if '+' in (node.variant or '') else ''}{shown}"))
-    parts += [f"[yellow]{escape(mark)}[/]" for mark in node.marks]
+        parts.append(escape(f"as {variant}: {shown}" if "+" in variant else shown))
+    if node.marks:
+        more = f" (and {len(node.marks) - 1} more)" if len(node.marks) > 1 else ""
+        parts.append(f"[yellow]{escape(node.marks[0] + more)}[/]")
     return "  ".join(parts)
 
 
@@ -240,5 +250,5 @@ def _record_lines(record: Record) -> list[tuple[str, str]]:
 
 def _verdict(check: Check) -> str:
     if check.problems:
-        return "; ".join(str(problem) for problem in check.problems)
+        return f"{len(check.problems)} fault{'s' if len(check.problems) > 1 else ''}"
     return "; ".join(["ok", *check.notes])

@@ -39,7 +39,7 @@ def write_attestation(folder: Path, digest: str, kind: str, payload: Mapping[str
         ConfigError: An unfit kind, a local path, NaN or infinity, or more than a record may hold.
     """
     if not re.fullmatch(STAGE_NAME, kind):
-        raise ConfigError("not a kind of attestation", found=kind, expected="a-z, 0-9 and dashes")
+        raise ConfigError("not a kind of attestation", found=kind, expected="a letter, then a-z, 0-9 and dashes")
     check_portable(payload)
     value = {"schema": 1, "digest": digest, "kind": kind, "created": utc_now(), "payload": dict(payload)}
     if len(canonical_json(value)) > MAX_RECORD_BYTES:

@@ -31,7 +31,7 @@ class Problem:
     path: str
     """File inside the object."""
     fault: str
-    """`missing`, `extra`, `size`, `digest`, `record` or `parent`."""
+    """`missing`, `extra`, `size`, `digest`, or `record` (the two contradict each other)."""
     expected: str = ""
     found: str = ""
 
@@ -39,8 +39,8 @@ class Problem:
         return {"path": self.path, "fault": self.fault, "expected": self.expected, "found": self.found}
 
     def __str__(self) -> str:
-        detail = f" (expected {self.expected}, found {self.found})" if self.found else ""
-        return f"{self.path}: {self.fault}{detail}"
+        fault = {"missing": "is missing", "extra": "is not in the record"}.get(self.fault, f"has another {self.fault}")
+        return f"{self.path} {fault}" + (f" (expected {self.expected}, found {self.found})" if self.found else "")
 
 
 def write_object(folder: Path, record: Record, tmp: Path, objects: Path) -> str:
@@ -150,19 +150,27 @@ def raise_problems(path: Path, record: Record, problems: list[Problem]) -> None:
     )
 
 
-def sweep(tmp: Path, max_age_s: float = TMP_MAX_AGE_S) -> list[Path]:
+def sweep(tmp: Path, max_age_s: float = TMP_MAX_AGE_S) -> None:
     """Remove what killed publishes left in `tmp`, judged by the newest file inside; never anything younger."""
-    removed = []
     for leftover in tmp.iterdir():
-        try:
-            newest_s = max(path.lstat().st_mtime for path in [leftover, *leftover.rglob("*")])
-        except OSError:
-            continue  # its owner has just finished with it
-        if time.time() - newest_s > max_age_s:
+        if _age_s(leftover, *leftover.rglob("*")) > max_age_s:
             shutil.rmtree(leftover, ignore_errors=True)
-            leftover.unlink(missing_ok=True) if leftover.is_file() else None
-            removed.append(leftover)
-    return removed
+
+
+def sweep_partial_files(*folders: Path, max_age_s: float = TMP_MAX_AGE_S) -> None:
+    """Remove half-written refs and attestations (dot files) that a kill left; never anything younger."""
+    for folder in folders:
+        for leftover in folder.rglob(".*"):
+            if _age_s(leftover) > max_age_s:
+                leftover.unlink(missing_ok=True)
+
+
+def _age_s(*paths: Path) -> float:
+    """Seconds since the youngest of `paths` changed; 0 where its owner has just removed it."""
+    try:
+        return time.time() - max(path.lstat().st_mtime for path in paths)
+    except OSError:
+        return 0.0
 
 
 def _payload(folder: Path) -> dict[str, int]:

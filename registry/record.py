@@ -24,7 +24,7 @@ MAX_RECORD_BYTES = 1_000_000
 """Largest record read or written; a bigger file is not a record."""
 
 CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
-STAGE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+STAGE_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
 _LOCAL_PATH = re.compile(r"(?:/(?!/)\S|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\\w|file:/)")
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]

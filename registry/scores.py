@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from ..core.errors import NotFoundError
+from ..core.errors import IntegrityError, NotFoundError
 from .record import Metric
-from .store import Store
+from .store import Entry, Store
 
 EVAL = "eval"
 """Kind of the attestations that hold scores."""
@@ -38,33 +39,43 @@ def attest_scores(
     inputs = {str(number): store.ref(curriculum, number) for number in stages}
     if not known:
         raise NotFoundError(f"no stage of {curriculum} to attest scores to", where=store.root)
+    entry = store.peek(known[max(stages) if stages else min(known)])
     payload = {
         **(details or {}),
+        "curriculum": curriculum,
         "variant": variant_name(stages),
+        "base": _base_name(entry),
         "inputs": inputs,
         "metrics": [metric.model_dump(mode="json") for metric in metrics],
     }
-    store.attest(known[max(stages) if stages else min(known)], EVAL, payload)
+    store.attest(entry.digest, EVAL, payload)
 
 
 def scores(store: Store, curriculum: str) -> dict[str, list[Metric]]:
-    """Variant name -> its latest scores, of the stages as they are now.
+    """Variant name -> its latest scores, of the base and the stages as they are now.
 
     Raises:
         IntegrityError: An attestation is not readable.
     """
     stages = store.stages(curriculum)
-    held = set(store.digests())
-    statements = [item for digest in stages.values() if digest in held for item in store.attestations(digest, EVAL)]
+    held = set(store.digests()) & set(stages.values())
+    bases = set()
+    for digest in held:
+        with suppress(IntegrityError):  # `tree` marks it as damaged
+            bases.add(_base_name(store.peek(digest)))
     found: dict[str, list[Metric]] = {}
-    for statement in sorted(statements, key=lambda item: item.created):
-        payload = statement.payload
+    statements = [item for digest in store.digests() for item in store.attestations(digest, EVAL)]
+    for payload in (item.payload for item in sorted(statements, key=lambda item: item.created)):
         inputs = payload.get("inputs")
-        if not isinstance(inputs, dict) or "variant" not in payload:
-            continue  # another tool's statement
-        if all(stages.get(int(number)) == digest for number, digest in inputs.items() if number.isdecimal()):
-            found[str(payload["variant"])] = [Metric.model_validate(item) for item in payload.get("metrics", [])]
+        if payload.get("curriculum") != curriculum or payload.get("base") not in bases or not isinstance(inputs, dict):
+            continue  # another curriculum's, or another tool's
+        if inputs.items() <= {str(number): digest for number, digest in stages.items()}.items():
+            found[str(payload.get("variant"))] = [Metric.model_validate(item) for item in payload.get("metrics", [])]
     return found
+
+
+def _base_name(entry: Entry) -> str:
+    return f"{entry.record.base.repo}@{entry.record.base.revision}"
 
 
 def variant_name(stages: Sequence[int]) -> str:

@@ -24,16 +24,9 @@ from typing import Any, Final
 from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, ConflictError, IncompatibleError, IntegrityError, NotFoundError
 from ..core.files import disk_errors, write_bytes
-from .ledger import (
-    Attestation,
-    append_log,
-    read_attestations,
-    read_location,
-    read_log,
-    write_attestation,
-    write_location,
-)
-from .objects import find_problems, raise_problems, read_record, sweep, write_object
+from . import ledger
+from .ledger import Attestation
+from .objects import find_problems, raise_problems, read_record, sweep, sweep_partial_files, write_object
 from .record import CURRICULUM_NAME, Record
 
 FOLDER = ".plyfold"
@@ -111,9 +104,10 @@ class Store:
             DiskFullError: No room; nothing of it is left.
         """
         sweep(self._tmp)
+        sweep_partial_files(self._refs, self._attest)
         digest = write_object(folder, record, self._tmp, self.objects)
         with self._locked():
-            append_log(self._log, "publish", digest=digest, kind=record.kind, curriculum=record.curriculum)
+            ledger.append_log(self._log, "publish", digest=digest, kind=record.kind, curriculum=record.curriculum)
         return digest
 
     def load(self, digest: str) -> Entry:
@@ -205,7 +199,7 @@ class Store:
             if now == entry.digest:
                 return
             write_bytes(path, f"{entry.digest}\n".encode())
-            append_log(
+            ledger.append_log(
                 self._log, "ref", curriculum=curriculum, stage=slot, alias=alias, digest=entry.digest, previous=now
             )
 
@@ -295,7 +289,7 @@ class Store:
             ConfigError: An unfit kind or payload.
         """
         with disk_errors(self._attest):
-            return write_attestation(self._attest, self.resolve(digest), kind, payload)
+            return ledger.write_attestation(self._attest, self.resolve(digest), kind, payload)
 
     def attestations(self, digest: str, kind: str | None = None) -> list[Attestation]:
         """What was attested about an object, oldest first; `kind` filters.
@@ -304,21 +298,21 @@ class Store:
             NotFoundError: No such object.
             IntegrityError: An attestation is not readable.
         """
-        statements = read_attestations(self._attest, self.resolve(digest))
+        statements = ledger.read_attestations(self._attest, self.resolve(digest))
         return [statement for statement in statements if kind in (None, statement.kind)]
 
     def log(self) -> list[dict[str, Any]]:
         """Every publish and every move of a ref, oldest first."""
-        return read_log(self._log)
+        return ledger.read_log(self._log)
 
     def remember_base(self, repo: str, revision: str, path: Path) -> None:
         """Note where a base lies on this machine; local knowledge, never in a record."""
         with self._locked():
-            write_location(self._locations, repo, revision, path)
+            ledger.write_location(self._locations, repo, revision, path)
 
     def base_path(self, repo: str, revision: str) -> Path | None:
         """Where a base was last seen on this machine, if it is still there."""
-        return read_location(self._locations, repo, revision)
+        return ledger.read_location(self._locations, repo, revision)
 
     # ---- inside
 

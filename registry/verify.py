@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.digest import short
@@ -38,14 +40,15 @@ class Check:
         }
 
 
-def verify(store: Store, *, deep: bool = False) -> list[Check]:
+def verify(store: Store, *, deep: bool = False) -> Iterator[Check]:
     """Hash every file of every object against its record, and check that every ref leads to its object.
 
     Args:
         store: The registry.
         deep: Also compare tensor headers and `adapter_config.json` with the record.
     """
-    checks = [_check_object(store, digest, deep) for digest in store.digests()]
+    for digest in store.digests():
+        yield _check_object(store, digest, deep)
     for curriculum in store.curricula():
         named = {str(number): digest for number, digest in store.stages(curriculum).items()}
         named |= {f"{MERGES}/{slug}": digest for slug, digest in store.merges(curriculum).items()}
@@ -53,8 +56,7 @@ def verify(store: Store, *, deep: bool = False) -> list[Check]:
             problem = _check_ref(store, curriculum, slot, digest)
             if problem:
                 name = f"refs/{curriculum}/{slot}"
-                checks.append(Check(name=name, digest=digest, num_files=0, size_bytes=0, problems=[problem], notes=[]))
-    return checks
+                yield Check(name=name, digest=digest, num_files=0, size_bytes=0, problems=[problem], notes=[])
 
 
 def _check_object(store: Store, digest: str, deep: bool) -> Check:
@@ -90,7 +92,8 @@ def _check_content(entry: Entry) -> list[Problem]:
     try:
         spec = read_spec(entry.path)
     except PlyfoldError as error:
-        return [Problem(path=error.where or "adapter", fault="record", expected=error.expected, found=error.what)]
+        name = Path(error.where).name or "adapter"
+        return [Problem(path=name, fault="record", expected=error.expected, found=f"{error.what}: {error.found}")]
     record = entry.record
     pairs = [
         ("base", f"{record.base.repo}@{record.base.revision}", f"{spec.base_repo}@{spec.base_revision}"),
