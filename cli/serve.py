@@ -1,0 +1,107 @@
+"""`plyfold serve`: variants of a curriculum from one vLLM engine, over an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..core.console import emit_json, print_table, say
+from .options import curriculum_option, dry_run_option, json_option, registry_option
+
+if TYPE_CHECKING:
+    from ..registry.store import Store
+    from ..serving.launch import ServerPlan
+    from ..serving.variants import Variant
+
+EXAMPLE_PROMPT = "Question: Ann has 3 apples and buys 4 more. How many apples does she have?\nSolution:\n"
+EXAMPLE_TOKENS = 128
+
+
+@click.command("serve")
+@click.argument("variants", nargs=-1, metavar="[VARIANT]…")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--max-model-len", type=int, help="Longest prompt plus answer, in tokens; else the base's.")
+@curriculum_option
+@registry_option
+@dry_run_option
+@json_option
+def serve_command(
+    variants: tuple[str, ...],
+    host: str,
+    port: int,
+    max_model_len: int | None,
+    curriculum: str | None,
+    registry: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Serve variants from one vLLM engine, each under its name: base, 1, 1+2.
+
+    Without a VARIANT it serves the base and every step of the curriculum. Ctrl-C stops it.
+    """
+    from ..registry.store import find_store
+    from ..serving.launch import plan_server, prepare, run_server
+
+    store = find_store(registry)
+    chosen = _chosen(store, variants, store.default_curriculum(curriculum))
+    plan = plan_server(store, chosen, host=host, port=port, max_model_len=max_model_len)
+    if dry_run:
+        _show_plan(plan, as_json)
+        return 0
+    prepare(plan, store)
+    say(f"starting vLLM {plan.vllm} on {plan.url}; its log: {plan.log}")
+    return run_server(plan, on_ready=lambda: _show_ready(plan, as_json))
+
+
+def _chosen(store: Store, names: tuple[str, ...], curriculum: str) -> list[Variant]:
+    """The named variants, or the base and every prefix of the curriculum."""
+    from ..serving.variants import Variant, parse_variant
+
+    if names:
+        return [parse_variant(name, curriculum) for name in names]
+    numbers = tuple(store.stages(curriculum))
+    return [Variant(curriculum=curriculum, stages=numbers[:length]) for length in range(len(numbers) + 1)]
+
+
+def _show_plan(plan: ServerPlan, as_json: bool) -> None:
+    if as_json:
+        emit_json({"dry_run": True, **plan.to_json()})
+        return
+    _print_models(plan)
+    print(f"base     {plan.base.repo}@{plan.base.revision[:12]} as {plan.quantisation.compute_dtype} twin, {plan.twin}")
+    print(f"vLLM     {plan.vllm}, rank {plan.options.max_lora_rank}, {plan.options.max_loras} LoRA slots")
+    print(f"command  {plan.shell_command}")
+
+
+def _show_ready(plan: ServerPlan, as_json: bool) -> None:
+    if as_json:
+        emit_json({"ready": True, **plan.to_json()})
+    else:
+        print(f"serving {plan.url}/v1")
+        _print_models(plan)
+        print(f"try      {_curl(plan)}")
+        print("stop     Ctrl-C")
+    sys.stdout.flush()
+
+
+def _print_models(plan: ServerPlan) -> None:
+    rows: list[tuple[object, ...]] = [("base", plan.base.repo, "", "")]
+    for variant in plan.variants:
+        if variant.path is not None:
+            stages = " + ".join(entry.record.label for entry in variant.entries)
+            rows.append((variant.variant.name, stages, variant.r, variant.path.name))
+    print_table(("model", "is", "rank", "adapter"), rows, right=("rank",))
+
+
+def _curl(plan: ServerPlan) -> str:
+    model = next(reversed(plan.modules), "base")
+    body = {"model": model, "prompt": EXAMPLE_PROMPT, "max_tokens": EXAMPLE_TOKENS, "temperature": 0}
+    return shlex.join(
+        ["curl", f"{plan.url}/v1/completions", "-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    )

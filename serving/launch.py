@@ -1,0 +1,340 @@
+"""One vLLM server for a base and its variants: planned, prepared, started, watched and stopped.
+
+`plan_server` refuses everything that can be refused from headers, `prepare` makes the twin and the composed adapters,
+`run_server` starts vLLM in its own process group, waits until it answers, and leaves no process behind however it
+ends. Adapters are static modules: nothing can be loaded over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ..core.console import progress, say, verbosity
+from ..core.errors import ConfigError, ConflictError, FailedError
+from .options import EngineOptions, engine_options, vllm_version
+from .variants import BASE, Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
+
+if TYPE_CHECKING:
+    from ..adapters.base import BaseRef, Quantisation
+    from ..registry.store import Store
+
+INTERRUPTED = 130
+START_TIMEOUT_S = 1800.0
+"""Longest wait for a first answer; a large base is read and, on a GPU, compiled before it."""
+DRAIN_S = 30
+"""Time requests in flight have when the server is asked to stop; vLLM's `--shutdown-timeout`."""
+STOP_TIMEOUT_S = DRAIN_S + 15.0
+"""Time from asking vLLM to stop until it is killed."""
+POLL_S = 0.5
+LOG_TAIL_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPlan:
+    """A server that can be started."""
+
+    curriculum: str
+    variants: tuple[VariantPlan, ...]
+    """As asked for, without duplicates; the base is served whether it is among them or not."""
+    base: BaseRef
+    quantisation: Quantisation
+    twin: Path
+    """Folder of the dequantised base, made or not."""
+    options: EngineOptions
+    vllm: str
+    """Version of vLLM."""
+    host: str
+    port: int
+    log: Path
+    """vLLM's own output, unless `-v` shows it."""
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    """Variables set for vLLM beside the present ones."""
+
+    @property
+    def url(self) -> str:
+        """Where the server answers; a wildcard host is reached through localhost."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{host}:{self.port}"
+
+    @property
+    def modules(self) -> dict[str, Path]:
+        """Served name -> composed adapter."""
+        return {plan.variant.name: plan.path for plan in self.variants if plan.path is not None}
+
+    @property
+    def shell_command(self) -> str:
+        """The exact command with its environment, to be pasted into a shell."""
+        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.command)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "curriculum": self.curriculum,
+            "url": self.url,
+            "base": {"repo": self.base.repo, "revision": self.base.revision, "names": [BASE, self.base.repo]},
+            "twin": str(self.twin),
+            "variants": [
+                {
+                    "name": plan.variant.name,
+                    "slug": plan.variant.slug,
+                    "stages": list(plan.variant.stages),
+                    "rank": plan.r,
+                    "path": str(plan.path) if plan.path else None,
+                    "digests": [entry.digest for entry in plan.entries],
+                }
+                for plan in self.variants
+            ],
+            "vllm": self.vllm,
+            "device": "cpu" if self.options.cpu else "gpu",
+            "dtype": self.options.dtype,
+            "max_model_len": self.options.max_model_len,
+            "max_lora_rank": self.options.max_lora_rank,
+            "max_loras": self.options.max_loras,
+            "log": str(self.log),
+            "environment": self.environment,
+            "command": list(self.command),
+        }
+
+
+def plan_server(
+    store: Store,
+    variants: Sequence[Variant],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_model_len: int | None = None,
+) -> ServerPlan:
+    """Decide everything about a server without writing or starting anything.
+
+    Args:
+        store: Registry the stages are in.
+        variants: What to serve; all of one base.
+        host: Address to listen on.
+        port: TCP port; 0 takes a free one.
+        max_model_len: Longest prompt plus answer in tokens; null takes the base's, on a CPU at most 4096.
+
+    Raises:
+        ConfigError: Two variants of one name from different curricula, or a context longer than the base's.
+        NotFoundError: An unknown stage or curriculum, or no vLLM (the command that installs it is named).
+        BaseMismatchError, ShapeMismatchError, UnsupportedAdapterError, IncompatibleError: What vLLM would refuse late,
+            or apply wrongly without a word.
+        ConflictError: The port is taken.
+    """
+    from ..adapters.base import twin_path
+
+    version = vllm_version()
+    plans = [plan_variant(store, variant) for variant in dict.fromkeys(variants)]
+    _refuse_shared_names(plans)
+    base, quantisation = base_of(store, [plan.variant for plan in plans])
+    check_fits(base, plans)
+    ranks = [plan.r for plan in plans if plan.composition]
+    options = engine_options(base.path, quantisation.compute_dtype, ranks, max_model_len=max_model_len)
+    port = _free_port(host, port)
+    twin = twin_path(base, quantisation, store.cache)
+    return ServerPlan(
+        curriculum=plans[0].variant.curriculum,
+        variants=tuple(plans),
+        base=base,
+        quantisation=quantisation,
+        twin=twin,
+        options=options,
+        vllm=version,
+        host=host,
+        port=port,
+        log=store.cache / "serve" / f"{port}.log",
+        command=_command(base, twin, plans, options, host, port),
+        environment=options.environment(),
+    )
+
+
+def prepare(plan: ServerPlan, store: Store) -> None:
+    """Make what the server reads: the twin and the composed adapters. What is there is verified and kept.
+
+    Raises:
+        DiskFullError: No room; nothing of it is half-written.
+    """
+    from ..adapters.base import ensure_twin
+
+    with progress("prepare", len(plan.variants) + 1) as task:
+        ensure_twin(plan.base, plan.quantisation, store.cache)
+        task.advance(note="base")
+        for variant in plan.variants:
+            materialise(store, variant)
+            task.advance(note=variant.variant.name)
+
+
+def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) -> int:
+    """Start vLLM, call `on_ready` once it answers and lists every variant, and stay until it ends.
+
+    Ctrl-C and SIGTERM stop it in order: requests in flight have DRAIN_S seconds, then every process of it goes.
+
+    Returns:
+        130 when interrupted.
+
+    Raises:
+        FailedError: vLLM ended by itself, never answered, or lists other models; with the end of its log.
+    """
+    with _interruptible(), _log(plan.log) as output:
+        server = subprocess.Popen(
+            plan.command,
+            env={**os.environ, **plan.environment, "PLYFOLD_SERVER_PARENT": str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the server in order
+        )
+        try:
+            _wait_until_healthy(server, plan)
+            _check_models(plan)
+            on_ready()
+            code = server.wait()
+            raise _died(plan, f"vLLM ended with code {code}")
+        except KeyboardInterrupt:
+            say("stopping …")
+            return INTERRUPTED
+        finally:
+            _stop(server)
+
+
+def _refuse_shared_names(plans: Sequence[VariantPlan]) -> None:
+    owner: dict[str, Variant] = {}
+    for plan in plans:
+        other = owner.setdefault(plan.variant.name, plan.variant)
+        if other != plan.variant and plan.composition:
+            raise ConfigError(
+                "two variants would be served under one name",
+                found=f"{other.alias} and {plan.variant.alias}",
+                next_step="serve one curriculum at a time",
+            )
+
+
+def _command(
+    base: BaseRef, twin: Path, plans: Sequence[VariantPlan], options: EngineOptions, host: str, port: int
+) -> tuple[str, ...]:
+    modules = [json.dumps({"name": plan.variant.name, "path": str(plan.path)}) for plan in plans if plan.path]
+    command = [sys.executable, "-m", "plyfold.serving.vllm_main", "serve", str(twin)]
+    command += ["--served-model-name", BASE, base.repo, "--host", host, "--port", str(port)]
+    command += ["--shutdown-timeout", str(DRAIN_S), *options.flags()]
+    return tuple(command + (["--lora-modules", *modules] if modules else []))
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port` if it can be bound, or a free one for 0.
+
+    Raises:
+        ConflictError: It is taken.
+        ConfigError: No such address or port.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (socket.gaierror, OverflowError) as error:
+            raise ConfigError(
+                "cannot listen there", found=f"{host}:{port}", expected="an address and a port"
+            ) from error
+        except OSError as error:
+            raise ConflictError(
+                "the port cannot be used",
+                where=f"{host}:{port}",
+                found=error.strerror or str(error),
+                next_step="stop what listens there, or choose another with --port (0 takes a free one)",
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM, like Ctrl-C, raises KeyboardInterrupt inside."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _log(path: Path) -> Iterator[Any]:
+    """Where vLLM's output goes: this process's stderr with `-v`, else a file."""
+    if verbosity() > 0:
+        yield sys.stderr
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        yield file
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], plan: ServerPlan) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    with progress("start vLLM") as task:
+        while time.monotonic() < deadline_s:
+            if (code := server.poll()) is not None:
+                raise _died(plan, f"vLLM ended with code {code} before it answered")
+            try:
+                with urllib.request.urlopen(f"{plan.url}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(POLL_S)
+                task.advance(0)
+    raise _died(plan, f"vLLM did not answer within {START_TIMEOUT_S:.0f} s")
+
+
+def _check_models(plan: ServerPlan) -> None:
+    request = urllib.request.Request(f"{plan.url}/v1/models")
+    if key := os.environ.get("VLLM_API_KEY"):
+        request.add_header("Authorization", f"Bearer {key}")
+    with urllib.request.urlopen(request, timeout=30) as response:
+        listed = {model["id"] for model in json.load(response)["data"]}
+    expected = {BASE, plan.base.repo, *plan.modules}
+    if listed != expected:
+        raise _died(plan, f"vLLM lists other models than planned: {', '.join(sorted(listed))}")
+
+
+def _died(plan: ServerPlan, what: str) -> FailedError:
+    lines = plan.log.read_text(errors="replace").splitlines() if verbosity() <= 0 and plan.log.is_file() else []
+    causes = [line for line in lines if "Error" in line and "Traceback" not in line] or lines
+    return FailedError(
+        what,
+        where=plan.log if lines else plan.url,
+        found="\n            ".join(causes[-LOG_TAIL_LINES:]),
+        next_step="the log tells more; run again with -v to watch it",
+    )
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """Ask vLLM to stop, wait, and kill whatever is left of its process group.
+
+    A second Ctrl-C skips the wait.
+    """
+    try:
+        if server.poll() is None:
+            server.terminate()
+            server.wait(STOP_TIMEOUT_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        pass
+    finally:
+        with suppress(ProcessLookupError):  # it left nothing
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -1,0 +1,207 @@
+"""Fixtures that several rooms use: a tiny random base and random PEFT folders."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+REPO, REVISION = "acme/tiny-qwen2", "0123456789abcdef0123456789abcdef01234567"
+HIDDEN, INTERMEDIATE, KV, LAYERS = 64, 128, 32, 2
+TINY_MODULES: dict[str, tuple[int, int]] = {
+    f"model.layers.{layer}.{name}": shape
+    for layer in range(LAYERS)
+    for name, shape in {
+        "self_attn.q_proj": (HIDDEN, HIDDEN),
+        "self_attn.k_proj": (KV, HIDDEN),
+        "self_attn.v_proj": (KV, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
+        "mlp.up_proj": (INTERMEDIATE, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INTERMEDIATE),
+    }.items()
+}
+"""Module name -> (O, I) of the linear modules of `tiny_base`."""
+
+
+class TinyBase(Protocol):
+    def __call__(self, *, seed: int = 0, dtype: str = "bfloat16", tie: bool = True) -> Path: ...
+
+
+class MakeAdapter(Protocol):
+    def __call__(
+        self,
+        folder: Path,
+        *,
+        modules: Mapping[str, tuple[int, int]] = ...,
+        r: int = 4,
+        alpha: float = 8,
+        rslora: bool = False,
+        rank_pattern: Mapping[str, int] = ...,
+        alpha_pattern: Mapping[str, float] = ...,
+        dtype: str = "float32",
+        seed: int = 0,
+        repo: str = REPO,
+        revision: str | None = REVISION,
+        **config: Any,
+    ) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
+    """A factory of random 2-layer Qwen2 folders (hidden 64) with the sandbox's tokenizer; one folder per choice."""
+    made: dict[tuple[int, str, bool], Path] = {}
+
+    def make(*, seed: int = 0, dtype: str = "bfloat16", tie: bool = True) -> Path:
+        import torch
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        from plyfold.adapters.base import sandbox_folder
+
+        if (seed, dtype, tie) in made:
+            return made[seed, dtype, tie]
+        path = tmp_path_factory.mktemp("base") / "tiny"
+        sandbox = sandbox_folder()
+        vocab_size = json.loads((sandbox / "config.json").read_text())["vocab_size"]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = Qwen2ForCausalLM(
+                Qwen2Config(
+                    vocab_size=vocab_size,
+                    hidden_size=HIDDEN,
+                    intermediate_size=INTERMEDIATE,
+                    num_hidden_layers=LAYERS,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    max_position_embeddings=512,
+                    initializer_range=0.1,  # large enough for a bad weight to show in the logits
+                    tie_word_embeddings=tie,
+                )
+            )
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    torch.nn.init.normal_(parameter, std=0.1)
+        model.to(getattr(torch, dtype)).save_pretrained(path)
+        for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            shutil.copyfile(sandbox / file, path / file)
+        made[seed, dtype, tie] = path
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> MakeAdapter:
+    """A factory of random PEFT LoRA folders, written without PEFT or plyfold so that both can be tested on them."""
+
+    def make(
+        folder: Path,
+        *,
+        modules: Mapping[str, tuple[int, int]] = TINY_MODULES,
+        r: int = 4,
+        alpha: float = 8,
+        rslora: bool = False,
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, float] | None = None,
+        dtype: str = "float32",
+        seed: int = 0,
+        repo: str = REPO,
+        revision: str | None = REVISION,
+        **config: Any,
+    ) -> Path:
+        import torch
+        from safetensors.torch import save_file
+
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for name, (out_features, in_features) in modules.items():
+            matching = (value for key, value in (rank_pattern or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name))
+            rank = next(matching, r)
+            for half, shape in (("A", (rank, in_features)), ("B", (out_features, rank))):
+                tensor = torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+                tensors[f"base_model.model.{name}.lora_{half}.weight"] = tensor.to(getattr(torch, dtype))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        fields = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": repo,
+            "revision": revision,
+            "r": r,
+            "lora_alpha": alpha,
+            "use_rslora": rslora,
+            "rank_pattern": dict(rank_pattern or {}),
+            "alpha_pattern": dict(alpha_pattern or {}),
+            "target_modules": sorted({name.rpartition(".")[2] for name in modules}),
+            "inference_mode": True,
+            "bias": "none",
+            **config,
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(fields))
+        return folder
+
+    return make
+
+
+class MakeStore(Protocol):
+    def __call__(
+        self,
+        root: Path,
+        base: Path,
+        *,
+        stages: int = 3,
+        compute_dtype: str = "float32",
+        curriculum: str = "tiny",
+        r: int = 4,
+        revision: str = REVISION,
+        seed: int = 0,
+        **adapter: Any,
+    ) -> Any: ...
+
+
+@pytest.fixture(scope="session")
+def make_store(make_adapter: MakeAdapter, tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
+    """A factory of stores in which random adapters stand for the stages of a trained curriculum."""
+
+    def make(
+        root: Path,
+        base: Path,
+        *,
+        stages: int = 3,
+        compute_dtype: str = "float32",
+        curriculum: str = "tiny",
+        r: int = 4,
+        revision: str = REVISION,
+        seed: int = 0,
+        **adapter: Any,
+    ) -> Any:
+        from plyfold.adapters.base import Quantisation
+        from plyfold.adapters.tensors import tensor_digest
+        from plyfold.registry.record import BaseRecord, Code, Record, StageId, Weights
+        from plyfold.registry.store import find_store
+
+        store = find_store(root, create=True)
+        quantisation = Quantisation(compute_dtype=compute_dtype)
+        for number in range(1, stages + 1):
+            name = f"{curriculum}-{number}"
+            folder = tmp_path_factory.mktemp("stage") / name
+            make_adapter(folder, r=r, alpha=2 * r, seed=seed + number, revision=revision, **adapter)
+            record = Record(
+                kind="stage",
+                curriculum=curriculum,
+                stage=StageId(number=number, name=name),
+                base=BaseRecord(repo=REPO, revision=revision, quantisation=quantisation.to_json()),
+                code=Code(version="0"),
+                weights=Weights(digest=tensor_digest(folder), dtype="float32", r=r, alpha=2 * r, targets=[]),
+            )
+            store.set_ref(curriculum, number, store.publish(folder, record))
+        store.remember_base(REPO, revision, base)
+        return store
+
+    return make

@@ -1,0 +1,157 @@
+"""Variants: names, look-up, composition in the cache, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plyfold.core.errors import (
+    BaseMismatchError,
+    ConfigError,
+    IncompatibleError,
+    NotFoundError,
+    ShapeMismatchError,
+    UnsupportedAdapterError,
+)
+from plyfold.serving.variants import Variant, base_of, check_fits, materialise, parse_variant, plan_variant
+
+
+@pytest.mark.parametrize(
+    ("text", "curriculum", "stages"),
+    [
+        ("base", "gsm8k", ()),
+        ("1", "gsm8k", (1,)),
+        ("1+2+3", "gsm8k", (1, 2, 3)),
+        ("3+1", "gsm8k", (1, 3)),
+        ("other:1+2", "other", (1, 2)),
+        ("other:base", "other", ()),
+        ("other-s1.s12", "other", (1, 12)),
+        ("a-s1-s2", "a-s1", (2,)),
+        ("other-base", "other", ()),
+    ],
+)
+def test_names_are_read(text: str, curriculum: str, stages: tuple[int, ...]) -> None:
+    variant = parse_variant(text, "gsm8k")
+    assert variant == Variant(curriculum=curriculum, stages=stages)
+    assert parse_variant(variant.name, curriculum) == variant
+    assert parse_variant(variant.slug, "elsewhere") == variant
+    assert parse_variant(variant.alias, "elsewhere") == variant
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1+", "+1", "1++2", "1,2", "base+1", "s1", "1+1", "0", "x:", "../1", "1 +2", "-1", "A:1", "1\n", "1234"],
+)
+def test_other_names_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_variant(text, "gsm8k")
+
+
+def test_weights_are_part_of_the_name() -> None:
+    variant = Variant(curriculum="gsm8k", stages=(1, 2), weights=(1.0, 0.5))
+    assert (variant.name, variant.slug) == ("1+2*0.5", "gsm8k-s1.s2*0.5")
+
+
+class TestInAStore:
+    @pytest.fixture(scope="class")
+    def store(self, make_store: Any, tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+        return make_store(tmp_path_factory.mktemp("store") / ".plyfold", tiny_base(dtype="float32"))
+
+    def test_a_composed_variant_is_the_sum_and_is_made_once(self, store: Any) -> None:
+        from plyfold.adapters.tensors import read_adapter, tensor_digest
+
+        variant = parse_variant("1+3", "tiny")
+        made = materialise(store, variant)
+        assert made.path is not None
+        assert (made.r, made.digest) == (8, tensor_digest(made.path))
+        composed = read_adapter(made.path)
+        parts = [read_adapter(store.stage("tiny", number).path) for number in (1, 3)]
+        for name, factors in composed.factors.items():
+            expected = sum(f.scale * f.B_OR.double() @ f.A_RI.double() for f in (p.factors[name] for p in parts))
+            # The scales are powers of two and both products are float64 of the same numbers.
+            assert (factors.B_OR.double() @ factors.A_RI.double() - expected).abs().max() < 1e-12
+        before = {file: file.stat().st_mtime_ns for file in made.path.iterdir()}
+        assert materialise(store, variant) == made
+        assert {file: file.stat().st_mtime_ns for file in made.path.iterdir()} == before
+
+    def test_a_damaged_cache_entry_is_made_again_and_said(self, store: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        made = materialise(store, parse_variant("1", "tiny"))
+        assert made.path is not None
+        weights = made.path / "adapter_model.safetensors"
+        good = weights.read_bytes()
+        weights.write_bytes(good[:-4] + b"\x00\x00\x80\x7f")
+        assert materialise(store, parse_variant("1", "tiny")) == made
+        assert weights.read_bytes() == good
+        assert "damaged" in capsys.readouterr().err
+
+    def test_an_entry_left_without_its_note_is_made_again(self, store: Any) -> None:
+        made = materialise(store, parse_variant("2", "tiny"))
+        assert made.path is not None
+        (made.path.parent / f"{made.path.name}.json").unlink()
+        (made.path / "adapter_model.safetensors").write_bytes(b"torn")
+        assert materialise(store, parse_variant("2", "tiny")) == made
+
+    def test_the_base_has_no_adapter(self, store: Any) -> None:
+        made = materialise(store, parse_variant("base", "tiny"))
+        assert (made.path, made.r, made.digest) == (None, 0, None)
+
+    def test_planning_writes_nothing(self, store: Any) -> None:
+        plan = plan_variant(store, parse_variant("2+3", "tiny"))
+        assert plan.path is not None
+        assert not plan.path.exists()
+        assert plan.r == 8
+
+    def test_other_stages_or_weights_lie_elsewhere(self, store: Any) -> None:
+        variants = [parse_variant(name, "tiny") for name in ("1", "1+2", "2")]
+        variants.append(Variant(curriculum="tiny", stages=(1, 2), weights=(1.0, 0.5)))
+        assert len({plan_variant(store, variant).path for variant in variants}) == 4
+
+    @pytest.mark.parametrize("name", ["4", "1+4", "elsewhere:1", "elsewhere:base"])
+    def test_an_unknown_stage_or_curriculum_is_named(self, store: Any, name: str) -> None:
+        with pytest.raises(NotFoundError) as caught:
+            plan_variant(store, parse_variant(name, "tiny"))
+        assert "tiny" in str(caught.value)
+
+    def test_the_base_is_where_it_was_remembered(self, store: Any, tiny_base: Any) -> None:
+        ref, quantisation = base_of(store, [parse_variant("base", "tiny"), parse_variant("1+2", "tiny")])
+        assert ref.path == tiny_base(dtype="float32")
+        assert quantisation.compute_dtype == "float32"
+
+
+def test_variants_of_two_bases_are_refused(make_store: Any, tiny_base: Any, tmp_path: Path) -> None:
+    base = tiny_base(dtype="float32")
+    make_store(tmp_path / "s", base, curriculum="one", stages=1)
+    store = make_store(tmp_path / "s", base, curriculum="two", stages=1, revision="f" * 40)
+    with pytest.raises(BaseMismatchError):
+        base_of(store, [parse_variant("one:1", "one"), parse_variant("two:1", "one")])
+
+
+def test_variants_of_two_quantisations_are_refused(make_store: Any, tiny_base: Any, tmp_path: Path) -> None:
+    base = tiny_base(dtype="float32")
+    make_store(tmp_path / "s", base, curriculum="one", stages=1)
+    store = make_store(tmp_path / "s", base, curriculum="two", stages=1, compute_dtype="bfloat16")
+    with pytest.raises(BaseMismatchError, match="different bases"):
+        base_of(store, [parse_variant("one:1", "one"), parse_variant("two:1", "one")])
+
+
+def test_an_adapter_that_does_not_fit_the_base_is_refused(make_store: Any, tiny_base: Any, tmp_path: Path) -> None:
+    base = tiny_base(dtype="float32")
+    small = make_store(tmp_path / "a", base, stages=1, modules={"model.layers.0.self_attn.q_proj": (32, 64)})
+    with pytest.raises(ShapeMismatchError, match="does not fit"):
+        check_fits(base_of(small, [parse_variant("1", "tiny")])[0], [plan_variant(small, parse_variant("1", "tiny"))])
+    other = make_store(tmp_path / "b", base, stages=1, modules={"model.layers.9.self_attn.q_proj": (64, 64)})
+    with pytest.raises(IncompatibleError, match="lacks"):
+        check_fits(base_of(other, [parse_variant("1", "tiny")])[0], [plan_variant(other, parse_variant("1", "tiny"))])
+    foreign = make_store(tmp_path / "c", base, stages=1, repo="acme/another")
+    with pytest.raises(BaseMismatchError, match="another base"):
+        check_fits(
+            base_of(foreign, [parse_variant("1", "tiny")])[0], [plan_variant(foreign, parse_variant("1", "tiny"))]
+        )
+
+
+def test_features_vllm_cannot_serve_are_refused_by_name(make_store: Any, tiny_base: Any, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", tiny_base(dtype="float32"), stages=1, use_dora=True)
+    with pytest.raises(UnsupportedAdapterError, match=r"(?i)dora"):
+        plan_variant(store, parse_variant("1", "tiny"))
