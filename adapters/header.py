@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..core.errors import IntegrityError, NotFoundError
 
@@ -44,7 +45,7 @@ class Header:
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
 
-    def read(self, file: BinaryIO, name: str) -> bytearray:
+    def read(self, file: BufferedReader, name: str) -> bytearray:
         """The raw little-endian bytes of one tensor, from the opened `path`.
 
         Raises:
