@@ -35,7 +35,7 @@ LOCK_TIMEOUT_S = 30.0
 ANY: Final = "any"
 """`expected` of `set_ref` that does not look at the old value."""
 
-_ALIAS = re.compile(r"^[A-Za-z0-9][\w.+-]{0,126}$")
+_ALIAS = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.+*-]{0,126}\Z")
 _PREFIX = re.compile(r"^(?:sha256:)?([0-9a-f]{4,64})$")
 
 
@@ -366,7 +366,7 @@ class Store:
         if not re.fullmatch(CURRICULUM_NAME, curriculum):
             raise ConfigError("not a curriculum name", found=curriculum, expected="a-z, 0-9 and dashes")
         if not _ALIAS.match(alias):
-            raise ConfigError("not an alias", found=alias, expected="letters, digits and . _ + -")
+            raise ConfigError("not an alias", found=alias, expected="letters, digits and . _ + * -")
         return self._refs / curriculum / slot / alias
 
     @contextmanager

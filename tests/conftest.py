@@ -77,8 +77,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
                     hidden_size=HIDDEN,
                     intermediate_size=INTERMEDIATE,
                     num_hidden_layers=LAYERS,
-                    num_attention_heads=4,
-                    num_key_value_heads=2,
+                    num_attention_heads=2,  # head_dim 32, the smallest vLLM takes on a CPU
+                    num_key_value_heads=1,
                     max_position_embeddings=512,
                     initializer_range=0.1,  # large enough for a bad weight to show in the logits
                     tie_word_embeddings=tie,
@@ -203,5 +203,34 @@ def make_store(make_adapter: MakeAdapter, tmp_path_factory: pytest.TempPathFacto
             store.set_ref(curriculum, number, store.publish(folder, record))
         store.remember_base(REPO, revision, base)
         return store
+
+    return make
+
+
+class MakeRecord(Protocol):
+    def __call__(self, stage: int | None = 1, name: str = "structure", parents: Any = (), **fields: Any) -> Any: ...
+
+
+@pytest.fixture(scope="session")
+def make_record() -> MakeRecord:
+    """A factory of records of the curriculum `toy`, made without torch; stage None gives a merge."""
+
+    def make(stage: int | None = 1, name: str = "structure", parents: Any = (), **fields: Any) -> Any:
+        from plyfold.registry.record import BaseRecord, Code, Parent, Record, StageId, Weights
+
+        role: Any = "active_during_training" if stage else "merge_input"
+        return Record(
+            **{
+                "kind": "stage" if stage else "merge",
+                "curriculum": "toy",
+                "stage": StageId(number=stage, name=name) if stage else None,
+                "base": BaseRecord(repo=REPO, revision=REVISION),
+                "parents": [Parent(role=role, digest=digest) for digest in parents],
+                "code": Code(version="0"),
+                "weights": Weights(digest=f"sha256:{'0' * 64}", dtype="float32", r=4, alpha=8, targets=["q_proj"]),
+                "created": "2026-01-02T03:04:05Z",
+                **fields,
+            }
+        )
 
     return make
