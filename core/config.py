@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -183,29 +183,48 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
         ConfigError: An unknown key, a value of the wrong type, a missing key or a malformed override.
     """
     from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     path = find_config(source)
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError("an override is not key=value", found=override, next_step="write it as trainer.lr=1e-4")
     try:
         loaded = OmegaConf.load(path)
-        if not isinstance(loaded, DictConfig):
-            raise ConfigError("the config is not a mapping", where=path)
-        schema = OmegaConf.structured(CurriculumConfig)
-        merged = OmegaConf.merge(schema, loaded, OmegaConf.from_dotlist(list(overrides)))
-        config = OmegaConf.to_object(merged)
-    except ConfigError:
-        raise
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(_first_line(error), where=path, next_step=_suggestion(error)) from error
     except Exception as error:  # yaml's own errors share no base with OmegaConf's
         if type(error).__module__.split(".")[0] != "yaml":
             raise
         raise ConfigError("the config is not YAML", where=path, found=_first_line(error)) from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError("the config is not a mapping", where=path)
+    return build_config(loaded, overrides, where=path)
+
+
+def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: object = "") -> CurriculumConfig:
+    """The config that plain values make, such as those of a record, with `key=value` overrides applied.
+
+    Args:
+        values: Nested mappings, as `config_dict` gives them.
+        overrides: Dotted `key=value` pairs; YAML rules decide a value's type.
+        where: What an error names as the values' origin.
+
+    Raises:
+        ConfigError: An unknown key, a value of the wrong type, a missing key or a malformed override.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError("an override is not key=value", found=override, next_step="write it as trainer.lr=1e-4")
+    try:
+        schema = OmegaConf.structured(CurriculumConfig)
+        merged = OmegaConf.merge(schema, values, OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(_first_line(error), where=where, next_step=_suggestion(error)) from error
+    except Exception as error:  # an override's value that is not YAML
+        if type(error).__module__.split(".")[0] != "yaml":
+            raise
+        raise ConfigError("an override is not YAML", found=_first_line(error)) from error
     assert isinstance(config, CurriculumConfig)
-    _check(config, path)
+    _check(config, where)
     setattr(config, _UNRESOLVED, OmegaConf.to_container(merged, resolve=False))
     return config
 
@@ -239,7 +258,7 @@ def save_config(config: CurriculumConfig, path: Path) -> None:
     write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(config_dict(config)), resolve=False).encode())
 
 
-def _check(config: CurriculumConfig, path: Path) -> None:
+def _check(config: CurriculumConfig, path: object) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", config.curriculum):
         raise ConfigError("not a curriculum name", where=path, found=config.curriculum, expected="a-z, 0-9 and dashes")
     numbers = [stage.number for stage in config.stages.values()]
