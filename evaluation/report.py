@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
         write_json(staged / "results.json", {"schema": 1, **evaluation.to_json()})
         for variant, outcomes in evaluation.outcomes.items():
             lines = [json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in outcomes]
-            write_bytes(staged / f"{variant.replace('*', 'x')}.jsonl", "".join(lines).encode())
+            write_bytes(staged / f"{_file_name(variant)}.jsonl", "".join(lines).encode())
     return folder
 
 
@@ -88,3 +89,8 @@ def _score_row(score: Score) -> list[object]:
 
 def _interval(interval: Interval, factor: float, form: str) -> str:
     return f"[{factor * interval.low:{form}}, {factor * interval.high:{form}}]"
+
+
+def _file_name(variant: str) -> str:
+    """The variant's name, fit for every file system: `gsm8k:1+2*0.5` becomes `gsm8k-1+2x0.5`."""
+    return re.sub(r"[^\w+.-]", "-", variant.replace("*", "x"))

@@ -1,0 +1,122 @@
+"""From variants of a registry to a finished evaluation: materialise, load an engine, score, write, attest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.config import EvalConfig
+from ..core.errors import ConfigError
+from ..serving.variants import Variant, materialise, plan_variant, twin_of
+from .engines import Engine
+from .problems import Problem
+from .protocols import protocol
+from .report import write_evaluation
+from .runner import Evaluation, Score, evaluate
+
+if TYPE_CHECKING:
+    from ..registry.record import Metric
+    from ..registry.store import Store
+
+ENGINES = ("hf", "vllm")
+
+
+def score_variants(
+    store: Store,
+    variants: Sequence[Variant],
+    problems: Sequence[Problem],
+    config: EvalConfig,
+    *,
+    source: str,
+    runs: Path = Path("runs"),
+) -> tuple[Evaluation, Path]:
+    """Score variants on the twin they were trained on, write every answer and attest what they scored.
+
+    Args:
+        store: Registry that holds the stages.
+        variants: What to score, the baseline first; a variant named twice is scored once.
+        problems: Held-out problems.
+        config: Protocol, engine and limits; its `data` and `limit` have been used for `problems` already.
+        source: Name of the data, without anything local.
+        runs: Folder under which `<curriculum>/eval/<time>` is made.
+
+    Returns:
+        The evaluation and the folder it was written to.
+
+    Raises:
+        ConfigError: No such engine or protocol.
+        NotFoundError: An unknown stage, or no vLLM.
+        IncompatibleError, IntegrityError: Stages that do not compose, or damaged bytes.
+        DiskFullError: No room; nothing half-written is left.
+    """
+    asked = protocol(config.protocol)
+    if config.engine not in ENGINES:
+        raise ConfigError("no such engine", where="eval.engine", found=config.engine, expected=" or ".join(ENGINES))
+    chosen = list(dict.fromkeys(variants))
+    plans = {name: plan_variant(store, variant) for name, variant in name_variants(chosen).items()}
+    adapters = {name: materialise(store, plan).path for name, plan in plans.items()}
+    engine = load_engine(config, twin_of(store, chosen), adapters, asked.stop)
+    evaluation = evaluate(problems, engine, list(adapters), asked)
+    folder = write_evaluation(evaluation, _fresh(runs / chosen[0].curriculum / "eval"))
+    attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, source)
+    return evaluation, folder
+
+
+def load_engine(config: EvalConfig, twin: Path, adapters: Mapping[str, Path | None], stop: Sequence[str]) -> Engine:
+    """The engine a config names, holding all adapters."""
+    if config.engine == "vllm":
+        from .vllm import VllmEngine
+
+        return VllmEngine(twin, adapters, max_new_tokens=config.max_new_tokens, stop=stop)
+    from .hf import HfEngine
+
+    return HfEngine(twin, adapters, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, stop=stop)
+
+
+def attest(store: Store, evaluation: Evaluation, variants: Mapping[str, Variant], source: str) -> None:
+    """Write the scores beside the stages they belong to; variants with other weights than 1 belong to none."""
+    from ..registry.graph import attest_scores
+
+    described = evaluation.to_json()
+    details = {key: described[key] for key in ("engine", "problems")}
+    details["problems"]["source"] = source
+    details["protocol"] = described["protocol"]["digest"]
+    for score in evaluation.scores:
+        variant = variants[score.variant]
+        if variant.weights is None or set(variant.weights) <= {1.0}:
+            attest_scores(store, variant.curriculum, variant.stages, metrics(score, evaluation.protocol.name), details)
+
+
+def metrics(score: Score, protocol_name: str) -> list[Metric]:
+    """A score as a record's metrics: accuracy, tokens, truncated, no_answer."""
+    from ..registry.record import Metric
+
+    def metric(name: str, value: float, ci95: tuple[float, float] | None = None) -> Metric:
+        return Metric(name=name, value=value, n=score.n, ci95=ci95, protocol=protocol_name)
+
+    return [
+        metric("accuracy", score.accuracy, score.accuracy_ci95),
+        metric("tokens", score.mean_tokens, score.tokens_ci95),
+        metric("truncated", score.truncated_share),
+        metric("no_answer", score.no_answer_share),
+    ]
+
+
+def name_variants(variants: Sequence[Variant]) -> dict[str, Variant]:
+    """Short names (`1+2`), with the curriculum (`gsm8k:1+2`) where two curricula would share one."""
+    shared = Counter(variant.name for variant in variants)
+    return {variant.name if shared[variant.name] == 1 else variant.alias: variant for variant in variants}
+
+
+def _fresh(parent: Path) -> Path:
+    """A folder named after the time, not there yet."""
+    stem = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    taken = {path.name for path in parent.glob(f"{stem}*")}
+    return parent / next(name for number in range(len(taken) + 1) if (name := _numbered(stem, number)) not in taken)
+
+
+def _numbered(stem: str, number: int) -> str:
+    return f"{stem}-{number + 1}" if number else stem
