@@ -22,8 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.config import BaseConfig
 from ..core.digest import CHUNK_BYTES, digest_json, short
-from ..core.errors import AuthError, ConfigError, FailedError, IntegrityError, NotFoundError, OfflineError
-from ..core.files import require_space, staged_folder, write_json
+from ..core.errors import (
+    AuthError,
+    ConfigError,
+    DiskFullError,
+    FailedError,
+    IntegrityError,
+    NotFoundError,
+    OfflineError,
+)
+from ..core.files import disk_errors, require_space, staged_folder, write_json
 from .header import read_header
 
 if TYPE_CHECKING:
@@ -343,7 +351,7 @@ def _twin_bytes(ref: BaseRef, quantisation: Quantisation) -> int:
 
 
 def _from_hub(repo: str, revision: str) -> BaseRef:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -368,7 +376,12 @@ def _from_hub(repo: str, revision: str) -> BaseRef:
             next_step=f"unset HF_HUB_OFFLINE, or set base.path to a folder that holds {repo}",
         )
     try:
-        path = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        # Asked once, without the download's half minute of retries where there is no network at all.
+        commit = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=10).sha or revision
+        with disk_errors(Path(constants.HF_HUB_CACHE)):
+            path = Path(snapshot_download(repo, revision=commit, allow_patterns=patterns))
+    except DiskFullError:
+        raise
     except GatedRepoError as error:
         raise AuthError("the base asks for access", where=where, next_step="run: hf auth login") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -376,7 +389,7 @@ def _from_hub(repo: str, revision: str) -> BaseRef:
     except OSError as error:
         raise _unreachable(repo, revision, error) from error
     except Exception as error:  # the HTTP client's own errors share no base with OSError
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "huggingface_hub"):
+        if not type(error).__module__.startswith(("httpx", "httpcore", "huggingface_hub")):
             raise
         raise _unreachable(repo, revision, error) from error
     check_weights(path)
