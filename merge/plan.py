@@ -232,7 +232,7 @@ def _common_base(
         )
     unnamed = [part.name for part, repo in zip(parts, repos, strict=True) if not repo]
     if unnamed and not named:
-        warnings.append(f"{', '.join(unnamed)} does not say which base it was trained on")
+        warnings.append(f"not said which base these were trained on: {', '.join(unnamed)}")
     revisions = [(part, spec.base_revision) for part, spec in zip(parts, specs, strict=True) if spec.base_revision]
     for (first, one), (second, other) in pairwise(revisions):
         if one != other:
@@ -244,7 +244,7 @@ def _common_base(
             )
     if 0 < len(revisions) < len(parts):
         without = [part.name for part, spec in zip(parts, specs, strict=True) if not spec.base_revision]
-        warnings.append(f"{', '.join(without)} does not say which revision of the base it was trained on")
+        warnings.append(f"not said which revision of the base these were trained on: {', '.join(without)}")
     repo = named or (known[0][1] if known else "")
     if is_local(repo):
         warnings.append("the adapters name a local folder as their base; --base REPO gives its Hub id instead")
