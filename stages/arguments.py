@@ -1,0 +1,157 @@
+"""A stage's `trainer:` mapping as TRL arguments: names checked, plyfold's defaults under it, unsafe fields refused."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.config import CurriculumConfig, StageConfig
+from ..core.errors import ConfigError
+from .tasks import SUPERVISED
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+SAVE_STEPS = 20
+"""Optimiser steps between checkpoints, rounded up to whole generation cycles."""
+
+_OWN = "plyfold sets it"
+_MERGES = "it merges adapters into the quantised base, which damages the base for good"
+_REFUSED = {
+    "output_dir": _OWN,
+    "seed": "it is the curriculum's `seed`",
+    "data_seed": "it is the curriculum's `seed`",
+    "disable_tqdm": _OWN,
+    "remove_unused_columns": _OWN,
+    "resume_from_checkpoint": "`train` resumes by itself",
+    "load_best_model_at_end": "it would leave only one of the stacked adapters active",
+    "model_init_kwargs": "the base is described under `base`",
+    "num_completions_to_print": "completions are written to the run folder",
+    "logging_nan_inf_filter": "it hides a NaN loss",
+    "use_vllm": _MERGES,
+    "push_to_hub": "adapters are published from the registry",
+    "hub_token": "secrets do not belong in a config",
+    "hub_model_id": "adapters are published from the registry",
+    "bf16": "it follows base.compute_dtype",
+    "fp16": "it follows base.compute_dtype",
+}
+
+_COMMON: dict[str, Any] = {
+    "report_to": "none",
+    "logging_steps": 1,
+    "num_train_epochs": 1,  # epochs are materialised rows: each copy is masked anew
+    "save_strategy": "steps",
+    "save_total_limit": 2,  # a kill while the newest is written leaves the one before
+}
+_SFT: dict[str, Any] = {"completion_only_loss": True, "packing": False, "learning_rate": 2e-4, "max_length": 2048}
+_GRPO: dict[str, Any] = {
+    "loss_type": "dapo",
+    "scale_rewards": "batch",  # per group, near-equal rewards become full-size advantages
+    "beta": 0.0,
+    "epsilon_high": 0.28,
+    "num_generations": 8,
+    "learning_rate": 1e-5,
+    "disable_dropout": True,
+    "log_completions": True,
+}
+
+
+def trainer_class(stage: StageConfig) -> type[TrainingArguments]:
+    """TRL's argument class of a stage's task."""
+    from trl import GRPOConfig, SFTConfig
+
+    return SFTConfig if stage.task in SUPERVISED else GRPOConfig  # type: ignore[no-any-return]
+
+
+def check_trainer(stage: StageConfig, name: str) -> None:
+    """Refuse unknown and unsafe fields of `stages.<name>.trainer` before anything is loaded.
+
+    Raises:
+        ConfigError: With the closest known field, or the reason.
+    """
+    kind = trainer_class(stage)
+    known = {field.name for field in fields(kind) if field.init}
+    where = f"stages.{name}.trainer"
+    for key in stage.trainer:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=3)
+            raise ConfigError(
+                f"{kind.__name__} has no field {key}",
+                where=where,
+                found=key,
+                expected=f"a field of TRL's {kind.__name__}",
+                next_step=f"did you mean {' or '.join(close)}?" if close else "",
+            )
+        if key in _REFUSED or key.startswith("vllm_"):
+            raise ConfigError(f"{key} cannot be set here", where=where, found=_REFUSED.get(key, _MERGES))
+
+
+def trainer_arguments(config: CurriculumConfig, name: str, output_dir: Path, *, on_gpu: bool) -> TrainingArguments:
+    """TRL's arguments for a stage.
+
+    Args:
+        config: The curriculum.
+        name: Name of the stage.
+        output_dir: Run folder; completions go below it.
+        on_gpu: Gradient checkpointing and pinned memory pay there only.
+
+    Raises:
+        ConfigError: An unknown or refused field, a value TRL refuses, or checkpoints off the generation cycle.
+    """
+    stage = config.stages[name]
+    check_trainer(stage, name)
+    defaults = _COMMON | (_SFT if stage.task in SUPERVISED else _GRPO)
+    defaults |= {"gradient_checkpointing": on_gpu, "dataloader_pin_memory": on_gpu}
+    where = f"stages.{name}.trainer"
+    try:
+        arguments = trainer_class(stage)(
+            **(defaults | stage.trainer),
+            output_dir=str(output_dir),
+            seed=config.seed,
+            bf16=config.base.compute_dtype == "bfloat16",
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,
+            **({} if stage.task in SUPERVISED else {"num_completions_to_print": 0}),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError("TRL refuses the trainer's arguments", where=where, found=error) from error
+    cycle = generation_cycle(arguments)
+    if "save_steps" not in stage.trainer:
+        arguments.save_steps = math.ceil(SAVE_STEPS / cycle) * cycle
+    elif arguments.save_steps % cycle:
+        raise ConfigError(
+            "a checkpoint in the middle of a generation cycle cannot be resumed exactly",
+            where=f"{where}.save_steps",
+            found=arguments.save_steps,
+            expected=f"a multiple of {cycle}",
+        )
+    return arguments
+
+
+def generation_cycle(arguments: TrainingArguments) -> int:
+    """Optimiser steps after which new completions are drawn; 1 for supervised training."""
+    if not hasattr(arguments, "num_generations"):
+        return 1
+    micro_steps = arguments.steps_per_generation * arguments.num_iterations
+    return int(micro_steps // math.gcd(micro_steps, arguments.gradient_accumulation_steps))
+
+
+def prompts_per_generation(arguments: TrainingArguments) -> int:
+    """Different prompts a generation batch holds, hence the fewest rows GRPO can train on."""
+    return int(arguments.generation_batch_size // arguments.num_generations)
+
+
+def count_steps(arguments: TrainingArguments, num_rows: int) -> int:
+    """Optimiser steps that `num_rows` rows make on one process."""
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    batch = arguments.per_device_train_batch_size
+    if hasattr(arguments, "num_generations"):
+        prompts = prompts_per_generation(arguments)
+        micro_steps = num_rows // prompts * prompts * arguments.num_generations * arguments.num_iterations // batch
+    else:
+        micro_steps = math.ceil(num_rows / batch)
+    return math.ceil(math.ceil(micro_steps / arguments.gradient_accumulation_steps) * arguments.num_train_epochs)

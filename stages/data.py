@@ -1,0 +1,252 @@
+"""Rows from the sandbox, a local file or the Hub, as rationales to train on and problems to be scored on.
+
+Columns are mapped by name, so any dataset with a question, a gold answer and a teacher's solution will do. Rows that
+cannot be taught from are counted by reason, never repaired. Questions of the train and evaluation rows must differ.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..core.config import DataConfig
+from ..core.digest import digest_json, sha256_bytes
+from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError
+from ..evaluation.problems import Problem
+from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold
+
+SANDBOX = "sandbox"
+SANDBOX_ROWS = 2000
+"""Rows of the sandbox where the config names no range."""
+FILE_SUFFIXES = (".jsonl", ".json")
+OUR_COLUMNS = ("question", "answer", "rationale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a dataset, under our column names."""
+
+    index: int
+    """Position in the split, from 0."""
+    question: str
+    answer: str
+    """Gold answer as the dataset writes it."""
+    rationale: str
+    """The teacher's text; empty where the config maps none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of a dataset's rows."""
+
+    source: str
+    """Hub id, file name or `sandbox`: nothing that holds on one machine only."""
+    revision: str | None
+    split: str
+    rows: int
+    """Rows read."""
+    parsed: int
+    """Rows that can be taught from."""
+    sha256: str
+    """Digest of the rows as read (questions, answers, rationales)."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of rows."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return dict(vars(self))
+
+
+def load_rows(config: DataConfig) -> list[Row]:
+    """Read the rows a config names.
+
+    Raises:
+        ConfigError: A column is missing, a value is no text or number, or the range is empty.
+        NotFoundError: The file, dataset or split does not exist.
+        IntegrityError: The file is not JSON.
+        OfflineError: A Hub dataset that is not cached, without a network.
+    """
+    unknown = set(config.columns) - set(OUR_COLUMNS)
+    if unknown:
+        raise ConfigError("unknown names in data.columns", found=sorted(unknown), expected=", ".join(OUR_COLUMNS))
+    missing = {"question", "answer"} - set(config.columns)
+    if missing:
+        raise ConfigError("data.columns lacks a name", where=config.path, expected=", ".join(sorted(missing)))
+    start, stop = _range(config)
+    if config.path == SANDBOX:
+        records = _sandbox(config, stop)
+    elif Path(config.path).suffix in FILE_SUFFIXES:
+        records = _read_file(Path(config.path))
+    else:
+        records = _read_hub(config)
+    chosen = list(islice(enumerate(records), start, stop))
+    if not chosen:
+        raise ConfigError("no rows", where=config.path, found=f"range {config.rows} of {len(records)} rows")
+    return [_row(index, record, config) for index, record in chosen]
+
+
+def load_rationales(config: DataConfig) -> tuple[list[Rationale], LoadReport]:
+    """Read rows and parse each teacher solution; unusable rows are counted by reason.
+
+    Raises:
+        ConfigError: As `load_rows`; no `rationale` column; or not one usable row.
+    """
+    if "rationale" not in config.columns:
+        raise ConfigError("data.columns names no rationale to learn from", where=config.path)
+    rows = load_rows(config)
+    rationales: list[Rationale] = []
+    skipped: Counter[str] = Counter()
+    for row in rows:
+        try:
+            rationales.append(parse_rationale(row.question, row.rationale, row.answer))
+        except UnusableRationale as reason:
+            skipped[str(reason)] += 1
+    report = _report(config, rows, len(rationales), dict(skipped.most_common()))
+    if not rationales:
+        raise ConfigError(
+            "not one row can be taught from",
+            where=report.source,
+            found=", ".join(f"{count} rows: {reason}" for reason, count in report.skipped.items()),
+            next_step="map data.columns.rationale to the teacher's worked solution",
+        )
+    return rationales, report
+
+
+def load_problems(config: DataConfig, limit: int | None = None) -> list[Problem]:
+    """Read rows as problems to be scored on; a rationale column is not needed.
+
+    Raises:
+        ConfigError: As `load_rows`, or a row without a gold answer.
+    """
+    rows = load_rows(config)[:limit]
+    problems = [
+        Problem(id=f"{config.split}-{row.index}", question=row.question.strip(), gold=read_gold(row.answer))
+        for row in rows
+    ]
+    for row, problem in zip(rows, problems, strict=True):
+        if not problem.gold:
+            raise ConfigError("a row to be scored on has no gold answer", where=f"{config.path}, row {row.index}")
+    return problems
+
+
+def question_hash(question: str) -> str:
+    """Digest of a question's letters and digits: case, spacing and punctuation make no new problem."""
+    text = unicodedata.normalize("NFKC", question).casefold()
+    return sha256_bytes("".join(character for character in text if character.isalnum()).encode())
+
+
+def require_disjoint(train: Sequence[str], held_out: Sequence[str], where: str) -> None:
+    """Refuse to train on questions that variants are scored on.
+
+    Raises:
+        ConfigError: At least one question is in both.
+    """
+    scored = {question_hash(question) for question in held_out}
+    shared = [question for question in train if question_hash(question) in scored]
+    if shared:
+        raise ConfigError(
+            "training rows are among the evaluation rows",
+            where=where,
+            expected="no question in both",
+            found=f"{len(shared)} shared, the first: {shared[0][:80]}",
+            next_step="point data at the train split, or eval.data at held-out rows",
+        )
+
+
+def _report(config: DataConfig, rows: Sequence[Row], parsed: int, skipped: dict[str, int]) -> LoadReport:
+    return LoadReport(
+        source=source_name(config),
+        revision=config.revision,
+        split=config.split,
+        rows=len(rows),
+        parsed=parsed,
+        sha256=digest_json([[row.question, row.answer, row.rationale] for row in rows]),
+        skipped=skipped,
+    )
+
+
+def source_name(config: DataConfig) -> str:
+    """The dataset's name without anything local: a file's name, the Hub id or `sandbox`."""
+    return Path(config.path).name if Path(config.path).suffix in FILE_SUFFIXES else config.path
+
+
+def _range(config: DataConfig) -> tuple[int, int | None]:
+    if config.rows is None:
+        return 0, None
+    if len(config.rows) != 2 or not 0 <= config.rows[0] < config.rows[1]:
+        raise ConfigError(
+            "not a range of rows", where=config.path, found=config.rows, expected="[start, stop) with start < stop"
+        )
+    return config.rows[0], config.rows[1]
+
+
+def _row(index: int, record: dict[str, Any], config: DataConfig) -> Row:
+    values: dict[str, str] = {"rationale": ""}
+    for ours, theirs in config.columns.items():
+        if theirs not in record:
+            raise ConfigError(
+                f"the dataset has no column {theirs}",
+                where=f"{source_name(config)}, row {index}",
+                expected=f"data.columns.{ours} is one of: {', '.join(sorted(map(str, record)))}",
+                found=theirs,
+                next_step=f"data.columns.{ours}=<one of them>",
+            )
+        value = record[theirs]
+        if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+            raise ConfigError(
+                "a value is neither text nor a number",
+                where=f"{source_name(config)}, row {index}, column {theirs}",
+                found=type(value).__name__,
+            )
+        values[ours] = str(value)
+    return Row(index=index, **values)
+
+
+def _sandbox(config: DataConfig, stop: int | None) -> list[dict[str, Any]]:
+    from .sandbox.problems import make_problems
+
+    if config.split not in ("train", "test"):
+        raise ConfigError("no such split of the sandbox", found=config.split, expected="train or test")
+    return [dict(row) for row in make_problems("train" if config.split == "train" else "test", stop or SANDBOX_ROWS)]
+
+
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise NotFoundError("the data file does not exist", where=path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        records = (
+            json.loads(text)
+            if path.suffix == ".json"
+            else [json.loads(line) for line in text.split("\n") if line.strip()]
+        )
+    except ValueError as error:
+        raise IntegrityError(f"the data file is not {path.suffix[1:].upper()}", where=path, found=error) from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise IntegrityError("the data file is no list of rows", where=path, expected="objects with named columns")
+    return records
+
+
+def _read_hub(config: DataConfig) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        rows = load_dataset(config.path, config.name, split=config.split, revision=config.revision)
+    except DatasetNotFoundError as error:
+        raise NotFoundError("no such dataset", where=config.path, found=error) from error
+    except ConnectionError as error:
+        raise OfflineError(
+            "the dataset is not in the local cache and the Hub cannot be reached",
+            where=config.path,
+            next_step="connect once, or set data.path to a .jsonl file",
+        ) from error
+    except ValueError as error:
+        raise ConfigError("the dataset cannot be read", where=config.path, found=error) from error
+    return [dict(row) for row in rows]

@@ -1,0 +1,48 @@
+"""Which steps of a rationale are hidden. Pure index arithmetic on a seeded generator; knows nothing about text."""
+
+from __future__ import annotations
+
+import random
+
+from ..core.config import MaskingConfig
+from ..core.errors import ConfigError
+
+MODES = ("one", "scattered")
+
+
+def check_masking(config: MaskingConfig, where: str) -> None:
+    """Refuse a masking that cannot be meant.
+
+    Raises:
+        ConfigError: Unknown mode, a share or probability outside [0, 1], or a minimum below one.
+    """
+    if config.mode not in MODES:
+        raise ConfigError("no such masking mode", where=where, found=config.mode, expected=", ".join(MODES))
+    for name in ("probability", "share"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"masking.{name} is a share", where=where, found=getattr(config, name), expected="0 to 1")
+    if config.minimum < 1:
+        raise ConfigError("masking.minimum is too small", where=where, found=config.minimum, expected="1 or more")
+
+
+def draw_mask(num_steps: int, config: MaskingConfig, rng: random.Random) -> frozenset[int]:
+    """Indices of the hidden steps.
+
+    `one` hides a single step with the given probability. `scattered` hides max(minimum, share of the steps), at most
+    all but one. The last step is always among the scattered ones: it states the result, and a visible result would
+    turn solving into copying.
+    """
+    if rng.random() >= config.probability:
+        return frozenset()
+    if config.mode == "one":
+        return frozenset({rng.randrange(num_steps)})
+    count = min(max(config.minimum, int(num_steps * config.share)), num_steps - 1)
+    return frozenset({num_steps - 1, *rng.sample(range(num_steps - 1), count - 1)}) if count else frozenset()
+
+
+def draw_order(num_steps: int, rng: random.Random) -> list[int]:
+    """A random order of the steps, never the identity where there are two or more."""
+    order = list(range(num_steps))
+    while num_steps > 1 and order == list(range(num_steps)):
+        rng.shuffle(order)
+    return order

@@ -1,0 +1,276 @@
+"""What `train` would do, decided before anything expensive starts: the base, each stage's rows, and what is stale.
+
+Everything that can be refused is refused here: bad values, unknown trainer fields, missing columns, training rows
+among the evaluation rows, another base than the curriculum's, an earlier stage that does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..adapters.base import BaseRef, Quantisation, check_weights, resolve_base
+from ..adapters.header import read_header
+from ..core.config import AdapterConfig, CurriculumConfig, DataConfig, StageConfig
+from ..core.digest import digest_json, short
+from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
+from ..evaluation.protocols import Protocol, protocol
+from ..registry.graph import stale
+from ..registry.store import Store
+from .arguments import check_trainer, count_steps, trainer_arguments
+from .data import LoadReport, load_problems, load_rationales, require_disjoint
+from .masking import check_masking
+from .mining import check_mining
+from .rationale import Rationale
+from .rewards import check_reward
+from .tasks import SUPERVISED, check_stage
+
+RECIPE_FORMAT = 1
+"""Raised when equal configurations come to mean other training, so that stages made before count as stale."""
+
+_UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "report_to",
+               "log_completions", "dataloader_num_workers"}  # fmt: skip
+"""Trainer fields that leave the weights alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage, and whether it has to be trained."""
+
+    name: str
+    stage: StageConfig
+    """With its data and adapter filled in."""
+    rationales: tuple[Rationale, ...]
+    report: LoadReport
+    """What became of its rows."""
+    steps: int
+    """Optimiser steps; for `rewrite` an upper bound, since its rows are mined while training."""
+    trainable: int
+    """Parameters of its adapter."""
+    config_digest: str
+    """Of everything that decides its weights, but its parents."""
+    digest: str | None
+    """The adapter the registry has for it now."""
+    reasons: tuple[str, ...]
+    """Why it is missing or stale; empty where it is up to date."""
+    selected: bool
+    """Whether this run may train it."""
+
+    @property
+    def number(self) -> int:
+        return self.stage.number
+
+    @property
+    def adapter(self) -> AdapterConfig:
+        assert self.stage.adapter is not None
+        return self.stage.adapter
+
+    @property
+    def status(self) -> str:
+        """`trained`, `missing` or `stale`."""
+        return "trained" if not self.reasons else "stale" if self.digest else "missing"
+
+    @property
+    def will_train(self) -> bool:
+        return self.selected and bool(self.reasons)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return {
+            "number": self.number,
+            "name": self.name,
+            "task": self.stage.task,
+            "status": self.status,
+            "reasons": list(self.reasons),
+            "will_train": self.will_train,
+            "digest": self.digest,
+            "data": self.report.to_json(),
+            "rows": len(self.rationales) * self.stage.epochs,
+            "steps": self.steps,
+            "trainable_parameters": self.trainable,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumPlan:
+    """A whole `train`, before it starts."""
+
+    config: CurriculumConfig
+    base: BaseRef
+    quantisation: Quantisation
+    protocol: Protocol
+    stages: tuple[StagePlan, ...]
+    """In order of their numbers."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return {
+            "curriculum": self.config.curriculum,
+            "base": {"repo": self.base.repo, "revision": self.base.revision},
+            "quantisation": self.quantisation.to_json(),
+            "stages": [stage.to_json() for stage in self.stages],
+        }
+
+
+def plan_curriculum(config: CurriculumConfig, store: Store, stages: Sequence[int] | None = None) -> CurriculumPlan:
+    """Decide what has to be trained.
+
+    Args:
+        config: The curriculum.
+        store: Where its stages are registered.
+        stages: Numbers of the stages this run may train; None allows all.
+
+    Raises:
+        ConfigError: A value that cannot be meant, or training rows among the evaluation rows.
+        NotFoundError: A stage number the config lacks, or an earlier stage that is neither trained nor selected.
+        BaseMismatchError: The registry has this curriculum on another base or quantisation.
+    """
+    named = sorted(config.stages.items(), key=lambda item: item[1].number)
+    selected = _selected(named, stages)
+    for name, stage in named:
+        _check(name, stage)
+    asked = protocol(config.eval.protocol)
+    base = resolve_base(config.base)
+    quantisation = Quantisation.of(config.base)
+    _check_base(config, store, base, quantisation)
+    held_out = [problem.question for problem in load_problems(config.eval.data)]
+    loaded: dict[str, tuple[list[Rationale], LoadReport]] = {}
+    plans: list[StagePlan] = []
+    for name, stage in named:
+        full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
+        assert full.data is not None
+        key = digest_json(asdict(full.data))
+        if key not in loaded:
+            loaded[key] = load_rationales(full.data)
+            require_disjoint([item.question for item in loaded[key][0]], held_out, f"stages.{name}")
+        rationales, report = loaded[key]
+        arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
+        plans.append(
+            StagePlan(
+                name=name,
+                stage=full,
+                rationales=tuple(rationales),
+                report=report,
+                steps=count_steps(arguments, len(rationales) * full.epochs),
+                trainable=count_parameters(base, full.adapter or config.adapter),
+                config_digest=_config_digest(full, config, base, quantisation, asked, report),
+                digest=None,
+                reasons=("not trained yet",),
+                selected=full.number in selected,
+            )
+        )
+    return CurriculumPlan(
+        config=config,
+        base=base,
+        quantisation=quantisation,
+        protocol=asked,
+        stages=tuple(_with_state(plans, config.curriculum, store)),
+    )
+
+
+def count_parameters(base: BaseRef, adapter: AdapterConfig) -> int:
+    """Parameters of an adapter, sum of r * (I + O) over its modules, from the base's file headers."""
+    count = 0
+    for file in check_weights(base.path):
+        for name, entry in read_header(file).tensors.items():
+            module = name.removesuffix(".weight")
+            targeted = any(module == target or module.endswith(f".{target}") for target in adapter.targets)
+            if name.endswith(".weight") and targeted and len(entry.shape) == 2:
+                count += adapter.r * sum(entry.shape)
+    return count
+
+
+def _with_state(plans: list[StagePlan], curriculum: str, store: Store) -> list[StagePlan]:
+    known = store.stages(curriculum)
+    outdated = stale(store, curriculum, {plan.number: plan.config_digest for plan in plans})
+    done: list[StagePlan] = []
+    for plan in plans:
+        reasons = list(outdated.get(plan.number, [])) if plan.number in known else ["not trained yet"]
+        again = [str(earlier.number) for earlier in done if earlier.will_train and earlier.digest]
+        if again and plan.number in known and not reasons:
+            reasons = [f"stage {', '.join(again)} is trained again"]
+        plan = replace(plan, digest=known.get(plan.number), reasons=tuple(reasons))
+        lacking = [earlier for earlier in done if earlier.digest is None and not earlier.selected]
+        if plan.will_train and lacking:
+            numbers = ",".join(str(earlier.number) for earlier in lacking)
+            raise NotFoundError(
+                f"stage {plan.number} trains on top of stage {numbers}, which is not trained",
+                where=f"{curriculum} in {store.root}",
+                next_step=f"plyfold train --stages {numbers},{plan.number}",
+            )
+        done.append(plan)
+    return done
+
+
+def _selected(named: Sequence[tuple[str, StageConfig]], stages: Sequence[int] | None) -> set[int]:
+    known = {stage.number for _, stage in named}
+    missing = sorted(set(stages or ()) - known)
+    if missing:
+        listed = ", ".join(f"{stage.number} {name}" for name, stage in named)
+        raise NotFoundError("the config has no such stage", found=missing, expected=f"one of {listed}")
+    return known if stages is None else set(stages)
+
+
+def _check(name: str, stage: StageConfig) -> None:
+    where = f"stages.{name}"
+    check_stage(stage, where)
+    check_trainer(stage, name)
+    check_masking(stage.masking, where)
+    if stage.task not in SUPERVISED:
+        check_reward(stage.reward, where)
+    if stage.task == "rewrite":
+        check_mining(stage.mining, where)
+        _check_train_split(stage.data, where)
+
+
+def _check_train_split(data: DataConfig | None, where: str) -> None:
+    if data is not None and data.split != "train":
+        raise ConfigError("failures are mined on the train split only", where=where, found=data.split)
+
+
+def _check_base(config: CurriculumConfig, store: Store, base: BaseRef, quantisation: Quantisation) -> None:
+    for number, digest in store.stages(config.curriculum).items():
+        try:
+            known = store.peek(digest).record.base
+        except NotFoundError:
+            continue  # counted as stale
+        for what, found, expected in (
+            ("base", base.repo, known.repo),
+            ("revision of the base", base.revision, known.revision),
+            ("quantisation", quantisation.to_json(), known.quantisation),
+        ):
+            if found != expected:
+                raise BaseMismatchError(
+                    f"this curriculum was trained on another {what}",
+                    where=f"{config.curriculum} stage {number} ({short(digest)}) in {store.root}",
+                    expected=expected,
+                    found=found,
+                    next_step="give the curriculum another name (curriculum=NAME), or use another --registry",
+                )
+
+
+def _config_digest(
+    stage: StageConfig,
+    config: CurriculumConfig,
+    base: BaseRef,
+    quantisation: Quantisation,
+    asked: Protocol,
+    report: LoadReport,
+) -> str:
+    decisive = asdict(stage)
+    unused = {"reconstruct": ["reward", "mining"], "complete": ["mining"], "rewrite": ["masking"]}[stage.task]
+    for key in ("data", *unused):  # the rows' own digest stands for the data
+        del decisive[key]
+    decisive["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _UNDECIDING}
+    return digest_json(
+        {
+            "format": RECIPE_FORMAT,
+            "base": [base.repo, base.revision, quantisation.digest()],
+            "stage": decisive,
+            "rows": report.sha256,
+            "protocol": asked.digest(),
+            "seed": config.seed,
+        }
+    )

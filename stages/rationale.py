@@ -1,0 +1,118 @@
+"""A teacher's worked solution as steps and an answer, and how it is written back.
+
+Reads two shapes: one step a line with GSM8K's `<<a*b=c>>` marks, and text with `Step 1:` headings, of which only the
+last numbered run counts (what a reasoning model thinks aloud before it is dropped). LaTeX stays as it is.
+Knows nothing about masking or prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..evaluation.answers import extract, normalise, same_answer
+
+MIN_STEPS = 2
+"""A rationale with fewer steps can be neither shuffled nor partly hidden."""
+ANSWER_CUE = "Answer:"
+"""Starts the last line of every rendered solution."""
+
+_STEP = re.compile(r"^[\s*#>-]*Step\s+(\d+)\s*\**\s*[:.)]\**[ \t]*", re.MULTILINE | re.IGNORECASE)
+_MARK = re.compile(r"<<[^<>\n]*>>")
+_GSM8K_GOLD = re.compile(r"^\s*####.*$", re.MULTILINE)
+_ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
+# Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
+_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+)?(?:Answer|ANSWER)\s*\**\s*:\**[^\n]*\Z")
+_DANGLING_MARKUP = re.compile(r"(?:\s+[*#_]+|\s*\*\*)\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rationale:
+    """One problem with the teacher's solution."""
+
+    question: str
+    """The problem, whitespace stripped."""
+    steps: tuple[str, ...]
+    """The calculations in order, one line each, without number, answer line or calculator marks."""
+    answer: str
+    """Gold answer as the dataset writes it."""
+
+
+class UnusableRationale(ValueError):  # noqa: N818 - a reason for skipping a row, caught and counted, never shown
+    """A row that cannot be taught from; the message is the reason rows are counted under."""
+
+
+def parse_rationale(question: str, text: str, answer: str) -> Rationale:
+    """Split a teacher's text into steps and check it against the gold answer.
+
+    Args:
+        question: The problem.
+        text: The teacher's solution; it has to state an answer of its own.
+        answer: Gold answer (`18`, `1,000`), or a GSM8K solution that ends with `#### 18`.
+
+    Returns:
+        The rationale; `answer` is the gold one.
+
+    Raises:
+        UnusableRationale: No question, no gold answer, no stated answer or a wrong one, or fewer than two steps.
+    """
+    question, gold = question.strip(), read_gold(answer)
+    if not question:
+        raise UnusableRationale("no question")
+    if not gold:
+        raise UnusableRationale("no gold answer")
+    stated = extract(text)
+    # A last number in mid-calculation states nothing: a cut-off solution must not pass for a right one.
+    if stated.value is None or stated.method == "last-number":
+        raise UnusableRationale("the rationale states no answer")
+    if not same_answer(stated.value, gold):
+        raise UnusableRationale("the rationale's answer is not the gold one")
+    steps = tuple(_steps(text))
+    if len(steps) < MIN_STEPS:
+        raise UnusableRationale(f"fewer than {MIN_STEPS} steps")
+    if any(states_answer(step) for step in steps):
+        raise UnusableRationale("a step reads as an answer line")
+    return Rationale(question=question, steps=steps, answer=gold)
+
+
+def read_gold(answer: str) -> str:
+    """The gold answer of a dataset's answer column: what follows `####`, or the whole text."""
+    if "####" not in answer:
+        return answer.strip()
+    return normalise(answer.rsplit("####", 1)[1]) or ""
+
+
+def render_steps(steps: tuple[str, ...]) -> str:
+    """`Step 1: ...` lines, each with its final newline."""
+    return "".join(f"Step {number}: {step}\n" for number, step in enumerate(steps, start=1))
+
+
+def render_solution(rationale: Rationale) -> str:
+    """The full solution as a model is taught to write it, ending with the answer line."""
+    return f"{render_steps(rationale.steps)}{ANSWER_CUE} {rationale.answer}"
+
+
+def states_answer(text: str) -> bool:
+    """Whether any line of `text` announces an answer (`Answer: 3`, `**Final answer** 3`, `#### 3`)."""
+    lines = text.splitlines()
+    return any(_ANSWER_LINE.match(line) or line.lstrip().startswith("####") for line in lines)
+
+
+def _steps(text: str) -> list[str]:
+    text = text.rpartition("</think>")[2]
+    headings = list(_STEP.finditer(text))
+    starts = [index for index, heading in enumerate(headings) if heading[1] == "1"]
+    if starts:
+        run = headings[starts[-1] :]
+        ends = [heading.start() for heading in run[1:]] + [len(text)]
+        pieces = [text[heading.end() : end] for heading, end in zip(run, ends, strict=True)]
+    else:
+        pieces = text.splitlines()
+    return [step for piece in pieces if (step := _clean(piece))]
+
+
+def _clean(piece: str) -> str:
+    piece = _GSM8K_GOLD.sub("", _MARK.sub("", piece)).rstrip()
+    piece = _ANSWER_TAIL.sub("", piece)
+    lines = [line for line in piece.splitlines() if not _ANSWER_LINE.match(line)]
+    return _DANGLING_MARKUP.sub("", " ".join(" ".join(lines).split())).strip()

@@ -1,0 +1,273 @@
+"""One stage trained in its run folder, from a loaded base to an adapter folder; resumed after a kill at any moment.
+
+    runs/<curriculum>/<number>-<name>/
+        config.resolved.yaml   run.json (fingerprint)   metrics.jsonl   completions/   checkpoints/
+        mined.json (rewrite)   adapter/ (when finished)
+
+A run folder belongs to one fingerprint: configuration, rows and parents. A folder of another fingerprint is moved
+aside, said aloud, and never resumed from. Knows nothing about the registry.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.config import save_config
+from ..core.console import progress, say
+from ..core.digest import digest_json, short
+from ..core.errors import ConfigError, ConflictError, FailedError
+from ..core.files import staged_folder, write_json
+from .arguments import prompts_per_generation, trainer_arguments
+from .plan import CurriculumPlan, StagePlan
+from .rationale import Rationale
+from .tasks import SUPERVISED, Row, make_rows
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+    from .mining import Mined
+
+RUN = "run.json"
+MINED = "mined.json"
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """A finished stage."""
+
+    folder: Path
+    """Canonical PEFT folder of the trained adapter."""
+    steps: int
+    """Optimiser steps."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """For the record: rows, seconds, device, mined failures, the last metrics."""
+
+
+def run_stage(
+    plan: CurriculumPlan, stage: StagePlan, prior: Path | None, parents: Sequence[str], run_dir: Path
+) -> StageRun:
+    """Train a stage, or finish the run that was interrupted.
+
+    Args:
+        plan: The curriculum's plan, for base, protocol and config.
+        stage: The stage.
+        prior: Earlier stages composed into one adapter folder; null for the first.
+        parents: Digests of those stages.
+        run_dir: The stage's run folder.
+
+    Raises:
+        FailedError: A loss that is not finite, a lost freeze, or too few mined failures.
+        ConfigError: Fewer rows than one generation batch.
+        ConflictError: Another process trains in this folder.
+    """
+    fingerprint = digest_json([stage.config_digest, list(parents)])
+    with _owned(run_dir, fingerprint):
+        save_config(plan.config, run_dir / "config.resolved.yaml")
+        finished = _finished(run_dir)
+        if finished is not None:
+            say(f"stage {stage.number} {stage.name}: finished in {run_dir}")
+            return finished
+        return _train(plan, stage, prior, run_dir, fingerprint)
+
+
+def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: Path, fingerprint: str) -> StageRun:
+    import torch
+
+    from ..adapters.base import load_nf4, load_tokenizer
+    from ..adapters.stack import attach, frozen_digest, save_default
+    from .trainers import RunRecorder, last_checkpoint, quiet_training, read_metrics
+
+    config = plan.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    start_s = time.monotonic()
+    with quiet_training():
+        tokenizer = load_tokenizer(plan.base.path)
+        model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
+        frozen = frozen_digest(model)
+        mined = _mine(plan, stage, model, tokenizer, run_dir) if stage.stage.task == "rewrite" else None
+        chosen = [stage.rationales[index] for index in mined.failures] if mined else list(stage.rationales)
+        arguments = trainer_arguments(config, stage.name, run_dir, on_gpu=model.device.type == "cuda")
+        rows, too_long = _rows(plan, stage, chosen, tokenizer, arguments, model)
+        checkpoint = last_checkpoint(run_dir, fingerprint)
+        if checkpoint is not None:
+            say(f"stage {stage.number} {stage.name}: continues from {checkpoint.name}")
+        with progress(f"stage {stage.number} {stage.name}") as task:
+            recorder = RunRecorder(run_dir, task)
+            trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if frozen_digest(model) != frozen:
+            raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
+        details = {
+            "rows": len(rows),
+            "rows_too_long": too_long,
+            "wall_s": round(time.monotonic() - start_s, 1),
+            "device": model.device.type,
+            "final": _final(read_metrics(recorder.path)),
+            **({"mined": mined.to_json() | {"failures": len(mined.failures)}} if mined else {}),
+        }
+        with staged_folder(run_dir / ADAPTER, replace=True) as staged:
+            save_default(model, staged, plan.base.repo, plan.base.revision)
+        steps = int(trainer.state.global_step)
+        write_json(run_dir / RUN, {"schema": 1, "fingerprint": fingerprint, "steps": steps, "details": details})
+    return StageRun(folder=run_dir / ADAPTER, steps=steps, details=details)
+
+
+def _trainer(
+    plan: CurriculumPlan,
+    stage: StagePlan,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    arguments: TrainingArguments,
+    fingerprint: str,
+    recorder: Any,
+) -> Any:
+    from .rewards import HierarchicalReward
+    from .trainers import StageGRPOTrainer, StageSFTTrainer
+
+    common: dict[str, Any] = {
+        "model": model,
+        "args": arguments,
+        "rows": rows,
+        "tokenizer": tokenizer,
+        "base": plan.base,
+        "fingerprint": fingerprint,
+        "callbacks": [recorder],
+    }
+    if stage.stage.task in SUPERVISED:
+        return StageSFTTrainer(**common)
+    return StageGRPOTrainer(**common, reward=HierarchicalReward(stage.stage.reward))
+
+
+def _rows(
+    plan: CurriculumPlan,
+    stage: StagePlan,
+    rationales: Sequence[Rationale],
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+    model: PeftModel,
+) -> tuple[list[Row], int]:
+    """The rows that fit, and how many did not: a cut row would lose its answer or its end."""
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    rows = make_rows(rationales, stage.stage, plan.protocol, plan.config.seed, count_tokens)
+    context = int(model.config.max_position_embeddings)
+    if stage.stage.task in SUPERVISED:
+        limit = min(arguments.max_length or context, context)
+        fitting = [row for row in rows if count_tokens(row["prompt"] + row["completion"]) < limit]
+    else:
+        limit = context - arguments.max_completion_length
+        fitting = [row for row in rows if count_tokens(row["prompt"]) <= limit]
+    too_long = len(rows) - len(fitting)
+    if too_long:
+        say(
+            f"stage {stage.number} {stage.name}: {too_long} of {len(rows)} rows are longer than {limit} tokens, skipped"
+        )
+    needed = 1 if stage.stage.task in SUPERVISED else prompts_per_generation(arguments)
+    if len(fitting) < needed:
+        raise ConfigError(
+            "too few rows for one generation batch" if needed > 1 else "no row fits",
+            where=f"stages.{stage.name}",
+            found=f"{len(fitting)} rows of at most {limit} tokens",
+            expected=f"{needed} or more",
+            next_step="more data or epochs, or a smaller trainer.generation_batch_size",
+        )
+    return fitting, too_long
+
+
+def _mine(
+    plan: CurriculumPlan, stage: StagePlan, model: PeftModel, tokenizer: PreTrainedTokenizerBase, run_dir: Path
+) -> Mined:
+    """The stage's failures, sampled once a run: a resumed run trains on the very same problems."""
+    from .mining import Mined, mine
+
+    mining, path = stage.stage.mining, run_dir / MINED
+    if path.is_file():
+        saved = json.loads(path.read_bytes())
+        mined = Mined(**(saved["mined"] | {"failures": tuple(saved["mined"]["failures"])}))
+    else:
+        mined = mine(model, tokenizer, stage.rationales, mining, plan.protocol, plan.config.seed)
+        problems = [{"question": stage.rationales[index].question, "answer": stage.rationales[index].answer}
+                    for index in mined.failures]  # fmt: skip
+        write_json(path, {"schema": 1, "mining": asdict(mining), "mined": mined.to_json(), "problems": problems})
+    say(f"stage {stage.number} {stage.name}: {len(mined.failures)} of {mined.tried} problems wrong in all "
+        f"{mining.samples} samples")  # fmt: skip
+    if len(mined.failures) < mining.minimum:
+        raise FailedError(
+            "too few persistent failures to train on",
+            where=f"stage {stage.number} {stage.name}",
+            found=f"{len(mined.failures)} of {mined.tried} problems",
+            expected=f"{mining.minimum} or more",
+            next_step=f"try more rows (stages.{stage.name}.mining.problems) or fewer samples (mining.samples)",
+        )
+    return mined
+
+
+@contextmanager
+def _owned(run_dir: Path, fingerprint: str) -> Iterator[None]:
+    """Hold the run folder for this fingerprint; a folder of another one is moved aside first."""
+    from filelock import FileLock, Timeout
+
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir.parent / f".{run_dir.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConflictError("another process trains in this folder", where=run_dir) from None
+    try:
+        found = _read_run(run_dir).get("fingerprint")
+        if run_dir.exists() and found != fingerprint:
+            aside = _free_name(run_dir, found)
+            run_dir.rename(aside)
+            say(f"{run_dir} is a run of another configuration: kept as {aside.name}, starting afresh")
+        if not run_dir.exists():
+            with staged_folder(run_dir) as staged:
+                write_json(staged / RUN, {"schema": 1, "fingerprint": fingerprint})
+        yield
+    finally:
+        lock.release()
+
+
+def _free_name(run_dir: Path, fingerprint: object) -> Path:
+    stem = f"{run_dir.name}.{short(str(fingerprint), 8) if fingerprint else 'unknown'}"
+    names = [stem, *(f"{stem}.{count}" for count in range(2, 1000))]
+    return next(run_dir.with_name(name) for name in names if not run_dir.with_name(name).exists())
+
+
+def _finished(run_dir: Path) -> StageRun | None:
+    note = _read_run(run_dir)
+    if "steps" not in note or not (run_dir / ADAPTER).is_dir():
+        return None
+    return StageRun(folder=run_dir / ADAPTER, steps=note["steps"], details=note["details"])
+
+
+def _read_run(run_dir: Path) -> dict[str, Any]:
+    try:
+        note = json.loads((run_dir / RUN).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _final(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean of the last ten steps of what people ask for."""
+    wanted = ("loss", "mean_token_accuracy", "reward", "accuracy", "accuracy_unaided", "completions/mean_length",
+              "completions/clipped_ratio", "kl")  # fmt: skip
+    last = [line for line in metrics if "loss" in line][-10:]
+    means = {}
+    for key in wanted:
+        values = [line[key] for line in last if isinstance(line.get(key), (int, float))]
+        if values:
+            means[key] = round(sum(values) / len(values), 6)
+    return means

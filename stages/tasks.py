@@ -1,0 +1,111 @@
+"""What each stage shows the model: one row of prompt (and target, or gold answer) a rationale and epoch.
+
+Rows of `reconstruct` carry their target as the completion (supervised). Rows of `complete` and `rewrite` carry none:
+their gold answer and the teacher's length travel as columns that only the reward reads. No rollout prompt holds an
+answer line, a hidden step or the target. Every prompt ends with the evaluation prompt's cue.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..core.config import StageConfig
+from ..core.errors import ConfigError
+from ..evaluation.protocols import Protocol
+from .masking import draw_mask, draw_order
+from .rationale import Rationale, render_solution, render_steps, states_answer
+
+MASK = "[MASK]"
+CUE = "Solution:\n"
+TASKS = ("reconstruct", "complete", "rewrite")
+SUPERVISED = ("reconstruct",)
+"""Tasks trained with SFT; the others with GRPO."""
+
+Row = dict[str, Any]
+
+
+def check_stage(stage: StageConfig, where: str) -> None:
+    """Refuse a task, share or number of epochs that cannot be meant.
+
+    Raises:
+        ConfigError: Unknown task, a share outside [0, 1], or no epoch.
+    """
+    if stage.task not in TASKS:
+        raise ConfigError("no such task", where=where, found=stage.task, expected=", ".join(TASKS))
+    if not 0 <= stage.unaided_share <= 1:
+        raise ConfigError("unaided_share is a share", where=where, found=stage.unaided_share, expected="0 to 1")
+    if stage.epochs < 1:
+        raise ConfigError("epochs has to be positive", where=where, found=stage.epochs)
+
+
+def make_rows(
+    rationales: Sequence[Rationale],
+    stage: StageConfig,
+    protocol: Protocol,
+    seed: int,
+    count_tokens: Callable[[str], int],
+) -> list[Row]:
+    """The training rows of a stage: `stage.epochs` freshly drawn copies of the rationales, each copy shuffled.
+
+    Args:
+        rationales: What the teacher wrote.
+        stage: Task, masking, epochs and the share of unaided prompts.
+        protocol: The evaluation protocol, whose bare prompt unaided rows use.
+        seed: Draws and order; equal seeds give equal rows.
+        count_tokens: Number of tokens of a text, for the teacher's length.
+
+    Returns:
+        Rows `{prompt, completion}` for supervised tasks, `{prompt, gold, teacher_tokens, unaided}` for the others.
+        Of each copy, exactly the rounded share of rows is unaided.
+    """
+    prompts = {"reconstruct": reconstruct_prompt, "complete": complete_prompt, "rewrite": rewrite_prompt}
+    rng = random.Random(f"plyfold-{stage.task}-{seed}")
+    lengths = [count_tokens(render_solution(rationale)) for rationale in rationales]
+    rows: list[Row] = []
+    for _ in range(stage.epochs):
+        order = rng.sample(range(len(rationales)), len(rationales))
+        num_unaided = round(stage.unaided_share * len(order))
+        for place, index in enumerate(order):
+            rationale, unaided = rationales[index], place < num_unaided
+            prompt = protocol.prompt(rationale.question) if unaided else prompts[stage.task](rationale, stage, rng)
+            if stage.task in SUPERVISED:
+                rows.append({"prompt": prompt, "completion": render_solution(rationale)})
+            else:
+                rows.append(
+                    {
+                        "prompt": prompt,
+                        "gold": rationale.answer,
+                        "teacher_tokens": lengths[index],
+                        "unaided": unaided,
+                    }
+                )
+        rows[-len(order) :] = rng.sample(rows[-len(order) :], len(order))
+    return rows
+
+
+def reconstruct_prompt(rationale: Rationale, stage: StageConfig, rng: random.Random) -> str:
+    """The steps in a wrong order, at most one hidden; the target is the full solution."""
+    hidden = draw_mask(len(rationale.steps), stage.masking, rng)
+    lines = [f"- {MASK if index in hidden else rationale.steps[index]}\n" for index in
+             draw_order(len(rationale.steps), rng)]  # fmt: skip
+    return _guard(f"Question: {rationale.question}\nShuffled steps:\n{''.join(lines)}{CUE}", rationale)
+
+
+def complete_prompt(rationale: Rationale, stage: StageConfig, rng: random.Random) -> str:
+    """The solution with scattered steps hidden, the last among them."""
+    hidden = draw_mask(len(rationale.steps), stage.masking, rng)
+    shown = tuple(MASK if index in hidden else step for index, step in enumerate(rationale.steps))
+    return _guard(f"Question: {rationale.question}\nPartial solution:\n{render_steps(shown)}{CUE}", rationale)
+
+
+def rewrite_prompt(rationale: Rationale, stage: StageConfig, rng: random.Random) -> str:
+    """The teacher's whole solution, its answer line stripped, to be written again in fewer words."""
+    return _guard(f"Question: {rationale.question}\nReference:\n{render_steps(rationale.steps)}{CUE}", rationale)
+
+
+def _guard(prompt: str, rationale: Rationale) -> str:
+    # The question is the dataset's own and is shown at evaluation too; only what the teacher adds can leak.
+    assert not states_answer(prompt.removeprefix(f"Question: {rationale.question}")), "an answer line in a prompt"
+    return prompt

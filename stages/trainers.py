@@ -1,0 +1,264 @@
+"""TRL's SFT and GRPO trainers over a frozen prior and one trainable adapter.
+
+What stock TRL gets wrong here, without a word, is put right in one place: the adapter is trained in float32, the
+reference policy is base plus prior, checkpoints hold the trainable adapter alone and re-activate the stack on
+resume, a NaN stops the run, and the freeze is checked at every step. Knows neither tasks nor the registry.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from ..adapters.base import BaseRef
+from ..adapters.stack import activate, check_frozen, load_default, recast_fp32, reference_policy, save_default
+from ..core.console import Task, verbosity
+from ..core.errors import FailedError
+from ..core.files import write_json
+from .rewards import HierarchicalReward
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+COMPLETE = "plyfold.json"
+"""Written last into a checkpoint: without it the checkpoint is half-written and never resumed from."""
+
+_NOTED = {"loss": "loss", "mean_token_accuracy": "token accuracy", "reward": "reward", "accuracy": "accuracy",
+          "completions/mean_length": "tokens"}  # fmt: skip
+
+
+class RunRecorder(TrainerCallback):  # type: ignore[misc]
+    """Writes metrics.jsonl, moves the progress bar and checks the freeze at every step."""
+
+    def __init__(self, run_dir: Path, task: Task) -> None:
+        self.path = run_dir / METRICS
+        self.task = task
+        self.shown = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop metrics of steps after the checkpoint that is resumed from; they are run again."""
+        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+        text = "".join(f"{json.dumps(line)}\n" for line in kept)
+        self.path.write_text(text, encoding="utf-8")
+        self.task.total(state.max_steps)
+        self.task.advance(state.global_step)
+        self.shown = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: PeftModel, **_: Any) -> None:
+        """Refuse to go on once anything but the trainable adapter could move."""
+        check_frozen(model)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Append what was measured, and show the few numbers that matter."""
+        logs = logs or {}
+        finite = {key: _finite(value) for key, value in logs.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
+        if isinstance(norm := logs.get("grad_norm"), float) and not math.isfinite(norm):
+            raise _not_finite("gradient norm", state.global_step, norm)
+        note = "  ".join(f"{label} {finite[key]:.3g}" for key, label in _NOTED.items() if finite.get(key) is not None)
+        self.task.advance(state.global_step - self.shown, note)
+        self.shown = state.global_step
+
+
+class _StageTrainer:
+    """What both trainers share; mixed in before TRL's class."""
+
+    base: BaseRef
+    fingerprint: str
+    model: PeftModel
+    args: Any
+    state: Any
+
+    def _begin(self, base: BaseRef, fingerprint: str) -> None:
+        self.base, self.fingerprint = base, fingerprint
+        self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
+        recast_fp32(self.model)
+        activate(self.model)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not torch.isfinite(loss).all():
+            raise _not_finite("loss", self.state.global_step + 1, float(loss))
+        return loss
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """No card: records and cards are the registry's."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / CHECKPOINTS)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        save_default(self.model, folder, self.base.repo, self.base.revision)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        shutil.rmtree(folder, ignore_errors=True)  # a half-written one from before a kill
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        if self.args.should_save:
+            write_json(folder / COMPLETE, {"schema": 1, "fingerprint": self.fingerprint})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_default(self.model, Path(resume_from_checkpoint))
+
+
+class StageSFTTrainer(_StageTrainer, SFTTrainer):  # type: ignore[misc]
+    """Supervised training of the trainable adapter on prompt and completion rows; loss on the completion only."""
+
+    def __init__(
+        self,
+        *,
+        model: PeftModel,
+        args: SFTConfig,
+        rows: Sequence[dict[str, Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        base: BaseRef,
+        fingerprint: str,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        self._begin(base, fingerprint)
+
+
+class StageGRPOTrainer(_StageTrainer, GRPOTrainer):  # type: ignore[misc]
+    """GRPO of the trainable adapter; the reference policy is base plus prior.
+
+    Stock TRL clones only the trainable adapter as the reference and then leaves another adapter active, so that
+    nothing trains while the loss looks healthy. TRL is therefore told beta = 0, and the reference log probabilities
+    are computed here.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PeftModel,
+        args: GRPOConfig,
+        rows: Sequence[dict[str, Any]],
+        reward: HierarchicalReward,
+        tokenizer: PreTrainedTokenizerBase,
+        base: BaseRef,
+        fingerprint: str,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        beta, args.beta = args.beta, 0.0
+        super().__init__(
+            model=model,
+            reward_funcs=[reward],
+            args=args,
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        args.beta = self.beta = beta
+        self._begin(base, fingerprint)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        beta, self.beta = self.beta, 0.0
+        try:
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            self.beta = beta
+        if beta:
+            output["ref_per_token_logps"] = self._reference_logps(output)
+        return output
+
+    def _reference_logps(self, output: dict[str, Any]) -> torch.Tensor:
+        """Log probabilities of the completions under base plus prior, (B, T_completion)."""
+        ids_BT = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        mask_BT = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), reference_policy(model):
+            logps_BT, *_ = self._get_per_token_logps_and_entropies(
+                self.model,
+                ids_BT,
+                mask_BT,
+                output["completion_ids"].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+            )
+        return logps_BT  # type: ignore[no-any-return]
+
+
+def last_checkpoint(run_dir: Path, fingerprint: str) -> Path | None:
+    """The newest complete checkpoint of this very configuration; half-written and foreign ones are passed over."""
+    found = [(_step(path), path) for path in (run_dir / CHECKPOINTS).glob("checkpoint-*") if _step(path) >= 0]
+    for _, path in sorted(found, reverse=True):
+        try:
+            if json.loads((path / COMPLETE).read_bytes())["fingerprint"] == fingerprint:
+                return path
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics.jsonl; a line cut by a kill is dropped."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    metrics = []
+    for line in lines:
+        try:
+            metrics.append(json.loads(line))
+        except ValueError:
+            continue
+    return metrics
+
+
+@contextmanager
+def quiet_training() -> Iterator[None]:
+    """Keep the libraries' own logs and warnings off the screen unless `-v` asks for them."""
+    if verbosity() > 0:
+        yield
+        return
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft", "datasets")]
+    levels = [logger.level for logger in loggers]
+    bars = not datasets.are_progress_bars_disabled()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def _not_finite(what: str, step: int, value: float) -> FailedError:
+    return FailedError(
+        f"the {what} is not finite",
+        where=f"step {step}",
+        found=value,
+        next_step="lower trainer.learning_rate; the checkpoints before this step are sound",
+    )
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _step(path: Path) -> int:
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
