@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -41,7 +42,9 @@ DRAIN_S = 30
 STOP_TIMEOUT_S = DRAIN_S + 15.0
 """Time from asking vLLM to stop until it is killed."""
 POLL_S = 0.5
-LOG_TAIL_LINES = 12
+REQUEST_TIMEOUT_S = 300.0
+LOG_CAUSES = 3
+"""Different error lines of vLLM's log that an error quotes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +184,7 @@ def prepare(plan: ServerPlan, store: Store) -> None:
 
 
 def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) -> int:
-    """Start vLLM, call `on_ready` once it answers and lists every variant, and stay until it ends.
+    """Start vLLM, call `on_ready` once every variant has answered, and stay until it ends.
 
     Ctrl-C and SIGTERM stop it in order: requests in flight have DRAIN_S seconds, then every process of it goes.
 
@@ -189,7 +192,7 @@ def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) ->
         130 when interrupted.
 
     Raises:
-        FailedError: vLLM ended by itself, never answered, or lists other models; with the end of its log.
+        FailedError: vLLM ended by itself, never answered, or does not serve what was planned; with its own reason.
     """
     with _interruptible(), _log(plan.log) as output:
         server = subprocess.Popen(
@@ -202,7 +205,7 @@ def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) ->
         )
         try:
             _wait_until_healthy(server, plan)
-            _check_models(plan)
+            _check_answers(plan)
             on_ready()
             code = server.wait()
             raise _died(plan, f"vLLM ended with code {code}")
@@ -301,26 +304,51 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], plan: ServerPlan) -> No
     raise _died(plan, f"vLLM did not answer within {START_TIMEOUT_S:.0f} s")
 
 
-def _check_models(plan: ServerPlan) -> None:
-    request = urllib.request.Request(f"{plan.url}/v1/models")
+def _check_answers(plan: ServerPlan) -> None:
+    """Ask for the list of models, then each one for a token: an engine can be healthy and die at its first request."""
+    try:
+        listed = {model["id"] for model in _ask(plan, "/v1/models")["data"]}
+        expected = {BASE, plan.base.repo, *plan.modules}
+        if listed != expected:
+            raise _died(plan, f"vLLM lists other models than planned: {', '.join(sorted(listed))}")
+        for name in (BASE, *plan.modules):
+            _ask(plan, "/v1/completions", {"model": name, "prompt": "1", "max_tokens": 1, "temperature": 0})
+    except OSError as error:
+        raise _died(plan, f"vLLM started and then failed: {error}") from error
+
+
+def _ask(plan: ServerPlan, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
     if key := os.environ.get("VLLM_API_KEY"):
-        request.add_header("Authorization", f"Bearer {key}")
-    with urllib.request.urlopen(request, timeout=30) as response:
-        listed = {model["id"] for model in json.load(response)["data"]}
-    expected = {BASE, plan.base.repo, *plan.modules}
-    if listed != expected:
-        raise _died(plan, f"vLLM lists other models than planned: {', '.join(sorted(listed))}")
+        headers["Authorization"] = f"Bearer {key}"
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(f"{plan.url}{path}", data=data, headers=headers)
+    with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
+        answer = json.load(response)
+    assert isinstance(answer, dict)
+    return answer
 
 
 def _died(plan: ServerPlan, what: str) -> FailedError:
-    lines = plan.log.read_text(errors="replace").splitlines() if verbosity() <= 0 and plan.log.is_file() else []
-    causes = [line for line in lines if "Error" in line and "Traceback" not in line] or lines
+    shown = verbosity() > 0 or not plan.log.is_file()
+    causes = [] if shown else log_causes(plan.log.read_text(errors="replace"))
     return FailedError(
         what,
-        where=plan.log if lines else plan.url,
-        found="\n            ".join(causes[-LOG_TAIL_LINES:]),
-        next_step="the log tells more; run again with -v to watch it",
+        where=plan.url if shown else plan.log,
+        found="; ".join(causes),
+        next_step="see vLLM's messages above" if shown else "see that log, or run again with -v",
     )
+
+
+def log_causes(log: str) -> list[str]:
+    """The last different error lines of vLLM's log, without its prefixes; its last line where there is none."""
+    found = re.findall(
+        r"^(?:\([^)]*\) )?(?:ERROR \S+ \S+ \[[^]]*\] )?((?:[\w.]+)?(?:Error|Exception)\b: .+|\S+: error: .+)$",
+        log,
+        re.MULTILINE,
+    )
+    lines = log.strip().splitlines()
+    return list(dict.fromkeys(found))[-LOG_CAUSES:] or lines[-1:]
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -24,6 +24,8 @@ CPU_MAX_MODEL_LEN = 4096
 CPU_FULL_SEQUENCES = 8
 """Sequences of full length the CPU's key-value cache holds."""
 CPU_MAX_KV_GIB = 8
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes of vLLM 0.32's CPU attention; with another the engine starts and dies at the first request."""
 GIB = 1 << 30
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -95,7 +97,7 @@ def engine_options(
         cpu: null asks the installed vLLM.
 
     Raises:
-        IncompatibleError: A rank above vLLM's largest.
+        IncompatibleError: A rank above vLLM's largest, or attention heads its CPU kernels do not have.
         ConfigError: `max_model_len` is longer than the model's, or not positive.
         NotFoundError: vLLM is not installed, or `model` has no config.
     """
@@ -105,6 +107,13 @@ def engine_options(
     if max_model_len is not None and not 0 < max_model_len <= longest:
         raise ConfigError(
             "the context does not fit the base", found=max_model_len, expected=f"1 to {longest} tokens", where=model
+        )
+    if on_cpu and _head_dim(config) not in CPU_HEAD_DIMS:
+        raise IncompatibleError(
+            "vLLM on a CPU has no attention for this base",
+            where=model,
+            expected=f"a head size of {', '.join(map(str, CPU_HEAD_DIMS))}",
+            found=_head_dim(config),
         )
     length = max_model_len or (min(longest, CPU_MAX_MODEL_LEN) if on_cpu else longest)
     cache_bytes = CPU_FULL_SEQUENCES * length * _kv_bytes_per_token(config, dtype)
@@ -175,9 +184,11 @@ def _read_config(model: Path) -> dict[str, Any]:
     return config
 
 
+def _head_dim(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config.get("hidden_size", 0) // int(config.get("num_attention_heads", 1)))
+
+
 def _kv_bytes_per_token(config: dict[str, Any], dtype: str) -> int:
     """Bytes one token takes in the key-value cache: 2 * layers * kv_heads * head_dim * bytes."""
-    heads = int(config.get("num_attention_heads", 1))
-    head_dim = int(config.get("head_dim") or config.get("hidden_size", 0) // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    return 2 * int(config.get("num_hidden_layers", 0)) * kv_heads * head_dim * ELEMENT_BYTES.get(dtype, 4)
+    kv_heads = int(config.get("num_key_value_heads") or config.get("num_attention_heads", 1))
+    return 2 * int(config.get("num_hidden_layers", 0)) * kv_heads * _head_dim(config) * ELEMENT_BYTES.get(dtype, 4)

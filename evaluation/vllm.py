@@ -1,0 +1,255 @@
+"""The fast engine: one vLLM for the base and all variants, every question of every variant in one submission.
+
+vLLM runs in processes of its own, as it does when serving: its thread pinning and global settings stay out of this
+one, and its memory is given back when the engine is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..adapters.base import load_tokenizer
+from ..adapters.spec import read_spec
+from ..core.console import Task, progress, verbosity
+from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError
+from ..serving.options import EngineOptions, engine_options, vllm_version
+from .engines import BASE, PROBE_TOKENS, Generation, end_token_ids
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+
+class VllmEngine:
+    """Answers with vLLM, every variant a LoRA of one engine. Close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        twin: Path,
+        adapters: Mapping[str, Path | None],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        max_model_len: int | None = None,
+    ) -> None:
+        """Start vLLM on the twin and load every adapter.
+
+        Args:
+            twin: Folder of the dequantised base, with its tokenizer.
+            adapters: Variant name -> folder of its one composed adapter; None is the base itself.
+            max_new_tokens: Longest completion, in tokens.
+            stop: Strings that end a completion.
+            max_model_len: Longest prompt plus completion, in tokens; null takes the base's, on a CPU at most 4096.
+
+        Raises:
+            NotFoundError: vLLM is not installed, or an adapter or the twin is missing.
+            IncompatibleError: vLLM does not take an adapter.
+            FailedError: vLLM did not start.
+        """
+        if max_new_tokens < 1:
+            raise ConfigError("max_new_tokens is at least 1", where="eval", found=max_new_tokens)
+        self._version = vllm_version()
+        paths = {name: path for name, path in adapters.items() if path is not None}
+        ranks = [max(module.r for module in read_spec(path).modules.values()) for path in paths.values()]
+        self._options = engine_options(twin, _dtype(twin), ranks, max_model_len=max_model_len)
+        self._max_new_tokens, self._stop, self._end_ids = max_new_tokens, list(stop), end_token_ids(twin)
+        self._tokenizer = load_tokenizer(twin)
+        self._llm: Any = None
+        with _environment(self._options):
+            self._llm = _start(twin, self._options)
+        try:
+            self._requests = self._load(paths)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End vLLM's processes. The engine cannot be used afterwards; closing again does nothing."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+    def generate(self, variant: str, prompts: Sequence[str]) -> list[Generation]:
+        """Greedy completions of one variant, in the order of the prompts.
+
+        Raises:
+            NotFoundError: The engine does not hold that variant.
+            ConfigError: A prompt that leaves no room for an answer.
+            FailedError: vLLM died.
+        """
+        return self.generate_all([variant], prompts)[variant]
+
+    def generate_all(self, variants: Sequence[str], prompts: Sequence[str]) -> dict[str, list[Generation]]:
+        """Completions of several variants, all (variant, prompt) pairs in one submission."""
+        outputs = self._run(variants, prompts, self._sampling(self._max_new_tokens), f"scoring {', '.join(variants)}")
+        return {variant: [_generation(output) for output in rows] for variant, rows in outputs.items()}
+
+    def probe(self, variant: str, prompts: Sequence[str]) -> list[tuple[float, ...]]:
+        """Log probabilities of each prompt's likeliest first tokens."""
+        rows = self._run([variant], prompts, self._sampling(1, logprobs=PROBE_TOKENS), f"probing {variant}")[variant]
+        found = []
+        for output in rows:
+            candidates = sorted((entry.logprob for entry in output.outputs[0].logprobs[0].values()), reverse=True)
+            found.append(tuple(candidates[:PROBE_TOKENS]))
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Engine, version, dtype and limits."""
+        return {
+            "engine": "vllm",
+            "vllm": self._version,
+            "device": "cpu" if self._options.cpu else "gpu",
+            "dtype": self._options.dtype,
+            "max_model_len": self._options.max_model_len,
+            "max_lora_rank": self._options.max_lora_rank,
+            "max_loras": self._options.max_loras,
+            "max_new_tokens": self._max_new_tokens,
+        }
+
+    def _load(self, paths: Mapping[str, Path]) -> dict[str, Any]:
+        """Load every adapter now: one that vLLM meets in the middle of a batch and refuses kills the engine."""
+        from vllm.lora.request import LoRARequest
+
+        requests = {
+            name: LoRARequest(lora_name=name, lora_int_id=index, lora_path=str(path))
+            for index, (name, path) in enumerate(paths.items(), start=1)
+        }
+        for name, request in requests.items():
+            try:
+                self._llm.llm_engine.add_lora(request)
+            except Exception as error:
+                raise IncompatibleError(
+                    "vLLM does not take an adapter", where=paths[name], found=str(error).strip().splitlines()[0]
+                ) from error
+        return requests
+
+    def _sampling(self, max_tokens: int, logprobs: int | None = None) -> SamplingParams:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            stop=self._stop,
+            stop_token_ids=list(self._end_ids),
+            logprobs=logprobs,
+        )
+
+    def _run(
+        self, variants: Sequence[str], prompts: Sequence[str], sampling: SamplingParams, label: str
+    ) -> dict[str, list[RequestOutput]]:
+        adapters = [self._adapter(variant) for variant in variants]
+        ids = [self._token_ids(prompt) for prompt in prompts]
+        # One prompt for every variant, then the next: the variants' rows share each batch.
+        submitted = [{"prompt_token_ids": row} for row in ids for _ in variants]
+        with progress(label, total=len(submitted)) as task:
+            try:
+                self._llm.enqueue(submitted, sampling, lora_request=adapters * len(ids), use_tqdm=False)
+                outputs = self._llm.wait_for_completion(use_tqdm=lambda **_: _Bar(task))
+            except Exception as error:
+                raise FailedError("vLLM failed while answering", found=f"{type(error).__name__}: {error}") from error
+        return {variant: outputs[index :: len(variants)] for index, variant in enumerate(variants)}
+
+    def _adapter(self, variant: str) -> Any:
+        if variant == BASE:
+            return None
+        if variant not in self._requests:
+            raise NotFoundError(
+                "the engine does not hold this variant", found=variant, expected=", ".join([BASE, *self._requests])
+            )
+        return self._requests[variant]
+
+    def _token_ids(self, prompt: str) -> list[int]:
+        ids: list[int] = self._tokenizer(prompt)["input_ids"]
+        if len(ids) >= self._options.max_model_len:
+            raise ConfigError(
+                "a prompt is longer than the engine's context",
+                expected=f"fewer than {self._options.max_model_len} tokens",
+                found=f"{len(ids)} tokens: {prompt[:60]}…",
+            )
+        return ids
+
+
+class _Bar:
+    """What vLLM asks of a tqdm bar, drawn by `core.console.progress`."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._start_s = task, time.monotonic()
+        self.n = 0
+        self.postfix = ""
+
+    @property
+    def format_dict(self) -> dict[str, float]:
+        return {"elapsed": max(time.monotonic() - self._start_s, 1e-6)}
+
+    def update(self, steps: int) -> None:
+        self.n += steps
+        self._task.advance(steps)
+
+    def refresh(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _start(twin: Path, options: EngineOptions) -> Any:
+    with progress("start vLLM"):
+        try:
+            from vllm import LLM
+
+            # "vllm": the base's own sampling defaults stay out, as in the other engine.
+            return LLM(str(twin), generation_config="vllm", seed=0, disable_log_stats=True, **options.arguments())
+        except Exception as error:
+            raise FailedError(
+                "vLLM did not start",
+                where=twin,
+                found=str(error).strip().splitlines()[0],
+                next_step="its own messages are above; -v shows all of them",
+            ) from error
+
+
+@contextmanager
+def _environment(options: EngineOptions) -> Iterator[None]:
+    """Set what vLLM reads from the environment while its processes start, and put it back."""
+    wanted = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", **options.environment()}
+    if verbosity() <= 0:
+        wanted["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _dtype(twin: Path) -> str:
+    """Dtype a model folder says it was saved in."""
+    config = json.loads((twin / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _generation(output: RequestOutput) -> Generation:
+    completion = output.outputs[0]
+    return Generation(
+        text=completion.text,
+        num_tokens=len(completion.token_ids),
+        finish_reason=completion.finish_reason or "length",
+    )
