@@ -45,6 +45,10 @@ INDEX_NAME = "model.safetensors.index.json"
 TWIN_NAME = "twin.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
+# On some CPUs bitsandbytes says at import, whoever imports it, that an optional inference kernel is not installed.
+# Training never uses that kernel.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRef:
@@ -224,7 +228,8 @@ def ensure_twin(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
     Raises:
         DiskFullError: No room for a copy in the compute dtype.
 
-    Numerics: weights are bit-equal to what the NF4 layers dequantise to; tests/numerics/test_stack_twin.py.
+    Numerics: weights are bit-equal to what the NF4 layers dequantise to on the device used, which is the one that
+        training takes; tests/numerics/test_stack_twin.py.
     """
     from filelock import FileLock
 
@@ -265,16 +270,10 @@ def default_device() -> str:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keep known, harmless noise off the screen while models load.
-
-    bitsandbytes says on some CPUs that an optional inference kernel, which training never uses, is not installed;
-    transformers draws a bar even where nobody watches.
-    """
+    """Keep transformers' bars, drawn even where nobody watches, and its deprecations off the screen."""
     import transformers.utils.logging as transformers_logging
 
-    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level, bars = kernels.level, transformers_logging.is_progress_bar_enabled()
-    kernels.setLevel(logging.ERROR)
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -282,7 +281,6 @@ def quiet_loading() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=FutureWarning)
             yield
     finally:
-        kernels.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()
 
@@ -306,6 +304,9 @@ def _make_twin(ref: BaseRef, quantisation: Quantisation, folder: Path) -> None:
         model.is_quantized = False
         model.config.__dict__.pop("quantization_config", None)
         model.save_pretrained(folder)
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # an engine that starts next finds the memory free
     # Bytes, not what transformers makes of them: it validates, rewrites and adds.
     (folder / "generation_config.json").unlink(missing_ok=True)
     for file in content_files(ref.path):

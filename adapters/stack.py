@@ -47,6 +47,7 @@ def attach(model: PreTrainedModel, config: AdapterConfig, prior: Path | None, se
     """
     from peft import LoraConfig, get_peft_model
 
+    training = model.training
     earlier = read_adapter(prior) if prior is not None else None
     _check_targets(model, config)
     if earlier is not None:
@@ -62,10 +63,9 @@ def attach(model: PreTrainedModel, config: AdapterConfig, prior: Path | None, se
         torch.manual_seed(seed)
         peft_model = get_peft_model(model, lora, adapter_name=DEFAULT)
     if earlier is not None:
-        training = peft_model.training
         peft_model.load_adapter(str(prior), adapter_name=PRIOR, is_trainable=False)
-        peft_model.train(training)  # load_adapter leaves the model in eval mode
         _check_loaded(peft_model, earlier)
+    peft_model.train(training)  # a new PeftModel trains, load_adapter leaves it in eval mode
     activate(peft_model)
     return peft_model
 
