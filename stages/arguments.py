@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.config import CurriculumConfig, StageConfig
 from ..core.errors import ConfigError
+from .quiet import quiet_libraries
 from .tasks import SUPERVISED
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ _GRPO: dict[str, Any] = {
 
 def trainer_class(stage: StageConfig) -> type[TrainingArguments]:
     """TRL's argument class of a stage's task."""
-    from trl import GRPOConfig, SFTConfig
+    with quiet_libraries():
+        from trl import GRPOConfig, SFTConfig
 
     return SFTConfig if stage.task in SUPERVISED else GRPOConfig  # type: ignore[no-any-return]
 

@@ -25,6 +25,7 @@ from ..core.errors import ConfigError, ConflictError, FailedError
 from ..core.files import staged_folder, write_json
 from .arguments import prompts_per_generation, trainer_arguments
 from .plan import CurriculumPlan, StagePlan
+from .quiet import quiet_libraries
 from .rationale import Rationale
 from .tasks import SUPERVISED, Row, make_rows
 
@@ -75,7 +76,8 @@ def run_stage(
         if finished is not None:
             say(f"stage {stage.number} {stage.name}: finished in {run_dir}")
             return finished
-        return _train(plan, stage, prior, run_dir, fingerprint)
+        with quiet_libraries():
+            return _train(plan, stage, prior, run_dir, fingerprint)
 
 
 def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: Path, fingerprint: str) -> StageRun:
@@ -83,41 +85,40 @@ def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: 
 
     from ..adapters.base import load_nf4, load_tokenizer
     from ..adapters.stack import attach, frozen_digest, save_default
-    from .trainers import RunRecorder, last_checkpoint, quiet_training, read_metrics
+    from .trainers import RunRecorder, last_checkpoint, read_metrics
 
     config = plan.config
     if config.threads:
         torch.set_num_threads(config.threads)
     start_s = time.monotonic()
-    with quiet_training():
-        tokenizer = load_tokenizer(plan.base.path)
-        model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
-        frozen = frozen_digest(model)
-        mined = _mine(plan, stage, model, tokenizer, run_dir) if stage.stage.task == "rewrite" else None
-        chosen = [stage.rationales[index] for index in mined.failures] if mined else list(stage.rationales)
-        arguments = trainer_arguments(config, stage.name, run_dir, on_gpu=model.device.type == "cuda")
-        rows, too_long = _rows(plan, stage, chosen, tokenizer, arguments, model)
-        checkpoint = last_checkpoint(run_dir, fingerprint)
-        if checkpoint is not None:
-            say(f"stage {stage.number} {stage.name}: continues from {checkpoint.name}")
-        with progress(f"stage {stage.number} {stage.name}") as task:
-            recorder = RunRecorder(run_dir, task)
-            trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if frozen_digest(model) != frozen:
-            raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
-        details = {
-            "rows": len(rows),
-            "rows_too_long": too_long,
-            "wall_s": round(time.monotonic() - start_s, 1),
-            "device": model.device.type,
-            "final": _final(read_metrics(recorder.path)),
-            **({"mined": mined.to_json() | {"failures": len(mined.failures)}} if mined else {}),
-        }
-        with staged_folder(run_dir / ADAPTER, replace=True) as staged:
-            save_default(model, staged, plan.base.repo, plan.base.revision)
-        steps = int(trainer.state.global_step)
-        write_json(run_dir / RUN, {"schema": 1, "fingerprint": fingerprint, "steps": steps, "details": details})
+    tokenizer = load_tokenizer(plan.base.path)
+    model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
+    frozen = frozen_digest(model)
+    mined = _mine(plan, stage, model, tokenizer, run_dir) if stage.stage.task == "rewrite" else None
+    chosen = [stage.rationales[index] for index in mined.failures] if mined else list(stage.rationales)
+    arguments = trainer_arguments(config, stage.name, run_dir, on_gpu=model.device.type == "cuda")
+    rows, too_long = _rows(plan, stage, chosen, tokenizer, arguments, model)
+    checkpoint = last_checkpoint(run_dir, fingerprint)
+    if checkpoint is not None:
+        say(f"stage {stage.number} {stage.name}: continues from {checkpoint.name}")
+    with progress(f"stage {stage.number} {stage.name}") as task:
+        recorder = RunRecorder(run_dir, task)
+        trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if frozen_digest(model) != frozen:
+        raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
+    details = {
+        "rows": len(rows),
+        "rows_too_long": too_long,
+        "wall_s": round(time.monotonic() - start_s, 1),
+        "device": model.device.type,
+        "final": _final(read_metrics(recorder.path)),
+        **({"mined": mined.to_json() | {"failures": len(mined.failures)}} if mined else {}),
+    }
+    with staged_folder(run_dir / ADAPTER, replace=True) as staged:
+        save_default(model, staged, plan.base.repo, plan.base.revision)
+    steps = int(trainer.state.global_step)
+    write_json(run_dir / RUN, {"schema": 1, "fingerprint": fingerprint, "steps": steps, "details": details})
     return StageRun(folder=run_dir / ADAPTER, steps=steps, details=details)
 
 

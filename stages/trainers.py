@@ -8,12 +8,9 @@ resume, a NaN stops the run, and the freeze is checked at every step. Knows neit
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +18,17 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from ..adapters.base import BaseRef
 from ..adapters.stack import activate, check_frozen, load_default, recast_fp32, reference_policy, save_default
-from ..core.console import Task, verbosity
+from ..core.console import Task
 from ..core.errors import FailedError
 from ..core.files import write_json
+from .quiet import quiet_libraries
 from .rewards import HierarchicalReward
+
+with quiet_libraries():
+    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -219,31 +219,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return metrics
-
-
-@contextmanager
-def quiet_training() -> Iterator[None]:
-    """Keep the libraries' own logs and warnings off the screen unless `-v` asks for them."""
-    if verbosity() > 0:
-        yield
-        return
-    import datasets
-
-    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft", "datasets")]
-    levels = [logger.level for logger in loggers]
-    bars = not datasets.are_progress_bars_disabled()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        datasets.disable_progress_bars()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()
 
 
 def _not_finite(what: str, step: int, value: float) -> FailedError:

@@ -1,0 +1,129 @@
+"""Teacher solutions in the shapes that datasets have: steps, answer, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plyfold.core.config import DataConfig
+from plyfold.stages.data import load_rationales
+from plyfold.stages.rationale import (
+    Rationale,
+    UnusableRationale,
+    parse_rationale,
+    read_gold,
+    render_solution,
+    states_answer,
+)
+
+GSM8K = "He sold 48/2 = <<48/2=24>>24 clips in May.\nIn all 48+24 = <<48+24=72>>72 clips.\n#### 72"
+REASONER = """Thinking…
+Step 1: a draft of the plan
+Step 2: dropped with the thoughts. Answer: 7
+
+Step 1: Determine the total: - Bikes cost \\$20 each.
+  Thus \\[ 2 \\times 20 = \\$40 \\]
+Step 2: **Add** the helmet: \\( 40 + 5 = 45 \\) **
+
+Step 3: So the total is \\boxed{45} dollars. Answer: 45"""
+
+
+def test_gsm8k_lines_become_steps_without_marks() -> None:
+    rationale = parse_rationale(" How many clips? ", GSM8K, GSM8K)
+    assert rationale == Rationale(
+        question="How many clips?",
+        steps=("He sold 48/2 = 24 clips in May.", "In all 48+24 = 72 clips."),
+        answer="72",
+    )
+    assert render_solution(rationale) == (
+        "Step 1: He sold 48/2 = 24 clips in May.\nStep 2: In all 48+24 = 72 clips.\nAnswer: 72"
+    )
+
+
+def test_the_last_numbered_run_counts_and_latex_survives() -> None:
+    rationale = parse_rationale("q", REASONER, "45")
+    assert rationale.steps == (
+        "Determine the total: - Bikes cost \\$20 each. Thus \\[ 2 \\times 20 = \\$40 \\]",
+        "**Add** the helmet: \\( 40 + 5 = 45 \\)",
+        "So the total is \\boxed{45} dollars.",
+    )
+    assert rationale.answer == "45"
+
+
+@pytest.mark.parametrize(
+    "ending", ["Answer: 45", "**Answer:** 45", "**Final Answer:** \\boxed{45}", "The answer is 45.", "#### 45"]
+)
+def test_no_spelling_of_the_answer_line_stays_in_a_step(ending: str) -> None:
+    rationale = parse_rationale("q", f"Step 1: 20+20=40\nStep 2: 40+5=45\n\n{ending}", "45")
+    assert rationale.steps == ("20+20=40", "40+5=45")
+
+
+def test_prose_about_an_answer_is_no_answer_line() -> None:
+    text = "Step 1: To find the answer we add: 40+5=45\nStep 2: That answers it.\nAnswer: 45"
+    assert parse_rationale("q", text, "45").steps[0] == "To find the answer we add: 40+5=45"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reason"),
+    [
+        ("1+1=2\nso two\n#### 3", "2", "not the gold one"),
+        ("Step 1: 1+1\nStep 2: = 2", "2", "states no answer"),
+        ("only one step\n#### 2", "2", "fewer than 2 steps"),
+        ("a\nb\n#### 2", "", "no gold"),
+        ("a\nb\n#### 2", "#### none", "no gold"),
+    ],
+)
+def test_unusable_rows_say_why(text: str, answer: str, reason: str) -> None:
+    with pytest.raises(UnusableRationale, match=reason):
+        parse_rationale("q", text, answer)
+
+
+def test_equal_numbers_in_other_spellings_agree() -> None:
+    assert parse_rationale("q", "a\nb\nAnswer: $1,800.00", "1800").answer == "1800"
+    assert read_gold("x\n#### 1,800") == "1800"
+
+
+step = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=40)
+
+
+@given(st.lists(step, min_size=2, max_size=8), st.integers(-999, 9999))
+def test_whatever_the_teacher_writes_no_step_announces_an_answer(steps: list[str], answer: int) -> None:
+    text = "\n".join(f"Step {number}: {line}" for number, line in enumerate(steps, start=1)) + f"\nAnswer: {answer}"
+    try:
+        rationale = parse_rationale("q", text, str(answer))
+    except UnusableRationale:
+        return
+    assert not any(states_answer(line) or "\n" in line for line in rationale.steps)
+    assert not states_answer("".join(f"Step 1: {line}\n- {line}\n" for line in rationale.steps))
+
+
+def _shared(name: str) -> Path:
+    root = Path(os.environ.get("PLYFOLD_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    path = root / name
+    if not path.is_file():
+        pytest.skip(f"real data not at hand ({name}); set PLYFOLD_DATA to its folder")
+    return path
+
+
+def test_all_of_gsm8k_parses() -> None:
+    rationales, report = load_rationales(DataConfig(path=str(_shared("gsm8k/train.jsonl"))))
+    assert report.rows == report.parsed == len(rationales) == 7473
+    assert not any("<<" in line or "####" in line for rationale in rationales for line in rationale.steps)
+
+
+def test_all_real_teacher_rationales_parse_and_keep_their_latex() -> None:
+    path = _shared("bridge/stage3_error_samples.json")
+    columns = {"question": "question", "answer": "gold_answer", "rationale": "teacher_cot"}
+    rationales, report = load_rationales(DataConfig(path=str(path), columns=columns))
+    assert report.parsed == report.rows == 568
+    originals = json.loads(path.read_text(encoding="utf-8"))
+    assert sum("[math]" in render_solution(rationale) for rationale in rationales) == 0
+    with_latex = sum("\\" in row["teacher_cot"].rpartition("Step 1:")[2].partition("Answer:")[0] for row in originals)
+    assert sum(any("\\" in line for line in rationale.steps) for rationale in rationales) == with_latex
+    # 47 % of the originals state the answer inside the last step.
+    assert not any("Answer:" in line for rationale in rationales for line in rationale.steps)

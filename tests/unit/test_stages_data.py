@@ -1,0 +1,113 @@
+"""Rows from files and the sandbox: columns by name, honest counts, clear errors, and disjoint splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plyfold.core.config import DataConfig
+from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
+from plyfold.stages.data import load_problems, load_rationales, load_rows, question_hash, require_disjoint
+
+GOOD = {"question": "1+1+1?", "answer": "1+1=2\n2+1=3\n#### 3"}
+ONE_STEP = {"question": "1+1?", "answer": "1+1=2\n#### 2"}
+
+
+def _write(path: Path, rows: list[dict[str, object]]) -> str:
+    text = json.dumps(rows) if path.suffix == ".json" else "".join(f"{json.dumps(row)}\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_files_of_both_kinds_are_read(tmp_path: Path, name: str) -> None:
+    rationales, report = load_rationales(DataConfig(path=_write(tmp_path / name, [GOOD, ONE_STEP, GOOD])))
+    assert [rationale.answer for rationale in rationales] == ["3", "3"]
+    assert (report.rows, report.parsed, report.skipped) == (3, 2, {"fewer than 2 steps": 1})
+    assert report.source == name  # no local path
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    path = _write(tmp_path / "x.jsonl", [{"q": "1+1+1?", "gold": 3, "cot": "Step 1: 1+1=2\nStep 2: 2+1=3\nAnswer: 3"}])
+    config = DataConfig(path=path, columns={"question": "q", "answer": "gold", "rationale": "cot"})
+    rationales, _ = load_rationales(config)
+    assert rationales[0].steps == ("1+1=2", "2+1=3")
+    assert rationales[0].answer == "3"
+
+
+def test_a_missing_column_lists_what_there_is(tmp_path: Path) -> None:
+    config = DataConfig(path=_write(tmp_path / "x.jsonl", [{"problem": "?", "solution": "#### 1"}]))
+    with pytest.raises(ConfigError) as caught:
+        load_rows(config)
+    assert "problem, solution" in caught.value.expected
+    assert caught.value.found == "question"
+
+
+def test_ranges_are_half_open_and_checked(tmp_path: Path) -> None:
+    path = _write(tmp_path / "x.jsonl", [{**GOOD, "question": f"{index}?"} for index in range(10)])
+    assert [row.index for row in load_rows(DataConfig(path=path, rows=[3, 6]))] == [3, 4, 5]
+    for rows in ([6, 3], [1], [-1, 2]):
+        with pytest.raises(ConfigError):
+            load_rows(DataConfig(path=path, rows=rows))
+    with pytest.raises(ConfigError, match="no rows"):
+        load_rows(DataConfig(path=path, rows=[50, 60]))
+
+
+def test_broken_and_absent_files_have_their_own_errors(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        load_rows(DataConfig(path=str(tmp_path / "none.jsonl")))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"question": "cut o')
+    with pytest.raises(IntegrityError):
+        load_rows(DataConfig(path=str(broken)))
+    with pytest.raises(IntegrityError):
+        load_rows(DataConfig(path=_write(tmp_path / "numbers.json", [1, 2])))  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="neither text nor a number"):
+        load_rows(DataConfig(path=_write(tmp_path / "list.json", [{"question": ["a"], "answer": "1"}])))
+
+
+def test_no_usable_row_is_an_error_with_the_reasons(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_rationales(DataConfig(path=_write(tmp_path / "x.jsonl", [ONE_STEP])))
+    assert "1 rows: fewer than 2 steps" in caught.value.found
+
+
+def test_the_digest_is_of_the_rows_not_of_the_file(tmp_path: Path) -> None:
+    first = load_rationales(DataConfig(path=_write(tmp_path / "a.jsonl", [GOOD])))[1]
+    second = load_rationales(DataConfig(path=_write(tmp_path / "b.json", [{**GOOD, "extra": 1}])))[1]
+    other = load_rationales(DataConfig(path=_write(tmp_path / "c.jsonl", [{**GOOD, "question": "?"}])))[1]
+    assert first.sha256 == second.sha256 != other.sha256
+
+
+def test_problems_need_no_rationale() -> None:
+    config = DataConfig(
+        path="sandbox", split="test", rows=[0, 20], columns={"question": "question", "answer": "answer"}
+    )
+    problems = load_problems(config, limit=5)
+    assert [problem.id for problem in problems] == [f"test-{index}" for index in range(5)]
+    assert all(problem.gold.isdecimal() for problem in problems)
+
+
+def test_sandbox_rows_are_a_stable_prefix() -> None:
+    few, many = (load_rows(DataConfig(path="sandbox", rows=[5, stop])) for stop in (10, 40))
+    assert few == many[:5]
+    with pytest.raises(ConfigError):
+        load_rows(DataConfig(path="sandbox", split="validation"))
+
+
+def test_sandbox_splits_are_disjoint() -> None:
+    train, test = (
+        [row.question for row in load_rows(DataConfig(path="sandbox", split=split, rows=[0, 500]))]
+        for split in ("train", "test")
+    )
+    require_disjoint(train, test, "here")
+
+
+def test_a_shared_question_is_found_however_it_is_set() -> None:
+    assert question_hash("How many  Eggs?") == question_hash("how many eggs")
+    with pytest.raises(ConfigError) as caught:
+        require_disjoint(["A?", "How many eggs ?"], ["how many  eggs"], "stages.structure")
+    assert "1 shared" in caught.value.found
+    assert caught.value.exit_code == 2
