@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..adapters.delta import norm
-from ..adapters.spec import suffix_targets
+from ..adapters.spec import WEIGHTS_NAME, suffix_targets
 from ..adapters.tensors import Factors, read_adapter, tensor_digest, write_adapter
 from ..core.digest import digest_json
 from ..core.errors import ConflictError
@@ -215,6 +215,7 @@ def write(prepared: Prepared, out: Path, *, replace: bool = False) -> Compositio
             alpha=plan.rank,
             targets=suffix_targets(plan.specs),
         )
+        (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors makes it readable to its owner alone; a server may be another
         write_json(folder / COMPOSITION_FILE, prepared.to_json())
         digest = tensor_digest(folder)
     return Composition(

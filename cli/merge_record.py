@@ -1,0 +1,49 @@
+"""The registry's record of a composed adapter."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from ..adapters.spec import read_spec
+from ..registry.record import Parent, Recipe, Record, Weights
+from ..stages.provenance import describe_code
+
+if TYPE_CHECKING:
+    from ..merge.compose import Composition
+    from ..registry.store import Entry
+    from ..serving.variants import Variant
+
+
+def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Variant) -> Record:
+    """What the registry says about a composition of its stages."""
+    plan = composed.prepared.plan
+    spec = read_spec(composed.path)
+    return Record(
+        kind="merge",
+        curriculum=variant.curriculum,
+        base=entries[0].record.base,
+        parents=[
+            Parent(role="merge_input", digest=entry.digest, scale=part.weight)
+            for entry, part in zip(entries, plan.parts, strict=True)
+        ],
+        recipe=Recipe(
+            details={
+                "method": plan.method,
+                "variant": variant.name,
+                "rank": plan.rank,
+                "relative_error": composed.certificate.relative,
+            }
+        ),
+        code=describe_code(),
+        env={"python": platform.python_version(), "torch": metadata.version("torch")},
+        weights=Weights(
+            digest=composed.digest,
+            dtype=spec.dtype,
+            r=composed.r,
+            alpha=composed.r,
+            targets=sorted(spec.config["target_modules"]),
+        ),
+        licence=entries[0].record.licence,
+    )

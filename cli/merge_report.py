@@ -1,0 +1,338 @@
+"""What `plyfold merge` shows: the parts, how they relate, what the result loses, and what to do with it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.console import print_table, stdout
+from ..core.digest import short
+from ..core.errors import IntegrityError, NotFoundError
+from ..registry.scores import scores, variant_name
+
+if TYPE_CHECKING:
+    from ..adapters.spec import AdapterSpec
+    from ..merge.compose import Composition, Prepared
+    from ..merge.fold import FoldPlan, FoldReport
+    from ..registry.record import Metric
+    from ..registry.store import Entry, Store
+    from ..serving.variants import Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestry:
+    """One stage's place in its curriculum."""
+
+    digest: str
+    trained_on: str
+    """Variant below it while it trained: `base`, `1`, `1+2`."""
+    scored_as: str
+    """Variant it completes, which its scores are of."""
+    accuracy: float | None
+    """Fraction."""
+    tokens: float | None
+    """Mean output tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What the registry knows about the parts."""
+
+    variant: str
+    ancestry: tuple[Ancestry, ...]
+    licence: str
+    quantisation: str
+    warnings: tuple[str, ...]
+    """What a selection of stages leaves out, or mixes."""
+
+
+def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> Lineage:
+    """Look up scores and parents, and say where the selection departs from what was trained."""
+    selected = {entry.digest: number for entry, number in zip(entries, variant.stages, strict=True)}
+    measured = scores(store, variant.curriculum)
+    ancestry, warnings = [], []
+    for entry, number in zip(entries, variant.stages, strict=True):
+        parents = [parent.digest for parent in entry.record.parents if parent.role == "active_during_training"]
+        numbers = []
+        for digest in parents:
+            below = _number_of(store, digest)
+            numbers.append(below)
+            name = f"stage {below}" if below else f"an adapter ({short(digest)})"
+            if digest in selected:
+                continue
+            if below in variant.stages:
+                now = next(each for each, at in selected.items() if at == below)
+                warnings.append(
+                    f"stage {number} was trained on another {name} ({short(digest)}) than the one merged here "
+                    f"({short(now)}): train it again"
+                )
+            else:
+                warnings.append(
+                    f"stage {number} was trained on top of {name}, which is left out: this model was never trained"
+                )
+        below_numbers = [each for each in numbers if each]
+        scored_as = variant_name([*below_numbers, number])
+        metrics = measured.get(scored_as) or entry.record.metrics
+        ancestry.append(
+            Ancestry(
+                digest=entry.digest,
+                trained_on=variant_name(below_numbers),
+                scored_as=scored_as,
+                accuracy=_metric(metrics, "accuracy"),
+                tokens=_metric(metrics, "tokens"),
+            )
+        )
+    quantisation = entries[0].record.base.quantisation or {}
+    return Lineage(
+        variant=variant.name,
+        ancestry=tuple(ancestry),
+        licence=", ".join(sorted({entry.record.licence for entry in entries})),
+        quantisation=", ".join(f"{key} {value}" for key, value in sorted(quantisation.items())),
+        warnings=tuple(warnings),
+    )
+
+
+def _number_of(store: Store, digest: str) -> int | None:
+    try:
+        stage = store.peek(digest).record.stage
+    except (NotFoundError, IntegrityError):
+        return None
+    return stage.number if stage else None
+
+
+def _metric(metrics: list[Metric], name: str) -> float | None:
+    return next((metric.value for metric in metrics if metric.name == name), None)
+
+
+@dataclass(kw_only=True)
+class Report:
+    """One merge, before and after it is written."""
+
+    prepared: Prepared
+    fold_plan: FoldPlan | None
+    lineage: Lineage | None
+    base_folder: Path | None
+    """Where the base lies, if it is at hand."""
+    written: dict[str, Any] | None = None
+    next_command: str = ""
+    _lines: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._relative = self._relative_norms()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user has to know before relying on the result."""
+        plan, certificate = self.prepared.plan, self.prepared.certificate
+        found = list(plan.warnings)
+        found += self.lineage.warnings if self.lineage else ()
+        found += self.fold_plan.warnings if self.fold_plan else ()
+        if certificate.truncation:
+            lost = f"rank {plan.rank} of {plan.exact_rank} loses {certificate.relative:.1%} of |dW|"
+            found.append(f"{plan.method} is lossy: {lost}")
+        return found
+
+    @property
+    def trained(self) -> bool | None:
+        """Whether this is the very model that was trained; None where that is not on record."""
+        if self.lineage is None:
+            return None
+        plain = self.prepared.plan.method == "exact" and all(part.weight == 1 for part in self.prepared.plan.parts)
+        return plain and not self.lineage.warnings
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything shown, and each module's error."""
+        plan = self.prepared.plan
+        return {
+            **{key: value for key, value in self.prepared.to_json().items() if key not in ("schema", "inputs")},
+            "stages": [
+                {**entry.to_json(), "r": _ranks(spec), "alpha": spec.config.get("lora_alpha"), **self._ancestry(index)}
+                | {"relative_norm": self._relative[index]}
+                for index, (entry, spec) in enumerate(zip(self.prepared.inputs, plan.specs, strict=True))
+            ],
+            "trained_order": self.trained,
+            "vllm_max_lora_rank": plan.bucket,
+            "licence": self.lineage.licence if self.lineage else None,
+            "warnings": self.warnings,
+            "written": self.written,
+            "next": self.next_command or None,
+        }
+
+    def show(self) -> None:
+        """Print what is known before anything is written."""
+        plan = self.prepared.plan
+        revision = f"@{short(plan.base_revision)}" if plan.base_revision else ", revision not on record"
+        quantised = f" ({self.lineage.quantisation})" if self.lineage and self.lineage.quantisation else ""
+        _line("base", f"{plan.base_repo or 'not on record'}{revision if plan.base_repo else ''}{quantised}")
+        self._show_parts()
+        if self.lineage:
+            _line("chain", self._chain())
+        pad = f"; shorter modules padded from {min(s.rank for s in plan.modules.values())}" if self._mixed() else ""
+        _line("method", f"{plan.method}, rank {plan.rank} over {len(plan.modules)} modules, {plan.dtype}{pad}")
+        self._show_conflicts()
+        self._show_certificate()
+        _line("vLLM", f"--max-lora-rank {plan.bucket}" if plan.bucket else "rank above what vLLM serves")
+        _line(
+            "licence", self.lineage.licence if self.lineage else "not on record for plain folders; the base's applies"
+        )
+        if self.fold_plan:
+            dtype = self.fold_plan.dtype or "the base's dtype"
+            _line("fold", f"into {self.fold_plan.base.path}, {dtype}, {self.fold_plan.bytes_out / 1e9:,.2f} GB")
+
+    def show_written(self) -> None:
+        """Print what was written and what comes next."""
+        if self.written is None:
+            _line("written", "nothing (dry run)")
+        for label, text in self._lines:
+            _line(label, text)
+        if self.next_command:
+            _line("next", self.next_command)
+
+    def composed(self, done: Composition) -> None:
+        """Take note of an adapter written to a folder."""
+        self.written = {"path": str(done.path), "digest": done.digest}
+        self._lines.append(("written", f"{done.path}  {done.digest}"))
+        self.next_command = _serve_command(done)
+
+    def published(self, done: Composition, digest: str, slug: str, path: Path, copy: Path | None) -> None:
+        """Take note of an adapter published to the registry."""
+        self.written = {"path": str(path), "digest": done.digest, "record": digest, "ref": f"merges/{slug}"}
+        self._lines.append(("written", f"{slug} in the registry  {digest}"))
+        if copy:
+            self.written["copy"] = str(copy)
+            self._lines.append(("copied", str(copy)))
+        plain = self.prepared.plan.method == "exact" and all(part.weight == 1 for part in self.prepared.plan.parts)
+        if plain and self.lineage:
+            self.next_command = (
+                f"plyfold eval base {self.lineage.variant}   or   plyfold serve base {self.lineage.variant}"
+            )
+        else:
+            self.next_command = f"plyfold show {slug}"
+
+    def folded(self, done: FoldReport) -> None:
+        """Take note of a checkpoint."""
+        self.written = done.to_json()
+        worst, loss = done.worst
+        self._lines += [
+            ("written", f"{done.path}  {done.digest}"),
+            ("changed", f"{len(done.modules)} weights; {done.num_untouched} tensors passed on byte for byte"),
+            ("rounding", f"{done.relative_loss:.2%} of |dW| lost to one rounding, most in {worst} ({loss:.2%})"),
+            *(("warning", warning) for warning in done.warnings if warning not in self.warnings),
+        ]
+        self.next_command = f"vllm serve {shlex.quote(str(done.path))}"
+
+    def _ancestry(self, index: int) -> dict[str, Any]:
+        if self.lineage is None:
+            return {}
+        own = self.lineage.ancestry[index]
+        return {
+            "trained_on": own.trained_on,
+            "accuracy": own.accuracy,
+            "tokens": own.tokens,
+            "scored_as": own.scored_as,
+        }
+
+    def _relative_norms(self) -> list[float | None]:
+        """|dW| / |W| of each part over the modules it targets."""
+        specs = self.prepared.plan.specs
+        if self.base_folder is None:
+            return [None] * len(specs)
+        from ..merge.checkpoint import open_checkpoint, weight_norms
+
+        norms = weight_norms(open_checkpoint(self.base_folder), self.prepared.plan.modules)
+        found: list[float | None] = []
+        for entry, spec in zip(self.prepared.inputs, specs, strict=True):
+            weight = math.hypot(*(norms.get(name, 0.0) for name in spec.modules))
+            found.append(entry.delta_norm / weight if weight and norms.keys() >= spec.modules.keys() else None)
+        return found
+
+    def _show_parts(self) -> None:
+        columns = ["adapter", "weight", "digest", "r", "alpha", "|dW|", "|dW|/|W|"]
+        extra = ["trained on", "accuracy", "tokens", "scored as"] if self.lineage else []
+        rows = []
+        for index, (entry, spec) in enumerate(zip(self.prepared.inputs, self.prepared.plan.specs, strict=True)):
+            relative = self._relative[index]
+            row = [
+                entry.label,
+                f"{entry.weight:g}",
+                short(entry.record_digest or entry.tensor_digest),
+                _ranks(spec),
+                _alpha(spec),
+                f"{entry.delta_norm:.4g}",
+                "" if relative is None else f"{relative:.2%}",
+            ]
+            if self.lineage:
+                own = self.lineage.ancestry[index]
+                accuracy = "" if own.accuracy is None else f"{own.accuracy:.1%}"
+                tokens = "" if own.tokens is None else f"{own.tokens:.1f}"
+                row += [own.trained_on, accuracy, tokens, own.scored_as if accuracy else ""]
+            rows.append(row)
+        numbers = ["weight", "r", "alpha", "|dW|", "|dW|/|W|", "accuracy", "tokens"]
+        print_table([*columns, *extra], rows, right=numbers)
+
+    def _chain(self) -> str:
+        if self.trained:
+            return "the trained order with all weights 1: this is the model that was trained"
+        if self.lineage and self.lineage.warnings:
+            return "not the trained order (see the warnings)"
+        return "the trained order, but with other weights or rank than it was trained with"
+
+    def _mixed(self) -> bool:
+        plan = self.prepared.plan
+        return plan.method == "exact" and any(shape.rank < plan.rank for shape in plan.modules.values())
+
+    def _show_conflicts(self) -> None:
+        if not self.prepared.conflicts:
+            return
+        from ..merge.conflict import CHANCE, SAMPLED_ROWS
+
+        rows = []
+        for pair in self.prepared.conflicts:
+            signs = "" if pair.sign_conflict is None else f"{pair.sign_conflict:.3f}"
+            worst = ", ".join(f"{module.name} {module.cosine:+.3f}" for module in pair.worst[:2])
+            rows.append([f"{pair.first} / {pair.second}", f"{pair.cosine:+.4f}", signs, worst or "(no common module)"])
+        print_table(
+            ["pair", "cosine", "sign conflict", "worst modules (cosine)"],
+            rows,
+            right=["cosine", "sign conflict"],
+            caption=f"signs of {SAMPLED_ROWS} drawn rows a module; unrelated adapters: cosine 0, conflict {CHANCE}",
+        )
+
+    def _show_certificate(self) -> None:
+        certificate = self.prepared.certificate
+        if certificate.bit_exact:
+            _line("error", "none: the result's factors hold the sum bit for bit")
+            return
+        worst, relative = certificate.worst
+        parts = []
+        if certificate.truncation:
+            parts.append(f"truncation {certificate.truncation:.3g}, {certificate.energy_kept:.2%} of |dW|^2 kept")
+        parts.append(f"rounding {certificate.rounding:.2g}")
+        _line("error", f"{certificate.relative:.2e} of |dW| ({'; '.join(parts)})")
+        _line("", f"worst {worst} {relative:.2e}; no output changes by more than {certificate.spectral:.2g} |x|")
+
+
+def _line(label: str, text: str) -> None:
+    stdout().print(f"{label:<9} {text}", markup=False)
+
+
+def _ranks(spec: AdapterSpec) -> str:
+    ranks = {module.r for module in spec.modules.values()}
+    return str(ranks.pop()) if len(ranks) == 1 else f"{min(ranks)}-{max(ranks)}"
+
+
+def _alpha(spec: AdapterSpec) -> str:
+    pattern = ", patterns" if spec.config.get("alpha_pattern") else ""
+    rslora = " (rsLoRA)" if spec.config.get("use_rslora") else ""
+    return f"{spec.config.get('lora_alpha', 8):g}{pattern}{rslora}"
+
+
+def _serve_command(done: Composition) -> str:
+    repo = done.prepared.plan.base_repo or "BASE"
+    if done.bucket is None:
+        return f"PeftModel.from_pretrained(base, {str(done.path)!r})"
+    module = shlex.quote(f"merged={done.path}")
+    return f"vllm serve {shlex.quote(repo)} --enable-lora --max-lora-rank {done.bucket} --lora-modules {module}"
