@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,8 +36,8 @@ def disk_errors(where: Path, need_bytes: int = 0) -> Iterator[None]:
     """Turn a full disk into one clear error that names the folder and, where known, the space needed."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:
+        if _errno(error) not in DISK_FULL:
             raise
         raise disk_full(where, need_bytes) from error
 
@@ -131,6 +132,14 @@ def publish_folder(temporary: Path, target: Path, *, replace: bool = False) -> N
     else:
         os.rename(temporary, target)
     fsync_path(target.parent)
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors writes from Rust and tells the number only in its text.
+    number = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(number[1]) if number else None
 
 
 def _existing(path: Path) -> Path:

@@ -178,6 +178,26 @@ def test_what_one_rank_and_alpha_cannot_say_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+_FULL = """
+import resource, sys, torch
+from pathlib import Path
+from plyfold.adapters.tensors import Factors, write_adapter
+from plyfold.core.errors import DiskFullError
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    write_adapter(Path(sys.argv[1]), {"m.q_proj": Factors(torch.ones(8, 4096), torch.ones(4096, 8))}, base_repo="a/b",
+                  base_revision="0" * 40)
+except DiskFullError as error:
+    print(error.what)
+"""
+
+
+def test_a_full_disk_is_one_clear_error_with_nothing_half_written(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _FULL, tmp_path], capture_output=True, text=True, check=True)
+    assert "no space" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- digest and canonical form ----
 
 
