@@ -10,7 +10,7 @@ import click
 
 from ..core.config import CurriculumConfig, build_config, load_config
 from ..core.console import emit_json, say
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, NotFoundError
 from .options import config_option, curriculum_option, json_option, registry_option
 
 if TYPE_CHECKING:
@@ -63,7 +63,12 @@ def eval_command(
     from ..evaluation.scoring import score_variants
     from ..stages.data import load_problems, source_name
 
-    problems = load_problems(settings.data, settings.limit)
+    try:
+        problems = load_problems(settings.data, settings.limit)
+    except NotFoundError as error:
+        if config is None and data is None:  # a record holds a file's name, not where it lies
+            error.next_step = error.next_step or "say where it lies with --data FILE, or name a config with -c FILE"
+        raise
     evaluation, folder = score_variants(
         store, variants, problems, settings, source=source_name(settings.data), runs=runs
     )

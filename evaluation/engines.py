@@ -51,6 +51,9 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """What a result needs beside its number: engine, version, dtype, limits."""
 
+    def close(self) -> None:
+        """Give memory and processes back; the engine cannot be used afterwards."""
+
 
 def end_token_ids(twin: Path) -> tuple[int, ...]:
     """Ids that end a completion, from `generation_config.json` and `config.json` of a model folder, sorted."""

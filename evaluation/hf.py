@@ -121,6 +121,12 @@ class HfEngine:
             "batch_size": self._batch_size,
         }
 
+    def close(self) -> None:
+        """Let go of the model; the engine cannot be used afterwards."""
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def _set_decoding(self, model: Any, twin: Path) -> None:
         from transformers import GenerationConfig
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..adapters.base import ensure_twin
 from ..core.config import EvalConfig
 from ..core.errors import ConfigError
-from ..serving.variants import Variant, materialise, plan_variant, twin_of
+from ..serving.options import vllm_version
+from ..serving.variants import Variant, base_of, check_fits, materialise, plan_variant
 from .engines import Engine
 from .problems import Problem
 from .protocols import protocol
@@ -57,9 +60,14 @@ def score_variants(
         raise ConfigError("no such engine", where="eval.engine", found=config.engine, expected=" or ".join(ENGINES))
     chosen = list(dict.fromkeys(variants))
     plans = {name: plan_variant(store, variant) for name, variant in name_variants(chosen).items()}
+    base, quantisation = base_of(store, chosen)
+    check_fits(base, list(plans.values()))
+    if config.engine == "vllm":
+        vllm_version()
     adapters = {name: materialise(store, plan).path for name, plan in plans.items()}
-    engine = load_engine(config, twin_of(store, chosen), adapters, asked.stop)
-    evaluation = evaluate(problems, engine, list(adapters), asked)
+    twin = ensure_twin(base, quantisation, store.cache)
+    with closing(load_engine(config, twin, adapters, asked.stop)) as engine:
+        evaluation = evaluate(problems, engine, list(adapters), asked)
     folder = write_evaluation(evaluation, _fresh(runs / chosen[0].curriculum / "eval"))
     attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, source)
     return evaluation, folder
@@ -78,7 +86,7 @@ def load_engine(config: EvalConfig, twin: Path, adapters: Mapping[str, Path | No
 
 def attest(store: Store, evaluation: Evaluation, variants: Mapping[str, Variant], source: str) -> None:
     """Write the scores beside the stages they belong to; variants with other weights than 1 belong to none."""
-    from ..registry.graph import attest_scores
+    from ..registry.scores import attest_scores
 
     described = evaluation.to_json()
     details = {key: described[key] for key in ("engine", "problems")}
