@@ -20,6 +20,7 @@ from ..adapters.spec import read_spec
 from ..core.console import Task, progress, verbosity
 from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError
 from ..serving.options import EngineOptions, engine_options, vllm_version
+from ..serving.variants import check_sizes
 from .engines import BASE, PROBE_TOKENS, Generation, end_token_ids
 
 if TYPE_CHECKING:
@@ -49,14 +50,22 @@ class VllmEngine:
 
         Raises:
             NotFoundError: vLLM is not installed, or an adapter or the twin is missing.
-            IncompatibleError: vLLM does not take an adapter.
+            IncompatibleError, ShapeMismatchError: An adapter that is not of this base, or that vLLM does not take.
             FailedError: vLLM did not start.
         """
         if max_new_tokens < 1:
             raise ConfigError("max_new_tokens is at least 1", where="eval", found=max_new_tokens)
         self._version = vllm_version()
         paths = {name: path for name, path in adapters.items() if path is not None}
-        ranks = [max(module.r for module in read_spec(path).modules.values()) for path in paths.values()]
+        modules = {name: read_spec(path).modules.values() for name, path in paths.items()}
+        check_sizes(
+            twin,
+            {
+                name: {module.name: (module.out_features, module.in_features) for module in present}
+                for name, present in modules.items()
+            },
+        )
+        ranks = [max(module.r for module in present) for present in modules.values()]
         self._options = engine_options(twin, _dtype(twin), ranks, max_model_len=max_model_len)
         self._max_new_tokens, self._stop, self._end_ids = max_new_tokens, list(stop), end_token_ids(twin)
         self._tokenizer = load_tokenizer(twin)

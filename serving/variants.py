@@ -225,37 +225,55 @@ def twin_of(store: Store, variants: Sequence[Variant]) -> Path:
 
 
 def check_fits(base: BaseRef, plans: Sequence[VariantPlan]) -> None:
-    """Refuse adapters that are not of this base: vLLM would copy smaller matrices into a corner without a word.
+    """Refuse adapters that are not of this base.
 
     Raises:
         BaseMismatchError: An adapter's config names another base.
         IncompatibleError: A module that the base does not have.
         ShapeMismatchError: A module whose I or O is not the base's.
     """
-    from ..adapters.base import check_weights
-    from ..adapters.header import read_header
-
-    tensors = {name: entry for file in check_weights(base.path) for name, entry in read_header(file).tensors.items()}
     for plan in plans:
-        if plan.composition is None:
-            continue
-        if plan.composition.base_repo != base.repo:
+        if plan.composition and plan.composition.base_repo != base.repo:
             raise BaseMismatchError(
                 "an adapter names another base than its record",
                 where=plan.variant.alias,
                 expected=base.repo,
                 found=plan.composition.base_repo or "(none)",
             )
-        for name, shape in plan.composition.modules.items():
+    sizes = {
+        plan.variant.alias: {name: shape[:2] for name, shape in plan.composition.modules.items()}
+        for plan in plans
+        if plan.composition
+    }
+    check_sizes(base.path, sizes)
+
+
+def check_sizes(model: Path, adapters: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
+    """Refuse adapters whose matrices are not a model's: vLLM would copy smaller ones into a corner without a word.
+
+    Args:
+        model: Folder with safetensors weights; only their headers are read.
+        adapters: Adapter name -> module name -> (O, I).
+
+    Raises:
+        IncompatibleError: A module that the model does not have.
+        ShapeMismatchError: A module whose I or O is not the model's.
+    """
+    from ..adapters.base import check_weights
+    from ..adapters.header import read_header
+
+    tensors = {name: entry for file in check_weights(model) for name, entry in read_header(file).tensors.items()}
+    for adapter, modules in adapters.items():
+        for name, size in modules.items():
             weight = tensors.get(f"{name}.weight")
             if weight is None:
-                raise IncompatibleError("an adapter changes a module the base lacks", where=name, found=base.repo)
-            if tuple(weight.shape) != shape[:2]:
+                raise IncompatibleError("an adapter changes a module the base lacks", where=f"{adapter} {name}")
+            if weight.shape != size:
                 raise ShapeMismatchError(
                     "an adapter does not fit its base",
-                    where=f"{plan.variant.alias} {name}",
-                    expected=f"(O, I) = {tuple(weight.shape)}",
-                    found=tuple(shape[:2]),
+                    where=f"{adapter} {name}",
+                    expected=f"(O, I) = {weight.shape}",
+                    found=size,
                 )
 
 

@@ -200,7 +200,7 @@ def test_the_two_engines_agree_on_text_tokens_and_reason(engine: VllmEngine, wor
 
 
 def comparable(rows: list[Generation]) -> list[tuple[str, int, str]]:
-    """Fields of each row; where an answer is cut inside a character, vLLM leaves out the part, transformers marks it."""
+    """Fields of each row; of a character cut in two, vLLM shows nothing and transformers a mark."""
     return [(row.text.rstrip("\N{REPLACEMENT CHARACTER}"), row.num_tokens, row.finish_reason) for row in rows]
 
 
