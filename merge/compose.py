@@ -26,7 +26,7 @@ from ..core.errors import ConflictError
 from ..core.files import require_space, staged_folder, write_json
 from .certificate import Certificate, ModuleError
 from .conflict import ConflictMeter, PairConflict
-from .lowrank import difference, truncate
+from .lowrank import BlockProducts, difference, truncate
 from .plan import DTYPES, ComposePlan, duplicate
 
 COMPOSITION_FILE = "composition.json"
@@ -166,17 +166,18 @@ def prepare(plan: ComposePlan, advance: Callable[[], None] = lambda: None) -> Pr
     for name in plan.modules:
         # Taken out as they are used, so that inputs and result are never both whole in memory.
         present = {index: part.pop(name) for index, part in enumerate(stored) if name in part}
-        norms = {index: norm(module) for index, module in present.items()}
-        for index, length in norms.items():
-            squares[index] += length**2
         weighted = {
             index: Factors(module.A_RI, module.B_OR, plan.parts[index].weight * module.scale)
             for index, module in present.items()
         }
-        meter.add(name, weighted, {index: abs(plan.parts[index].weight) * length for index, length in norms.items()})
         B_OR = torch.cat([module.B_OR.double() * module.scale for module in weighted.values()], 1)
         A_RI = torch.cat([module.A_RI.double() for module in weighted.values()], 0)
-        factors[name], errors[name] = _reduce(plan, B_OR, A_RI)
+        products = BlockProducts(B_OR, A_RI, [module.A_RI.shape[0] for module in weighted.values()])
+        meter.add(name, weighted, products)
+        for block, (index, module) in enumerate(present.items()):
+            weight = abs(plan.parts[index].weight)
+            squares[index] += (products.norm(block) / weight if weight else norm(module)) ** 2
+        factors[name], errors[name] = _reduce(plan, B_OR, A_RI, products.norm())
         advance()
     return Prepared(
         plan=plan,
@@ -215,7 +216,7 @@ def write(prepared: Prepared, out: Path, *, replace: bool = False) -> Compositio
             alpha=plan.rank,
             targets=suffix_targets(plan.specs),
         )
-        (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors makes it readable to its owner alone; a server may be another
+        (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors makes it readable to its owner alone
         write_json(folder / COMPOSITION_FILE, prepared.to_json())
         digest = tensor_digest(folder)
     return Composition(
@@ -231,7 +232,7 @@ def _digests(plan: ComposePlan) -> list[str]:
     return digests
 
 
-def _reduce(plan: ComposePlan, B_OR: Tensor, A_RI: Tensor) -> tuple[Factors, ModuleError]:
+def _reduce(plan: ComposePlan, B_OR: Tensor, A_RI: Tensor, total: float) -> tuple[Factors, ModuleError]:
     """The result's factors of one module from the float64 stacks, and their error."""
     if plan.method == "exact":
         kept_B_OK, kept_A_KI, tail, first_dropped = B_OR, A_RI, 0.0, 0.0
@@ -244,7 +245,7 @@ def _reduce(plan: ComposePlan, B_OR: Tensor, A_RI: Tensor) -> tuple[Factors, Mod
     rounded_B_OK, rounded_A_KI = kept_B_OK.to(dtype), kept_A_KI.to(dtype)
     rounding = difference(kept_B_OK, kept_A_KI, rounded_B_OK.double(), rounded_A_KI.double())
     error = ModuleError(
-        norm=norm(Factors(A_RI, B_OR, 1.0)),
+        norm=total,
         truncation=tail,
         rounding=rounding.frobenius,
         spectral=first_dropped + rounding.spectral,

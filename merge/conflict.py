@@ -3,7 +3,7 @@
 Both look at what is added, w_k s_k B_k A_k, so a negative weight turns a pair round. Cosines come from R x R products;
 signs need entries of dW, which are formed for a seeded draw of rows only.
 
-Shapes: O out_features, I in_features, R rank, N drawn rows.
+Shapes: O out_features, I in_features, R rank, N drawn rows, E = N * I sampled entries, K parts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..adapters.delta import inner
 from ..adapters.tensors import Factors
+from .lowrank import BlockProducts
 
 SAMPLED_ROWS = 64
 """Rows of dW a module whose signs are compared; all rows where there are no more."""
@@ -82,22 +82,25 @@ class ConflictMeter:
         self._pairs = {pair: _Pair() for pair in combinations(range(len(labels)), 2)}
         self._squares = [0.0] * len(labels)
 
-    def add(self, name: str, present: Mapping[int, Factors], norms: Mapping[int, float]) -> None:
-        """Count one module: the weighted factors of the parts that have it and their norms, by part."""
+    def add(self, name: str, present: Mapping[int, Factors], products: BlockProducts) -> None:
+        """Count one module: the weighted factors of the parts that have it, by part, and their stack's products."""
+        norms = {part: products.norm(block) for block, part in enumerate(present)}
         for part, norm in norms.items():
             self._squares[part] += norm * norm
-        signs = _sampled_signs(present) if len(present) > 1 else {}
-        for pair in combinations(sorted(present), 2):
-            first, second = pair
-            product = inner(present[first], present[second])
+        if len(present) < 2:
+            return
+        agreement_KK, compared_KK = _sign_counts(list(present.values()))
+        for (i, first), (j, second) in combinations(enumerate(present), 2):
+            inner = products.inner(i, j)
             length = norms[first] * norms[second]
-            differing, compared = _differing(signs[first], signs[second])
-            total = self._pairs[pair]
-            total.inner += product
+            compared = int(compared_KK[i, j])
+            differing = (compared - int(agreement_KK[i, j])) // 2
+            total = self._pairs[first, second]
+            total.inner += inner
             total.differing += differing
             total.compared += compared
             if length and compared:
-                total.modules.append(ModuleConflict(name, product / length, differing / compared))
+                total.modules.append(ModuleConflict(name, inner / length, differing / compared))
 
     def pairs(self) -> list[PairConflict]:
         """Every pair, in the order of the parts."""
@@ -116,16 +119,12 @@ class ConflictMeter:
         return found
 
 
-def _sampled_signs(present: Mapping[int, Factors]) -> dict[int, Tensor]:
-    num_rows = next(iter(present.values())).B_OR.shape[0]
+def _sign_counts(present: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    """For every pair of parts, over sampled entries: how many more agree than differ in sign, how many have both."""
+    num_rows = present[0].B_OR.shape[0]
     rows_N = torch.randperm(num_rows, generator=torch.Generator().manual_seed(SEED))[:SAMPLED_ROWS]
-    return {
-        part: torch.sign((factors.scale * factors.B_OR[rows_N].float()) @ factors.A_RI.float()).to(torch.int8)
-        for part, factors in present.items()
-    }
-
-
-def _differing(first_NI: Tensor, second_NI: Tensor) -> tuple[int, int]:
-    product_NI = first_NI * second_NI
-    differing = int((product_NI < 0).sum())
-    return differing, differing + int((product_NI > 0).sum())
+    signs_KE = torch.stack(
+        [torch.sign((part.scale * part.B_OR[rows_N].float()) @ part.A_RI.float()).flatten() for part in present]
+    )
+    # Counts by float32 products are exact up to 2^24 entries, far above 64 rows of any model's width.
+    return signs_KE @ signs_KE.T, signs_KE.abs() @ signs_KE.abs().T
