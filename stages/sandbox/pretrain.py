@@ -126,7 +126,6 @@ def train(
     ]
     peaks = [schedule.muon_lr, schedule.adam_lr]
     began, total, model = time.monotonic(), 0.0, model.train()
-    forward = torch.compile(model, dynamic=True)
     for step, (inputs_BT, targets_BT, weights_BT) in enumerate(
         islice(batches(tokenizer, diet, schedule), schedule.num_steps), start=1
     ):
@@ -134,7 +133,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = peak * schedule.rate(step - 1)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits_BTV = forward(input_ids=inputs_BT, use_cache=False).logits
+            logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
         losses = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none")
         loss = (losses * weights_BT.flatten()).sum() / weights_BT.sum()
         loss.backward()
@@ -142,7 +141,7 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        total += float(loss)
+        total += loss.item()
         if step % 50 == 0:
             on_progress(step, total / 50, time.monotonic() - began)
             total = 0.0

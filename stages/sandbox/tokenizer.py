@@ -68,5 +68,8 @@ def save_tokenizer(tokenizer: Any, out: Path) -> None:
     tokenizer.save_pretrained(out)
     again = AutoTokenizer.from_pretrained(out)
     sample = "Question: Mia has 12 apples.\nSolution:\nStep 1: [MASK] 12*3=<<36>>\n\n- x\nAnswer: -1,000.50\n"
-    if again(sample)["input_ids"] != tokenizer(sample)["input_ids"] or again.decode(again(sample)["input_ids"]) != sample:
+    if (
+        again(sample)["input_ids"] != tokenizer(sample)["input_ids"]
+        or again.decode(again(sample)["input_ids"]) != sample
+    ):
         raise RuntimeError(f"the tokenizer in {out} does not survive AutoTokenizer: expected equal ids and text")
