@@ -23,6 +23,8 @@ from .record import MAX_RECORD_BYTES, RECORD_FILE, FileEntry, Record, check_file
 TMP_MAX_AGE_S = 3600.0
 """Leftovers younger than this may belong to a running publish and are never touched."""
 
+MEND = "remove that folder, then train, publish or fetch the adapter again"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -65,6 +67,13 @@ def write_object(folder: Path, record: Record, tmp: Path, objects: Path) -> str:
         try:
             files = [_copy(folder, staged, name) for name in sizes]
             data = record.model_copy(update={"files": files}).to_bytes()
+            if len(data) > MAX_RECORD_BYTES:
+                raise ConfigError(
+                    "the record is too large",
+                    expected=f"at most {MAX_RECORD_BYTES:,} bytes",
+                    found=f"{len(data):,} bytes",
+                    next_step="keep less in its recipe",
+                )
             parse_record(data, where=folder / RECORD_FILE)  # what is stored can be read back
             _write_flushed(staged / RECORD_FILE, data)
             _seal(staged)
@@ -88,7 +97,12 @@ def read_record(path: Path) -> Record:
     try:
         data = read_record_bytes(where)
     except OSError as error:
-        raise IntegrityError("the record cannot be read", where=where, found=error.strerror or str(error)) from error
+        raise IntegrityError(
+            "the record cannot be read; nothing was loaded",
+            where=where,
+            found=error.strerror or str(error),
+            next_step=MEND,
+        ) from error
     expected, found = f"sha256:{path.name}", sha256_bytes(data)
     if len(data) <= MAX_RECORD_BYTES and found != expected:
         raise IntegrityError(
@@ -96,7 +110,7 @@ def read_record(path: Path) -> Record:
             where=where,
             expected=expected,
             found=found,
-            next_step="remove that folder and publish or fetch the adapter again",
+            next_step=MEND,
         )
     return parse_record(data, where)
 
@@ -146,7 +160,7 @@ def raise_problems(path: Path, record: Record, problems: list[Problem]) -> None:
         where=path / first.path,
         expected=first.expected or ("no such file" if first.fault == "extra" else "the file its record names"),
         found=(first.found or f"{first.fault} file") + (f", and {more} more" if more else ""),
-        next_step="`plyfold verify` lists every fault; remove that folder, then publish or fetch the adapter again",
+        next_step=f"`plyfold verify` lists every fault; {MEND}",
     )
 
 

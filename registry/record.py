@@ -203,7 +203,8 @@ def parse_record(data: bytes, where: object = "") -> Record:
             "the record is too large",
             where=where,
             expected=f"at most {MAX_RECORD_BYTES:,} bytes",
-            found=f"{len(data):,}",
+            found=f"{len(data):,} bytes or more",
+            next_step="fetch the adapter again",
         )
     try:
         return Record.model_validate_json(data)
