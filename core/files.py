@@ -7,6 +7,7 @@ leaves behind under a temporary name is never read and is swept by the next run 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -108,13 +109,37 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(target.parent):
+        sweep_staged(target)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
+        owner = os.open(temporary, os.O_RDONLY)
         try:
+            # The system drops the lock when its holder dies: that tells a leftover from work in progress.
+            fcntl.flock(owner, fcntl.LOCK_EX)
             yield temporary
             publish_folder(temporary, target, replace=replace)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            os.close(owner)
+
+
+def sweep_staged(target: Path) -> None:
+    """Remove what killed runs have left of `target` under temporary names; a living run's folder stays."""
+    for leftover in target.parent.iterdir():
+        if not leftover.name.startswith(f".{target.name}.tmp-") or not leftover.is_dir():
+            continue
+        try:
+            descriptor = os.open(leftover, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # just published or removed
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(leftover, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its owner is alive
+        finally:
+            os.close(descriptor)
 
 
 def publish_folder(temporary: Path, target: Path, *, replace: bool = False) -> None:

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapters.base import TWIN_NAME, content_revision
 from ..adapters.header import Header, TensorEntry, read_header
 from ..core.digest import CHUNK_BYTES, PREFIX
-from ..core.errors import IntegrityError, NotFoundError
+from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
+from .plan import is_local
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -31,7 +33,7 @@ FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 BLOCK_ELEMENTS = 4 << 20
 """Elements of a weight in memory at once: 16 MB in float32."""
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5"}
-OWN_FILES = {CONFIG_FILE, "README.md", "lineage.json", "composition.json", "twin.json"}
+OWN_FILES = {CONFIG_FILE, "README.md", "lineage.json", "composition.json", TWIN_NAME}
 """Files that speak of the base alone, or that the result has its own of."""
 
 
@@ -82,6 +84,37 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             "the base is pickled; loading a pickle can run any code", where=pickles[0], expected=SINGLE_FILE
         )
     raise NotFoundError("no weights in the base folder", where=folder, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
+
+
+def check_identity(checkpoint: Checkpoint, repo: str, revision: str | None) -> None:
+    """Refuse a folder that says itself that it is another base: a twin, or a snapshot in a Hub cache.
+
+    Raises:
+        BaseMismatchError: Another repository, or another revision of it.
+    """
+    found = _identity(checkpoint.path.resolve())
+    if found is None or is_local(repo) or not repo:
+        return
+    own_repo, own_revision = found
+    other_revision = revision is not None and own_revision != revision and revision != "main"
+    if own_repo != repo or (other_revision and content_revision(checkpoint.path) != revision):
+        raise BaseMismatchError(
+            "the base folder is not the base the adapters were trained on",
+            where=checkpoint.path,
+            expected=f"{repo}@{revision}" if revision else repo,
+            found=f"{own_repo}@{own_revision}",
+        )
+
+
+def _identity(folder: Path) -> tuple[str, str] | None:
+    """(repo, revision) of a folder whose place or notes tell; None for a plain folder."""
+    if (folder / TWIN_NAME).is_file():
+        twin = _read_json(folder / TWIN_NAME)
+        return str(twin.get("repo")), str(twin.get("revision"))
+    snapshots, cached = folder.parent, folder.parent.parent
+    if snapshots.name == "snapshots" and cached.name.startswith("models--"):
+        return cached.name.removeprefix("models--").replace("--", "/"), folder.name
+    return None
 
 
 def _shards(folder: Path, index: Mapping[str, Any]) -> dict[str, Header]:

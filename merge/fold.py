@@ -28,6 +28,7 @@ from .checkpoint import (
     INDEX_FILE,
     Checkpoint,
     ShardWriter,
+    check_identity,
     copy_other_files,
     open_checkpoint,
     row_blocks,
@@ -169,12 +170,14 @@ def plan_fold(compose: ComposePlan, base_dir: Path, *, dtype: str | None = None)
     Raises:
         ConfigError: Unknown dtype.
         NotFoundError, IntegrityError: As `open_checkpoint`.
+        BaseMismatchError: A folder that says it is another base.
         IncompatibleError: A quantised base, or a module that the base does not have.
         ShapeMismatchError: A module of another size.
     """
     if dtype is not None:
         check_dtype(dtype)
     base = open_checkpoint(base_dir)
+    check_identity(base, compose.base_repo, compose.base_revision)
     _refuse_quantised(base)
     warnings = []
     if base.config.get("quantization_config"):
