@@ -110,7 +110,7 @@ def read_spec(folder: Path) -> AdapterSpec:
     if not weights.is_file():
         raise _no_weights(folder)
     header = read_header(weights)
-    scaling = _Scaling(config, folder / CONFIG_NAME)
+    scaling = Scaling(config, folder / CONFIG_NAME)
     pairs = _pair(header)
     modules: dict[str, ModuleSpec] = {}
     for name in sorted(pairs):
@@ -147,8 +147,13 @@ def suffix_targets(specs: Iterable[AdapterSpec]) -> list[str] | None:
     return sorted(suffixes)
 
 
-class _Scaling:
-    """Rank and scale of a module by PEFT's rules: the first pattern that matches a dotted suffix wins."""
+class Scaling:
+    """Rank, alpha and scale of a module by PEFT's rules: the first pattern that matches a dotted suffix wins.
+
+    Raises:
+        IntegrityError: A rank, an alpha or a pattern that is none.
+        UnsupportedAdapterError: A pattern that could take for ever to match.
+    """
 
     def __init__(self, config: Mapping[str, Any], where: Path) -> None:
         self.where = where
@@ -158,10 +163,11 @@ class _Scaling:
         self.ranks = self._patterns(config, "rank_pattern", whole=True)
         self.alphas = self._patterns(config, "alpha_pattern")
 
-    def of(self, name: str) -> tuple[int, float]:
+    def of(self, name: str) -> tuple[int, float, float]:
+        """(r, alpha, scale) of the module `name`."""
         r = int(next((value for pattern, value in self.ranks if pattern.match(name)), self.r))
         alpha = next((value for pattern, value in self.alphas if pattern.match(name)), self.alpha)
-        return r, alpha / math.sqrt(r) if self.rslora else alpha / r
+        return r, alpha, alpha / math.sqrt(r) if self.rslora else alpha / r
 
     def _patterns(
         self, config: Mapping[str, Any], field: str, *, whole: bool = False
@@ -282,12 +288,12 @@ def _foreign_tensor(path: Path, key: str) -> IntegrityError | UnsupportedAdapter
     return IntegrityError("a tensor is no LoRA factor", where=path, found=repr(key[:200]), expected=expected)
 
 
-def _module(name: str, header: Header, scaling: _Scaling) -> ModuleSpec:
+def _module(name: str, header: Header, scaling: Scaling) -> ModuleSpec:
     a = header.tensors[f"{KEY_PREFIX}{name}{A_SUFFIX}"].shape
     b = header.tensors[f"{KEY_PREFIX}{name}{B_SUFFIX}"].shape
     if len(a) != 2 or len(b) != 2:
         raise UnsupportedAdapterError("LoRA on a convolution is not supported", where=header.path, found=f"{name} {a}")
-    r, scale = scaling.of(name)
+    r, _, scale = scaling.of(name)
     if (a[0], b[1]) != (r, r) or not (a[1] and b[0]):
         raise IntegrityError(
             "factors do not have the rank their config says",

@@ -6,6 +6,7 @@ Shapes: R rank, I in_features, O out_features. A_RI, B_OR; dW_OI = scale * B_OR 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..core.digest import PREFIX, canonical_json
 from ..core.errors import IncompatibleError, IntegrityError
 from ..core.files import disk_errors, write_json
 from .header import read_header
-from .spec import A_SUFFIX, B_SUFFIX, CONFIG_NAME, DTYPES, KEY_PREFIX, WEIGHTS_NAME, AdapterSpec, read_spec
+from .spec import A_SUFFIX, B_SUFFIX, CONFIG_NAME, DTYPES, KEY_PREFIX, WEIGHTS_NAME, AdapterSpec, Scaling, read_spec
 
 SET_LIKE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """Config lists whose order has no meaning."""
@@ -129,7 +130,8 @@ def tensor_digest(folder: Path) -> str:
 def canonicalise(folder: Path, base_repo: str, base_revision: str | None) -> None:
     """Rewrite a folder that PEFT saved: same adapter, canonical bytes, the base by its Hub id, no README.md.
 
-    Ranks, scales and patterns stay as they are.
+    Ranks and scales stay as they are. Patterns stay too, unless sorting them, as every JSON writer here and PEFT's own
+    does, would let another one match first: then they are written out by full module names.
 
     Raises:
         NotFoundError, IntegrityError, UnsupportedAdapterError: As `read_adapter`.
@@ -141,6 +143,7 @@ def canonicalise(folder: Path, base_repo: str, base_revision: str | None) -> Non
     for key in SET_LIKE:
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])
+    config |= _orderless_patterns(adapter.spec)
     config |= {"base_model_name_or_path": base_repo, "revision": base_revision, "inference_mode": True}
     tensors = {}
     for name, module in adapter.factors.items():
@@ -150,6 +153,19 @@ def canonicalise(folder: Path, base_repo: str, base_revision: str | None) -> Non
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     write_json(folder / CONFIG_NAME, config)
     (folder / "README.md").unlink(missing_ok=True)
+
+
+def _orderless_patterns(spec: AdapterSpec) -> dict[str, Any]:
+    config = {**spec.config, **{key: spec.config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}}
+    sorted_config = {**config, **{key: dict(sorted(config[key].items())) for key in ("rank_pattern", "alpha_pattern")}}
+    as_is, as_sorted = Scaling(config, spec.path), Scaling(sorted_config, spec.path)
+    if all(as_is.of(name) == as_sorted.of(name) for name in spec.modules):
+        return {}
+    named = {re.escape(name): as_is.of(name) for name in spec.modules}
+    return {
+        "rank_pattern": {name: r for name, (r, _, _) in named.items() if r != as_is.r},
+        "alpha_pattern": {name: alpha for name, (_, alpha, _) in named.items() if alpha != as_is.alpha},
+    }
 
 
 def _uniform(factors: Mapping[str, Factors], alpha: float | None) -> tuple[int, float]:

@@ -48,7 +48,7 @@ FORMS: list[dict[str, Any]] = [
     {"r": 5, "lora_alpha": 3, "use_rslora": True},
     {"r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2, "down_proj": 7}},
     {"r": 4, "lora_alpha": 8, "alpha_pattern": {"v_proj": 3, "layers.1.mlp.up_proj": 5}},
-    {"r": 4, "lora_alpha": 8, "rank_pattern": {"self_attn.*": 2, "q_proj": 3}},
+    {"r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 3, "self_attn.*": 2}},
     {"r": 4, "lora_alpha": 8, "rank_pattern": {r"model\.layers\.\d+\.self_attn\.(q|k)_proj": 3}},
     {"r": 4, "lora_alpha": 8, "rank_pattern": {"^model.layers.0.self_attn.q_proj": 2}},
     {"r": 4, "lora_alpha": 8, "alpha_pattern": {".*self_attn.*": 1, "q_proj": 9, "layers.0.*": 11}},
@@ -83,6 +83,40 @@ def test_every_form_is_read_as_peft_computes_it(tmp_path: Path, tiny_base: Any, 
         assert module.scale == factors.scale == layer.scaling["default"]
         assert torch.equal(factors.A_RI, layer.lora_A["default"].weight)
         assert torch.equal(factors.B_OR, layer.lora_B["default"].weight)
+
+
+ORDERED: dict[str, Any] = {
+    "rank_pattern": {"self_attn.*": 2, "q_proj": 3},
+    "alpha_pattern": {"mlp.*": 5, "layers.0.*": 11, ".*": 3},
+}
+"""Patterns that overlap, and mean something else once their keys are sorted."""
+
+
+@pytest.mark.parametrize("canonical", [False, True])
+def test_the_first_of_overlapping_patterns_wins_as_in_peft(
+    tmp_path: Path, tiny_base: Any, make_adapter: Any, canonical: bool
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    make_adapter(tmp_path, **ORDERED)
+    if canonical:
+        canonicalise(tmp_path, **BASE)
+    live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base()), str(tmp_path))
+    modules = read_spec(tmp_path).modules
+    assert (modules["model.layers.1.self_attn.q_proj"].r, modules["model.layers.0.mlp.up_proj"].scale) == (2, 5 / 4)
+    for name, module in modules.items():
+        layer = live.get_base_model().get_submodule(name)
+        assert (module.r, module.scale) == (layer.r["default"], layer.scaling["default"])
+
+
+def test_a_rank_that_sorted_patterns_belie_is_refused(tmp_path: Path, make_adapter: Any) -> None:
+    # PEFT saves its config with sorted keys, after which its own loader fails on such an adapter too.
+    make_adapter(tmp_path, **ORDERED)
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(config, sort_keys=True))
+    with pytest.raises(IntegrityError, match="rank"):
+        read_spec(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
