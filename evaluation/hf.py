@@ -193,6 +193,8 @@ class HfEngine:
         cut = min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=None)
         if cut is not None:
             return Generation(text=text[:cut], num_tokens=self._tokens_to_stop(content), finish_reason="stop")
+        # A character cut in the middle is no text; vLLM leaves it out as well.
+        text = text.rstrip("\ufffd")
         num_tokens = len(ids) if end is None else end + 1
         return Generation(text=text, num_tokens=num_tokens, finish_reason="length" if end is None else "stop")
 

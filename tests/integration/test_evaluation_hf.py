@@ -58,6 +58,11 @@ def _greedy(model: Any, twin: Path, prompts: Sequence[str]) -> list[list[int]]:
     return rows
 
 
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    """Decoded without a last character that was cut in the middle, as vLLM shows it."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd")
+
+
 def test_batched_padded_generation_equals_a_plain_loop(
     engine: HfEngine, twin: Path, adapters: dict[str, Path | None]
 ) -> None:
@@ -70,7 +75,7 @@ def test_batched_padded_generation_equals_a_plain_loop(
         path = adapters[variant]
         expected = _greedy(PeftModel.from_pretrained(model, path) if path else model, twin, PROMPTS)
         made = engine.generate(variant, PROMPTS)
-        assert [item.text for item in made] == [tokenizer.decode(row, skip_special_tokens=True) for row in expected]
+        assert [item.text for item in made] == [_text(tokenizer, row) for row in expected]
         assert [item.num_tokens for item in made] == [len(row) for row in expected]
         seen[variant] = [item.text for item in made]
     assert seen["base"] != seen["1"] != seen["1+2"] != seen["base"]
@@ -104,15 +109,13 @@ def test_end_token_is_counted_and_not_shown(twin: Path, tmp_path: Path) -> None:
         (tmp_path / name / name).write_text(json.dumps({**value, "eos_token_id": [said[place]]}))
         engine = HfEngine(tmp_path / name, {}, max_new_tokens=NEW_TOKENS, batch_size=2, device="cpu")
         made = engine.generate("base", PROMPTS[:2])[0]
-        assert made == Generation(
-            text=tokenizer.decode(said[:place], skip_special_tokens=True), num_tokens=place + 1, finish_reason="stop"
-        )
+        assert made == Generation(text=_text(tokenizer, said[:place]), num_tokens=place + 1, finish_reason="stop")
 
 
 def test_stop_string_is_cut_and_its_tokens_are_counted(twin: Path) -> None:
     tokenizer = load_tokenizer(twin)
     said = _greedy(load_twin(twin, "cpu"), twin, PROMPTS[:1])[0]
-    text = tokenizer.decode(said, skip_special_tokens=True)
+    text = _text(tokenizer, said)
     stop = text[4:7]
     place = text.find(stop)
     tokens = next(n for n in range(1, len(said) + 1) if stop in tokenizer.decode(said[:n], skip_special_tokens=True))
