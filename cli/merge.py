@@ -188,28 +188,28 @@ def _plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
         method=wanted.method,
         rank=wanted.rank,
         dtype=(wanted.dtype or "fp32") if wanted.into == "adapter" else "fp32",
-        base_repo=wanted.base if wanted.base and not Path(wanted.base).is_dir() else None,
+        base_repo=_base(wanted)[1],
     )
 
 
-def _plan_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted, *, dry_run: bool) -> FoldPlan:
-    from ..adapters.base import BaseRef, ensure_twin, resolve_base, twin_path
-    from ..core.config import BaseConfig
-    from ..merge.fold import plan_fold
-    from ..serving.variants import base_of
+def _base(wanted: Wanted) -> tuple[Path | None, str | None]:
+    """`--base` as (folder, Hub id), one of them at most."""
+    from ..merge.plan import is_local
 
-    folder = Path(wanted.base) if wanted.base and Path(wanted.base).is_dir() else None
-    if inputs.store is not None and inputs.variant is not None:
-        record = inputs.entries[0].record.base
-        ref, quantisation = base_of(inputs.store, [inputs.variant])
-        if folder:
-            ref = BaseRef(repo=record.repo, revision=record.revision, path=folder)
-        if wanted.base_view == "original":
-            return plan_fold(plan, ref.path, dtype=wanted.dtype)
-        twin = twin_path(ref, quantisation, inputs.store.cache)
-        if not dry_run:
-            twin = ensure_twin(ref, quantisation, inputs.store.cache)
-        return plan_fold(plan, twin if twin.is_dir() else ref.path, dtype=wanted.dtype)
+    if not wanted.base:
+        return None, None
+    if Path(wanted.base).is_dir():
+        return Path(wanted.base), None
+    if is_local(wanted.base):
+        raise NotFoundError("no such base folder", where=wanted.base)
+    return None, wanted.base
+
+
+def _plan_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted, *, dry_run: bool) -> FoldPlan:
+    from ..merge.fold import plan_fold
+
+    if inputs.store is not None and wanted.base_view != "original":
+        return plan_fold(plan, _twin(inputs, wanted, dry_run=dry_run), dtype=wanted.dtype)
     if wanted.base_view == "trained":
         raise ConfigError(
             "how the base was quantised is not on record for plain folders",
@@ -217,15 +217,38 @@ def _plan_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted, *, dry_run: bo
             found="trained",
             next_step="merge --stages of a registry, or use --base-view original",
         )
-    if folder is None and wanted.base and ("/" not in wanted.base.strip("/") or wanted.base.startswith((".", "/"))):
-        raise NotFoundError("no such base folder", where=wanted.base)
-    if folder is None and not plan.base_repo:
+    return plan_fold(plan, _base_at_hand(inputs, wanted) or _fetched_base(plan), dtype=wanted.dtype)
+
+
+def _twin(inputs: Inputs, wanted: Wanted, *, dry_run: bool) -> Path:
+    """The dequantised base that stages were trained on; for a dry run the base itself, where there is no twin yet."""
+    from dataclasses import replace
+
+    from ..adapters.base import ensure_twin, twin_path
+    from ..serving.variants import base_of
+
+    assert inputs.store is not None
+    assert inputs.variant is not None
+    ref, quantisation = base_of(inputs.store, [inputs.variant])
+    folder, _ = _base(wanted)
+    if folder:
+        ref = replace(ref, path=folder)
+    if not dry_run:
+        return ensure_twin(ref, quantisation, inputs.store.cache)
+    twin = twin_path(ref, quantisation, inputs.store.cache)
+    return twin if twin.is_dir() else ref.path
+
+
+def _fetched_base(plan: ComposePlan) -> Path:
+    """The base by the name the adapters have for it: a folder, the Hub cache or the Hub."""
+    from ..adapters.base import resolve_base
+    from ..core.config import BaseConfig
+
+    if not plan.base_repo:
         raise ConfigError("the adapters do not say which base they belong to", next_step="add --base DIR")
-    if folder is None:
-        local = Path(plan.base_repo)
-        config = BaseConfig(repo=plan.base_repo, revision=plan.base_revision or "main")
-        folder = local if local.is_dir() else resolve_base(config).path
-    return plan_fold(plan, folder, dtype=wanted.dtype)
+    if Path(plan.base_repo).is_dir():
+        return Path(plan.base_repo)
+    return resolve_base(BaseConfig(repo=plan.base_repo, revision=plan.base_revision or "main")).path
 
 
 def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, wanted: Wanted) -> None:
@@ -255,10 +278,10 @@ def _report(prepared: Prepared, fold_plan: FoldPlan | None, inputs: Inputs, want
 
 
 def _base_at_hand(inputs: Inputs, wanted: Wanted) -> Path | None:
-    if wanted.base and Path(wanted.base).is_dir():
-        return Path(wanted.base)
-    if inputs.store is None:
-        return None
+    """The original base where it lies on this disk."""
+    folder, _ = _base(wanted)
+    if folder or inputs.store is None:
+        return folder
     base = inputs.entries[0].record.base
     return inputs.store.base_path(base.repo, base.revision)
 

@@ -17,7 +17,6 @@ from plyfold.merge.plan import Part, plan_compose
 
 from ..peft_folders import BASE_REPO, BASE_REVISION, write_adapter_folder, write_base_folder
 
-
 WEIGHTS = (1.0, 0.7, -0.5)
 
 
