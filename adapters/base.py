@@ -22,17 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.config import BaseConfig
 from ..core.digest import CHUNK_BYTES, digest_json, short
-from ..core.errors import (
-    AuthError,
-    ConfigError,
-    DiskFullError,
-    FailedError,
-    IntegrityError,
-    NotFoundError,
-    OfflineError,
-)
-from ..core.files import disk_errors, require_space, staged_folder, write_json
+from ..core.errors import ConfigError, FailedError, IntegrityError, NotFoundError
+from ..core.files import require_space, staged_folder, write_json
 from .header import read_header
+from .hub import snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,7 +36,6 @@ CONTENT_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 """Files that make a base what it is; what is fetched from the Hub and what `auto` digests."""
 INDEX_NAME = "model.safetensors.index.json"
 TWIN_NAME = "twin.json"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # On some CPUs bitsandbytes says at import, whoever imports it, that an optional inference kernel is not installed.
 # Training never uses that kernel.
@@ -110,7 +102,10 @@ def resolve_base(config: BaseConfig) -> BaseRef:
         IntegrityError: A weights file is damaged.
     """
     if config.path is None:
-        return _from_hub(config.repo, config.revision)
+        path = snapshot(config.repo, config.revision, patterns=CONTENT_PATTERNS, check=check_weights)
+        # A branch or tag becomes the commit it pointed to: the snapshot's folder name.
+        commit = path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else config.revision
+        return BaseRef(repo=config.repo, revision=commit, path=path)
     path = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
     if not path.is_dir():
         raise NotFoundError("no such base folder", where=path, next_step="set base.path to a folder, or to null")
@@ -349,63 +344,3 @@ def _twin_bytes(ref: BaseRef, quantisation: Quantisation) -> int:
             count *= side
         numbers += count
     return numbers * width
-
-
-def _from_hub(repo: str, revision: str) -> BaseRef:
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if revision == "auto":
-        raise ConfigError("a base on the Hub needs its commit", where="base.revision", found=revision)
-    patterns = list(CONTENT_PATTERNS)
-    where = f"{repo}@{revision}"
-    try:
-        path = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
-        check_weights(path)
-        return _hub_ref(repo, revision, path)
-    except (LocalEntryNotFoundError, NotFoundError):
-        pass  # absent, or cached in part: the Hub has it
-    if constants.HF_HUB_OFFLINE:
-        raise OfflineError(
-            "the base is not in the local cache and the Hub is switched off (HF_HUB_OFFLINE)",
-            where=where,
-            next_step=f"unset HF_HUB_OFFLINE, or set base.path to a folder that holds {repo}",
-        )
-    try:
-        # Asked once, without the download's half minute of retries where there is no network at all.
-        commit = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=10).sha or revision
-        with disk_errors(Path(constants.HF_HUB_CACHE)):
-            path = Path(snapshot_download(repo, revision=commit, allow_patterns=patterns))
-    except DiskFullError:
-        raise
-    except GatedRepoError as error:
-        raise AuthError("the base asks for access", where=where, next_step="run: hf auth login") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise NotFoundError("no such base on the Hub, or not without a token", where=where) from error
-    except OSError as error:
-        raise _unreachable(repo, revision, error) from error
-    except Exception as error:  # the HTTP client's own errors share no base with OSError
-        if not type(error).__module__.startswith(("httpx", "httpcore", "huggingface_hub")):
-            raise
-        raise _unreachable(repo, revision, error) from error
-    check_weights(path)
-    return _hub_ref(repo, revision, path)
-
-
-def _hub_ref(repo: str, revision: str, path: Path) -> BaseRef:
-    # A branch or tag becomes the commit it pointed to: the snapshot's folder name.
-    return BaseRef(repo=repo, revision=path.name if _COMMIT.fullmatch(path.name) else revision, path=path)
-
-
-def _unreachable(repo: str, revision: str, error: Exception) -> OfflineError:
-    return OfflineError(
-        "the base is not in the local cache and the Hub cannot be reached",
-        where=f"{repo}@{revision}",
-        found=type(error).__name__,
-        next_step=f"where connected: hf download {repo} --revision {revision}; then set base.path or HF_HOME",
-    )
