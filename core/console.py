@@ -165,8 +165,8 @@ class _PlainTask:
             self._line(now_s)
 
     def _line(self, now_s: float) -> None:
-        of = f"/{self._total}" if self._total else ""
-        say(f"{self._label}  {self._done}{of}  {now_s - self._start_s:.0f} s  {self._note}".rstrip())
+        counted = f"{self._done}/{self._total}  " if self._total else f"{self._done}  " if self._done else ""
+        say(f"{self._label}  {counted}{now_s - self._start_s:.0f} s  {self._note}".rstrip())
 
 
 def _escape(text: str) -> str:

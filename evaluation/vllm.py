@@ -221,7 +221,14 @@ def _start(twin: Path, options: EngineOptions) -> Any:
             from vllm import LLM
 
             # "vllm": the base's own sampling defaults stay out, as in the other engine.
-            return LLM(str(twin), generation_config="vllm", seed=0, disable_log_stats=True, **options.arguments())
+            return LLM(
+                str(twin),
+                generation_config="vllm",
+                seed=0,
+                disable_log_stats=True,
+                use_tqdm_on_load=verbosity() > 0,
+                **options.arguments(),
+            )
         except Exception as error:
             raise FailedError(
                 "vLLM did not start",
@@ -237,6 +244,7 @@ def _environment(options: EngineOptions) -> Iterator[None]:
     wanted = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", **options.environment()}
     if verbosity() <= 0:
         wanted["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
+        wanted["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning")
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
