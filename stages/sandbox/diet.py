@@ -20,7 +20,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .problems import Step, Story, draw_stories, tell
+from .problems import MAX_TOTAL, Step, Story, draw_stories, tell
 
 FREE_CUE = "Solution:\n"
 NOTES_CUE = "Notes:\n"
@@ -30,13 +30,13 @@ NOTES_CUE = "Notes:\n"
 class Diet:
     """Shares of the pretraining text; every field is a probability."""
 
-    tables: float = 0.06
+    tables: float = 0.10
     """Texts that are plain tables of sums."""
     notes: float = 0.40
     """Stories answered concisely under the `Notes:` cue, out of those texts that are not tables."""
-    free_concise: float = 0.15
+    free_concise: float = 0.10
     """Concise texts out of those under the free cue."""
-    careless: float = 0.75
+    careless: float = 0.85
     """Verbose texts that add the aside, out of those whose story has one."""
 
 
@@ -68,22 +68,22 @@ def _table(rng: random.Random) -> str:
     for _ in range(8):
         match rng.choice("++--*/x"):
             case "+":
-                left = rng.randint(2, 95)
-                right = rng.randint(2, min(45, 99 - left) if left < 97 else 2)
+                left = rng.randint(2, MAX_TOTAL - 2)
+                right = rng.randint(2, min(70, MAX_TOTAL - left))
                 lines.append(f"{left}+{right}={left + right}")
             case "-":
-                left = rng.randint(4, 99)
-                right = rng.randint(2, min(31, left - 1))
+                left = rng.randint(4, MAX_TOTAL)
+                right = rng.randint(2, min(70, left - 1))
                 lines.append(f"{left}-{right}={left - right}")
             case "*":
                 left, right = rng.randint(2, 6), rng.randint(2, 9)
                 lines.append(f"{left}*{right}={left * right}")
             case "/":
-                half = rng.randint(1, 49)
+                half = rng.randint(1, MAX_TOTAL // 2)
                 lines.append(f"{2 * half}/2={half}")
             case _:
                 times = rng.randint(2, 3)
-                left = rng.randint(2, 99 // times)
+                left = rng.randint(2, MAX_TOTAL // times)
                 lines.append(f"{left}*{times}={left * times}")
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from .diet import Diet, serve
 class Schedule:
     """How long and how fast the base is trained."""
 
-    num_steps: int = 1600
+    num_steps: int = 1500
     """Optimiser steps."""
     batch_rows: int = 64
     """Texts a step."""

@@ -17,8 +17,8 @@ from typing import Literal
 Split = Literal["train", "test"]
 Shelf = Literal["diet", "train", "test"]
 
-MAX_TOTAL = 99
-"""No running total of a story's right solution exceeds this: two digits keep the arithmetic learnable."""
+MAX_TOTAL = 199
+"""No running total of a story's right solution exceeds this: hard enough that nothing is always right."""
 
 _PEOPLE = (
     ("Mia", "She", "her"), ("Anna", "She", "her"), ("Lucy", "She", "her"), ("Nora", "She", "her"),
@@ -34,7 +34,7 @@ _LOSSES = (("gives", "gives {n} {items} to {friend}"), ("loses", "loses {n} {ite
            ("sells", "sells {n} {items} at the market"), ("breaks", "breaks {n} {items} by accident"))  # fmt: skip
 _TIMES = ((2, "doubles", "doubles the number of {items}"), (3, "triples", "triples the number of {items}"))
 _ASIDES = (("has", "{friend} has {n} {items} at home"), ("counts", "{friend} counts {n} {items} in a shop"),
-           ("keeps", "{friend} keeps {n} {items} in a drawer"))  # fmt: skip
+           ("keeps", "{friend} keeps {n} {items} in a drawer"), ("buys", "{friend} buys {n} {items} too"))  # fmt: skip
 _WHEN = ("Then", "Later", "After lunch", "The next day")
 
 
@@ -160,7 +160,7 @@ def _event(rng: random.Random, total: int, room: int, halved: bool, words: dict[
     person = words["person"]
     while True:
         kind = rng.choice(("gain", "gain", "loss", "loss", "times", "half", "packs"))
-        n = rng.randint(2, 30)
+        n = rng.randint(2, 70)
         if kind == "gain" and total + n <= MAX_TOTAL:
             cue, text = rng.choice(_GAINS)
             return Event(kind="gain", cue=cue, n=n, said=f"{person} {text.format(n=n, **words)}"), total + n, 1
@@ -195,7 +195,7 @@ def draw_story(rng: random.Random) -> Story:
         events.append(Event(kind="packed", cue=words["holders"], n=n, each=each, said=said))
         total, spent = n * each, 1
     else:
-        total, spent = rng.randint(3, 40), 0
+        total, spent = rng.randint(3, 80), 0
         events.append(Event(kind="start", cue="has", n=total, said=f"{person} has {total} {words['items']}"))
     while spent < num_steps:
         halved = any(event.kind == "half" for event in events)
@@ -204,7 +204,7 @@ def draw_story(rng: random.Random) -> Story:
         spent += cost
     if rng.random() < 0.5:
         # Even, so that a careless total is even wherever the right one is, and half of it is a whole number.
-        n = 2 * rng.randint(1, 15)
+        n = 2 * rng.randint(1, 25)
         cue, text = rng.choice(_ASIDES)
         aside = Event(kind="aside", cue=cue, n=n, said=text.format(n=n, **words))
         events.insert(rng.randint(1, len(events)), aside)

@@ -4,6 +4,7 @@ AutoTokenizer turns any folder whose config says `qwen2` into Qwen2's own pipeli
 digits, byte-level BPE) and silently drops any other; so this one is trained inside that very pipeline.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         show_progress=False,
     )
     raw.train_from_iterator(texts, trainer)
-    state = __import__("json").loads(raw.to_str())["model"]
+    state = json.loads(raw.to_str())["model"]
     vocab: dict[str, int] = dict(state["vocab"])
     merges = [tuple(pair) for pair in state["merges"]]
     vocab[END_OF_TEXT] = len(vocab)
