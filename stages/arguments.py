@@ -156,4 +156,5 @@ def count_steps(arguments: TrainingArguments, num_rows: int) -> int:
         micro_steps = num_rows // prompts * prompts * arguments.num_generations * arguments.num_iterations // batch
     else:
         micro_steps = math.ceil(num_rows / batch)
-    return math.ceil(math.ceil(micro_steps / arguments.gradient_accumulation_steps) * arguments.num_train_epochs)
+    steps: float = math.ceil(micro_steps / arguments.gradient_accumulation_steps) * arguments.num_train_epochs
+    return math.ceil(steps)

@@ -76,7 +76,8 @@ def train(
     results: list[StageResult] = []
     for stage in plan.stages:
         run_dir = runs_dir / config.curriculum / f"{stage.number}-{stage.name}"
-        digest, details = stage.digest, {}
+        digest: str | None = stage.digest
+        details: dict[str, Any] = {}
         if stage.will_train:
             digest, details = _train_stage(plan, stage, store, run_dir)
         elif stage.reasons:

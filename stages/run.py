@@ -11,6 +11,7 @@ aside, said aloud, and never resumed from. Knows nothing about the registry.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -227,6 +228,8 @@ def _owned(run_dir: Path, fingerprint: str) -> Iterator[None]:
     except Timeout:
         raise ConflictError("another process trains in this folder", where=run_dir) from None
     try:
+        for left in [*run_dir.parent.glob(f".{run_dir.name}.tmp-*"), *run_dir.glob(f".{ADAPTER}.*-*")]:
+            shutil.rmtree(left, ignore_errors=True)  # what a kill left half-written
         found = _read_run(run_dir).get("fingerprint")
         if run_dir.exists() and found != fingerprint:
             aside = _free_name(run_dir, found)

@@ -23,7 +23,7 @@ from ..adapters.base import BaseRef
 from ..adapters.stack import activate, check_frozen, load_default, recast_fp32, reference_policy, save_default
 from ..core.console import Task
 from ..core.errors import FailedError
-from ..core.files import write_json
+from ..core.files import disk_errors, disk_full, write_json
 from .quiet import quiet_libraries
 from .rewards import HierarchicalReward
 
@@ -39,7 +39,7 @@ _NOTED = {"loss": "loss", "mean_token_accuracy": "token accuracy", "reward": "re
           "completions/mean_length": "tokens"}  # fmt: skip
 
 
-class RunRecorder(TrainerCallback):  # type: ignore[misc]
+class RunRecorder(TrainerCallback):
     """Writes metrics.jsonl, moves the progress bar and checks the freeze at every step."""
 
     def __init__(self, run_dir: Path, task: Task) -> None:
@@ -107,7 +107,13 @@ class _StageTrainer:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         shutil.rmtree(folder, ignore_errors=True)  # a half-written one from before a kill
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        try:
+            with disk_errors(folder):
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except RuntimeError as error:  # torch's writer hides the OSError
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise disk_full(folder) from error
         if self.args.should_save:
             write_json(folder / COMPLETE, {"schema": 1, "fingerprint": self.fingerprint})
 
@@ -115,7 +121,7 @@ class _StageTrainer:
         load_default(self.model, Path(resume_from_checkpoint))
 
 
-class StageSFTTrainer(_StageTrainer, SFTTrainer):  # type: ignore[misc]
+class StageSFTTrainer(_StageTrainer, SFTTrainer):
     """Supervised training of the trainable adapter on prompt and completion rows; loss on the completion only."""
 
     def __init__(
@@ -139,7 +145,7 @@ class StageSFTTrainer(_StageTrainer, SFTTrainer):  # type: ignore[misc]
         self._begin(base, fingerprint)
 
 
-class StageGRPOTrainer(_StageTrainer, GRPOTrainer):  # type: ignore[misc]
+class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
     """GRPO of the trainable adapter; the reference policy is base plus prior.
 
     Stock TRL clones only the trainable adapter as the reference and then leaves another adapter active, so that
