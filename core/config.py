@@ -213,6 +213,7 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
     for override in overrides:
         if "=" not in override:
             raise ConfigError("an override is not key=value", found=override, next_step="write it as trainer.lr=1e-4")
+    _check_stage_names(values, overrides, where)
     try:
         schema = OmegaConf.structured(CurriculumConfig)
         merged = OmegaConf.merge(schema, values, OmegaConf.from_dotlist(list(overrides)))
@@ -264,6 +265,18 @@ def _check(config: CurriculumConfig, path: object) -> None:
     numbers = [stage.number for stage in config.stages.values()]
     if not numbers or len(set(numbers)) != len(numbers) or min(numbers) < 1:
         raise ConfigError("stages need different numbers from 1 up", where=path, found=numbers)
+
+
+def _check_stage_names(values: Mapping[str, Any], overrides: Sequence[str], where: object) -> None:
+    """A mistyped stage in an override would otherwise be a new stage without a number."""
+    known = list(values.get("stages") or {})
+    keys = [override.partition("=")[0].split(".") for override in overrides]
+    added = {key[1] for key in keys if key[0] == "stages" and key[2:] == ["number"]}
+    for key in keys:
+        if key[0] == "stages" and len(key) > 2 and key[1] not in known and key[1] not in added:
+            close = difflib.get_close_matches(key[1], known, n=1)
+            hint = f"did you mean {close[0]}?" if close else ""
+            raise ConfigError("no such stage", where=where, found=key[1], expected=", ".join(known), next_step=hint)
 
 
 def _first_line(error: BaseException) -> str:

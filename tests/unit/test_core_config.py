@@ -84,3 +84,10 @@ def test_the_saved_config_reads_back_equal(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_a_mistyped_stage_is_no_new_stage() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("sandbox", ["stages.brevty.trainer.max_steps=1"])
+    assert caught.value.next_step == "did you mean brevity?"
+    assert "extra" in load_config("sandbox", ["stages.extra.number=4", "stages.extra.task=rewrite"]).stages
