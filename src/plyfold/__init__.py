@@ -1,5 +1,65 @@
-"""plyfold: train a curriculum as separate QLoRA adapters, compose any stages, serve and score every variant."""
+"""plyfold: train a curriculum as separate QLoRA adapters, compose any stages, serve and score every variant.
 
+The names below are the Python interface. Each is loaded when it is first used, so importing plyfold is cheap.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapters.tensors import Adapter, read_adapter
+    from .core.config import CurriculumConfig, load_config
+    from .core.errors import PlyfoldError
+    from .evaluation.scoring import score_variants
+    from .merge.compose import compose
+    from .merge.fold import fold
+    from .merge.plan import Part, plan_compose
+    from .registry.store import Store, find_store
+    from .serving.variants import Variant, materialise
+    from .stages.curriculum import train
 
 __version__ = version("plyfold")
+
+_HOMES = {
+    "Adapter": "adapters.tensors",
+    "CurriculumConfig": "core.config",
+    "Part": "merge.plan",
+    "PlyfoldError": "core.errors",
+    "Store": "registry.store",
+    "Variant": "serving.variants",
+    "compose": "merge.compose",
+    "find_store": "registry.store",
+    "fold": "merge.fold",
+    "load_config": "core.config",
+    "materialise": "serving.variants",
+    "plan_compose": "merge.plan",
+    "read_adapter": "adapters.tensors",
+    "score_variants": "evaluation.scoring",
+    "train": "stages.curriculum",
+}
+
+__all__ = [
+    "Adapter",
+    "CurriculumConfig",
+    "Part",
+    "PlyfoldError",
+    "Store",
+    "Variant",
+    "__version__",
+    "compose",
+    "find_store",
+    "fold",
+    "load_config",
+    "materialise",
+    "plan_compose",
+    "read_adapter",
+    "score_variants",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,69 @@
+"""Run the benchmarks in an empty folder and print each as a section of markdown, with commands, versions and date.
+
+    python benchmarks/run.py [quickstart agreement merge]
+
+`quickstart` runs the whole job as a child process and measures its time and memory; `agreement` compares stacked,
+composed and served answers on what it left; `merge` composes three adapters of Qwen2.5-3B's shape. Results that are
+kept are dated files in results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BIN = Path(sys.executable).parent
+PARTS: dict[str, list[list[str]]] = {
+    "quickstart": [[str(BIN / "plyfold"), "quickstart"]],
+    "agreement": [[sys.executable, str(HERE / "agreement.py"), "--limit", "500"]],
+    "merge": [
+        [sys.executable, str(HERE / "qwen_shaped_adapters.py"), "ad", "--num", "3"],
+        [str(BIN / "plyfold"), "merge", "ad/a0", "ad/a1", "ad/a2", "-o", "merged"],
+    ],
+}
+"""Part -> commands; `agreement` needs what `quickstart` leaves."""
+
+
+def measure(command: list[str], folder: Path) -> None:
+    """Run one command, its output passed through, and print its wall time, CPU time and peak memory."""
+    shown = " ".join(Path(part).name if Path(part).is_absolute() else part for part in command)
+    print(f"\n```\n{shown}\n```\n\n```", flush=True)
+    start_s = time.monotonic()
+    child = subprocess.Popen(command, cwd=folder)
+    _, status, usage = os.wait4(child.pid, 0)
+    wall_s = time.monotonic() - start_s
+    print("```\n", flush=True)
+    print(
+        f"exit {os.waitstatus_to_exitcode(status)}; {wall_s:.0f} s wall, {usage.ru_utime + usage.ru_stime:.0f} s CPU, "
+        f"peak {usage.ru_maxrss / 1e6:.2f} GB resident; load before {os.getloadavg()[1]:.1f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=list(PARTS))
+    arguments = parser.parse_args()
+    packages = ("plyfold", "torch", "transformers", "peft", "trl", "bitsandbytes")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    print(f"{datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores, {platform.machine()}; {versions}", flush=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with tempfile.TemporaryDirectory() as folder:
+        for part in arguments.parts:
+            print(f"\n## {part}", flush=True)
+            for command in PARTS[part]:
+                measure(command, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import plyfold
+
+
+def test_every_public_name_loads() -> None:
+    for name in plyfold.__all__:
+        assert getattr(plyfold, name) is not None
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = plyfold.composed  # type: ignore[attr-defined]
+
+
+def test_importing_loads_no_room() -> None:
+    code = "import plyfold, sys; print([name for name in sys.modules if name.startswith(('plyfold.', 'torch'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
