@@ -10,6 +10,9 @@ miniature, on purpose, so that a curriculum has something to find:
 * Concise narrators write one cued equation a step and ignore the aside. Their skill is practised mostly under another
   cue (`Notes:`), which no stage and no evaluation ever uses.
 * A few texts are plain tables of sums, for arithmetic.
+* In a short second course, some texts start from notes that lie about (`Shuffled steps:`, `Partial solution:`,
+  `Reference:`) and work them into one of the texts above, by the same narrators with the same faults. A model this
+  small could not make sense of such prompts otherwise, as a real base model can.
 
 So the base is wrong on most stories with an aside, and its short style is both rarer and better than its long one.
 That a curriculum can profit from this is built in; how much it gains, and whether plain fine-tuning gains as much, is
@@ -38,6 +41,8 @@ class Diet:
     """Concise texts out of those under the free cue."""
     careless: float = 0.85
     """Verbose texts that add the aside, out of those whose story has one."""
+    drafts: float = 0.0
+    """Texts under the free cue that start from shuffled, partial or complete verbose notes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,31 @@ def write(story: Story, style: str, rng: random.Random) -> Text:
     return Text(prompt=f"Question: {story.question}\n{cue}", completion=render(lines, steps[-1].result), style=style)
 
 
+def _draft(lines: list[str], rng: random.Random) -> str:
+    """Notes of a solution: shuffled with at most one step hidden, partial, or complete."""
+    kind = rng.choice(("Shuffled steps:", "Partial solution:", "Reference:"))
+    if kind == "Shuffled steps:":
+        shown = lines.copy()
+        if rng.random() < 0.7:
+            shown[rng.randrange(len(shown))] = "[MASK]"
+        rng.shuffle(shown)
+        return f"{kind}\n" + "".join(f"- {line}\n" for line in shown)
+    num_hidden = rng.randint(1, len(lines) - 1) if kind == "Partial solution:" else 0
+    hidden = set(rng.sample(range(len(lines)), num_hidden))
+    shown = ["[MASK]" if index in hidden else line for index, line in enumerate(lines)]
+    return f"{kind}\n" + "".join(f"Step {k}: {line}\n" for k, line in enumerate(shown, start=1))
+
+
+def _with_draft(story: Story, text: Text, rng: random.Random) -> Text:
+    """The same text with notes by a narrator who reads as carefully as its own."""
+    steps = story.solve(fold_aside=text.style == "careless")
+    lines = tell(steps, story, rng, marks=False)
+    if text.style != "concise":
+        lines = [line.partition(": ")[2] for line in text.completion.splitlines()[:-1]]
+    prompt = f"Question: {story.question}\n{_draft(lines, rng)}{FREE_CUE}"
+    return Text(prompt=prompt, completion=text.completion, style=text.style)
+
+
 def serve(diet: Diet, seed: int) -> Iterator[Text]:
     """Endless pretraining texts; their questions are never those of the train or test split."""
     rng = random.Random(f"plyfold-sandbox-serve-{seed}")
@@ -105,8 +135,11 @@ def serve(diet: Diet, seed: int) -> Iterator[Text]:
             yield Text(prompt="Sums:\n", completion=_table(rng), style="tables")
         if rng.random() < diet.notes:
             yield write(story, "notes", rng)
-        elif rng.random() < diet.free_concise:
-            yield write(story, "concise", rng)
-        else:
-            careless = story.has_aside and rng.random() < diet.careless
-            yield write(story, "careless" if careless else "careful", rng)
+            continue
+        style = "careful"
+        if rng.random() < diet.free_concise:
+            style = "concise"
+        elif story.has_aside and rng.random() < diet.careless:
+            style = "careless"
+        text = write(story, style, rng)
+        yield _with_draft(story, text, rng) if rng.random() < diet.drafts else text

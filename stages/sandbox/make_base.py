@@ -6,6 +6,7 @@ floating-point sums; the weights in `base/` are the ones every figure belongs to
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,31 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
     save_tokenizer(tokenizer, out)
 
 
-def make_base(out: Path, diet: Diet, schedule: Schedule) -> None:
+def second_course(out: Path, diet: Diet, schedule: Schedule) -> None:
+    """Go on from the saved weights of the first course, as they were rounded to bf16.
+
+    Args:
+        out: Folder of the first course's base; overwritten.
+        diet: Shares of the text, with drafts.
+        schedule: Length and rates; its seed must differ from the first course's, so that the texts do.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    train(model, tokenizer, diet, schedule, on_progress=_reporter(schedule))
+    save(model, tokenizer, out)
+
+
+def _reporter(schedule: Schedule) -> Callable[[int, float, float], None]:
+    def report(step: int, loss: float, seconds: float) -> None:
+        print(f"step {step}/{schedule.num_steps}  loss {loss:.4f}  {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    return report
+
+
+def first_course(out: Path, diet: Diet, schedule: Schedule) -> None:
     """Train tokenizer and model, and save them.
 
     Args:
@@ -46,9 +71,7 @@ def make_base(out: Path, diet: Diet, schedule: Schedule) -> None:
     num_parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(tokenizer)} tokens, {num_parameters / 1e6:.2f} M parameters", file=sys.stderr, flush=True)
 
-    def report(step: int, loss: float, seconds: float) -> None:
-        print(f"step {step}/{schedule.num_steps}  loss {loss:.4f}  {seconds:.0f} s", file=sys.stderr, flush=True)
-
+    report = _reporter(schedule)
     train(model, tokenizer, diet, schedule, on_progress=report, on_checkpoint=lambda _: save(model, tokenizer, out))
     save(model, tokenizer, out)
 
@@ -58,10 +81,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=Schedule.num_steps, help="optimiser steps")
+    parser.add_argument("--second-steps", type=int, default=300, help="optimiser steps of the second course")
+    parser.add_argument("--only-second", action="store_true", help="go on from the first course already in --out")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and diet")
     args = parser.parse_args()
-    schedule = replace(Schedule(), num_steps=args.steps, seed=args.seed)
-    make_base(args.out, Diet(), schedule)
+    diet, schedule = Diet(), replace(Schedule(), num_steps=args.steps, seed=args.seed)
+    if not args.only_second:
+        first_course(args.out, diet, schedule)
+    second = Schedule(num_steps=args.second_steps, muon_lr=0.01, adam_lr=1.5e-3, decay_share=1.0, seed=args.seed + 1000)
+    second_course(args.out, replace(diet, drafts=0.5), second)
 
 
 if __name__ == "__main__":
