@@ -1,14 +1,15 @@
-"""Fixtures that several rooms use: a tiny random base and random PEFT folders."""
+"""Fixtures that several rooms use, and `--require`, which turns skips for want of something into failures."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -28,6 +29,47 @@ TINY_MODULES: dict[str, tuple[int, int]] = {
     }.items()
 }
 """Module name -> (O, I) of the linear modules of `tiny_base`."""
+
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+REQUIRABLE = {"vllm": "vLLM is not installed", "data": "PLYFOLD_DATA"}
+"""Name for `--require` -> words of the skips it forbids."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require", default="", help=f"fail instead of skipping for want of: {', '.join(REQUIRABLE)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _required(item.config, (yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _required(collector.config, (yield))
+
+
+def _required(config: pytest.Config, report: Report) -> Report:
+    reasons = [REQUIRABLE[name] for name in config.getoption("--require").split(",") if name]
+    if report.skipped and any(reason in str(report.longrepr) for reason in reasons):
+        report.outcome, report.longrepr = "failed", f"skipped in spite of --require: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Finds a file of real data by its name below the folder PLYFOLD_DATA; skips the test where it is not at hand."""
+
+    def find(name: str) -> Path:
+        path = Path(os.environ.get("PLYFOLD_DATA", "no folder")) / name
+        if not path.is_file():
+            pytest.skip(f"{name} is not at hand: set PLYFOLD_DATA to the folder that holds it")
+        return path
+
+    return find
 
 
 class TinyBase(Protocol):

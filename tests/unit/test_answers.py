@@ -1,8 +1,8 @@
 """Answer extraction: a table of hard cases, and every GSM8K gold in every spelling we have met."""
 
 import json
-import os
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -157,15 +157,6 @@ RENDERINGS = {
 }
 
 
-def _data() -> Path | None:
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    named = os.environ.get("PLYFOLD_DATA")
-    for folder in [Path(named)] if named else [beside]:
-        if (folder / "gsm8k" / "train.jsonl").is_file():
-            return folder / "gsm8k"
-    return None
-
-
 def _renderings(gold: str) -> list[tuple[str, str]]:
     plain = gold.replace(",", "")
     spellings = {plain, gold, f"{int(plain):,}"}
@@ -182,13 +173,10 @@ def test_renderings_of_typical_golds(gold: str) -> None:
         assert same_answer(extract_answer(text), gold), (name, text)
 
 
-@pytest.mark.skipif(_data() is None, reason="no gsm8k/*.jsonl in PLYFOLD_DATA or ../shared/data")
-def test_renderings_of_all_golds() -> None:
-    folder = _data()
-    assert folder is not None
+def test_renderings_of_all_golds(real_data: Callable[[str], Path]) -> None:
     golds, wrong = [], []
-    for name in ("train.jsonl", "test.jsonl"):
-        for line in (folder / name).read_text(encoding="utf-8").splitlines():
+    for name in ("gsm8k/train.jsonl", "gsm8k/test.jsonl"):
+        for line in real_data(name).read_text(encoding="utf-8").splitlines():
             solution = json.loads(line)["answer"]
             gold = solution.rsplit("####", 1)[1].strip()
             golds.append(gold)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,22 +102,14 @@ def test_whatever_the_teacher_writes_no_step_announces_an_answer(steps: list[str
     assert not states_answer("".join(f"Step 1: {line}\n- {line}\n" for line in rationale.steps))
 
 
-def _shared(name: str) -> Path:
-    root = Path(os.environ.get("PLYFOLD_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-    path = root / name
-    if not path.is_file():
-        pytest.skip(f"real data not at hand ({name}); set PLYFOLD_DATA to its folder")
-    return path
-
-
-def test_all_of_gsm8k_parses() -> None:
-    rationales, report = load_rationales(DataConfig(path=str(_shared("gsm8k/train.jsonl"))))
+def test_all_of_gsm8k_parses(real_data: Callable[[str], Path]) -> None:
+    rationales, report = load_rationales(DataConfig(path=str(real_data("gsm8k/train.jsonl"))))
     assert report.rows == report.parsed == len(rationales) == 7473
     assert not any("<<" in line or "####" in line for rationale in rationales for line in rationale.steps)
 
 
-def test_all_real_teacher_rationales_parse_and_keep_their_latex() -> None:
-    path = _shared("bridge/stage3_error_samples.json")
+def test_all_real_teacher_rationales_parse_and_keep_their_latex(real_data: Callable[[str], Path]) -> None:
+    path = real_data("bridge/stage3_error_samples.json")
     columns = {"question": "question", "answer": "gold_answer", "rationale": "teacher_cot"}
     rationales, report = load_rationales(DataConfig(path=str(path), columns=columns))
     assert report.parsed == report.rows == 568
