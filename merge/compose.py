@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..adapters.delta import norm
 from ..adapters.spec import WEIGHTS_NAME, suffix_targets
 from ..adapters.tensors import Factors, read_adapter, tensor_digest, write_adapter
@@ -86,7 +86,7 @@ class Prepared:
         """What `composition.json` holds."""
         return {
             "schema": COMPOSITION_SCHEMA,
-            "tool": {"name": "plyfold", "version": __version__},
+            "tool": {"name": "plyfold", "version": version("plyfold")},
             "base": {"repo": self.plan.base_repo, "revision": self.plan.base_revision},
             "method": self.plan.method,
             "rank": self.plan.rank,
