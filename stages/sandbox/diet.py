@@ -142,4 +142,4 @@ def serve(diet: Diet, seed: int) -> Iterator[Text]:
         elif story.has_aside and rng.random() < diet.careless:
             style = "careless"
         text = write(story, style, rng)
-        yield _with_draft(story, text, rng) if rng.random() < diet.drafts else text
+        yield _with_draft(story, text, rng) if diet.drafts and rng.random() < diet.drafts else text
