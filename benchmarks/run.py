@@ -52,14 +52,16 @@ def measure(command: list[str], folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=list(PARTS))
-    arguments = parser.parse_args()
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    parts = parser.parse_args().parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     packages = ("plyfold", "torch", "transformers", "peft", "trl", "bitsandbytes")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     print(f"{datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores, {platform.machine()}; {versions}", flush=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as folder:
-        for part in arguments.parts:
+        for part in parts:
             print(f"\n## {part}", flush=True)
             for command in PARTS[part]:
                 measure(command, Path(folder))
