@@ -98,9 +98,9 @@ def test_an_unknown_stage_is_not_found(job: tuple[Path, str]) -> None:
     "command",
     [
         line
-        for block in re.findall(r"```\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+        for block in re.findall(r"^```\w*\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
         for line in block.splitlines()
-        if re.match(r"(plyfold (tree|eval|serve|train -c gsm8k --dry-run)|merge) ?", line)
+        if re.match(r"plyfold (tree|eval|serve|train -c gsm8k --dry-run)\b|merge --", line)
     ],
 )
 def test_readme_commands_run(job: tuple[Path, str], command: str) -> None:
