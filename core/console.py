@@ -147,6 +147,7 @@ class _PlainTask:
     def __init__(self, label: str, total: int | None) -> None:
         self._label, self._total, self._done, self._note = label, total, 0, ""
         self._start_s = self._shown_s = time.monotonic()
+        self._shown = 0
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self._done += steps
@@ -161,10 +162,11 @@ class _PlainTask:
 
     def finish(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._start_s >= 2.0:
+        if now_s - self._start_s >= 2.0 and self._done != self._shown:
             self._line(now_s)
 
     def _line(self, now_s: float) -> None:
+        self._shown = self._done
         counted = f"{self._done}/{self._total}  " if self._total else f"{self._done}  " if self._done else ""
         say(f"{self._label}  {counted}{now_s - self._start_s:.0f} s  {self._note}".rstrip())
 

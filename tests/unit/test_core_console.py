@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+
+from plyfold.core import console
+
+
+def test_plain_progress_says_the_last_step_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    with console.progress("work", 3) as task:
+        for step in range(3):
+            task.advance(note=f"loss {step}")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["2/3", "3/3"]
+    assert lines[-1].endswith("loss 2")
+
+
+def test_quiet_shows_no_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "_settings", {"verbosity": -1})
+    with console.progress("work", 3) as task:
+        task.advance(3)
+    assert capsys.readouterr().err == ""
