@@ -8,13 +8,13 @@ from plyfold.core import console
 def test_plain_progress_says_the_last_step_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter(range(0, 1000, 4))
+    clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
     with console.progress("work", 3) as task:
         for step in range(3):
             task.advance(note=f"loss {step}")
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[1] for line in lines] == ["2/3", "3/3"]
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
     assert lines[-1].endswith("loss 2")
 
 
