@@ -79,12 +79,10 @@ def load_rows(config: DataConfig) -> list[Row]:
     if missing:
         raise ConfigError("data.columns lacks a name", where=config.path, expected=", ".join(sorted(missing)))
     start, stop = _range(config)
-    if config.path == SANDBOX:
-        records = _sandbox(config, stop)
-    elif Path(config.path).suffix in FILE_SUFFIXES:
-        records = _read_file(Path(config.path))
-    else:
+    if _on_hub(config):
         records = _read_hub(config)
+    else:
+        records = _sandbox(config, stop) if config.path == SANDBOX else _read_file(Path(config.path))
     chosen = list(islice(enumerate(records), start, stop))
     if not chosen:
         raise ConfigError("no rows", where=config.path, found=f"range {config.rows} of {len(records)} rows")
@@ -162,7 +160,7 @@ def require_disjoint(train: Sequence[str], held_out: Sequence[str], where: str) 
 def _report(config: DataConfig, rows: Sequence[Row], parsed: int, skipped: dict[str, int]) -> LoadReport:
     return LoadReport(
         source=source_name(config),
-        revision=config.revision,
+        revision=config.revision if _on_hub(config) else None,
         split=config.split,
         rows=len(rows),
         parsed=parsed,
@@ -174,6 +172,11 @@ def _report(config: DataConfig, rows: Sequence[Row], parsed: int, skipped: dict[
 def source_name(config: DataConfig) -> str:
     """The dataset's name without anything local: a file's name, the Hub id or `sandbox`."""
     return Path(config.path).name if Path(config.path).suffix in FILE_SUFFIXES else config.path
+
+
+def _on_hub(config: DataConfig) -> bool:
+    """Whether a commit of the Hub can say which rows these are."""
+    return config.path != SANDBOX and Path(config.path).suffix not in FILE_SUFFIXES
 
 
 def _range(config: DataConfig) -> tuple[int, int | None]:

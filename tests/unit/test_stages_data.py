@@ -29,6 +29,11 @@ def test_files_of_both_kinds_are_read(tmp_path: Path, name: str) -> None:
     assert report.source == name  # no local path
 
 
+def test_a_commit_of_the_hub_says_nothing_about_a_file(tmp_path: Path) -> None:
+    path = _write(tmp_path / "rows.jsonl", [GOOD])
+    assert load_rationales(DataConfig(path=path, revision="e53f0488"))[1].revision is None
+
+
 def test_columns_are_mapped(tmp_path: Path) -> None:
     path = _write(tmp_path / "x.jsonl", [{"q": "1+1+1?", "gold": 3, "cot": "Step 1: 1+1=2\nStep 2: 2+1=3\nAnswer: 3"}])
     config = DataConfig(path=path, columns={"question": "q", "answer": "gold", "rationale": "cot"})
