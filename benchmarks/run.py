@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -59,7 +58,6 @@ def main() -> None:
     packages = ("plyfold", "torch", "transformers", "peft", "trl", "bitsandbytes")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     print(f"{datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores, {platform.machine()}; {versions}", flush=True)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
             print(f"\n## {part}", flush=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..evaluation.answers import extract, normalise, same_answer
+from ..core.errors import ConfigError
+from ..evaluation.answers import extract, gold_answer, same_answer
 
 MIN_STEPS = 2
 """A rationale with fewer steps can be neither shuffled nor partly hidden."""
@@ -76,10 +77,13 @@ def parse_rationale(question: str, text: str, answer: str) -> Rationale:
 
 
 def read_gold(answer: str) -> str:
-    """The gold answer of a dataset's answer column: what follows `####`, or the whole text."""
+    """The gold answer of a dataset's answer column: the number after `####`, or the whole text; empty if neither."""
     if "####" not in answer:
         return answer.strip()
-    return normalise(answer.rsplit("####", 1)[1]) or ""
+    try:
+        return gold_answer(answer)
+    except ConfigError:  # callers count such rows, or name the row they refuse
+        return ""
 
 
 def render_steps(steps: tuple[str, ...]) -> str:
