@@ -20,7 +20,8 @@ from .options import curriculum_option, dry_run_option, json_option, parse_stage
 if TYPE_CHECKING:
     from ..merge.compose import Composition, Prepared
     from ..merge.fold import FoldPlan, FoldReport
-    from ..merge.plan import ComposePlan, Part
+    from ..merge.parts import Part
+    from ..merge.plan import ComposePlan
     from ..registry.store import Entry, Store
     from ..serving.variants import Variant
     from .merge_report import Report
@@ -131,7 +132,7 @@ def merge_command(
 
 
 def _from_folders(paths: tuple[Path, ...], weights: str | None) -> Inputs:
-    from ..merge.plan import Part
+    from ..merge.parts import Part
 
     factors = _weights(weights, len(paths))
     names = Counter(path.resolve().name for path in paths)
@@ -194,7 +195,7 @@ def _plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
 
 def _base(wanted: Wanted) -> tuple[Path | None, str | None]:
     """`--base` as (folder, Hub id), one of them at most."""
-    from ..merge.plan import is_local
+    from ..merge.parts import is_local
 
     if not wanted.base:
         return None, None

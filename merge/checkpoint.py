@@ -23,7 +23,7 @@ from ..adapters.base import TWIN_NAME, content_revision
 from ..adapters.header import Header, TensorEntry, read_header
 from ..core.digest import CHUNK_BYTES, PREFIX
 from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
-from .plan import is_local
+from .parts import is_local
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"

@@ -27,7 +27,8 @@ from ..core.files import require_space, staged_folder, write_json
 from .certificate import Certificate, ModuleError
 from .conflict import ConflictMeter, PairConflict
 from .lowrank import BlockProducts, difference, truncate
-from .plan import DTYPES, ComposePlan, duplicate
+from .parts import duplicate
+from .plan import DTYPES, ComposePlan
 
 COMPOSITION_FILE = "composition.json"
 COMPOSITION_SCHEMA = "plyfold/composition/1"

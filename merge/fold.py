@@ -34,7 +34,8 @@ from .checkpoint import (
     row_blocks,
 )
 from .compose import COMPOSITION_FILE, HEADER_ALLOWANCE_BYTES, Prepared, prepare, refuse_existing
-from .plan import ComposePlan, Part, check_dtype, plan_compose
+from .parts import Part
+from .plan import ComposePlan, check_dtype, plan_compose
 
 LM_HEAD = "lm_head"
 EMBEDDING_SUFFIX = "embed_tokens.weight"

@@ -19,7 +19,8 @@ from ..core.console import warn
 from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, NotFoundError, ShapeMismatchError
 from ..core.files import write_json
-from ..merge.plan import ComposePlan, Part, plan_compose
+from ..merge.parts import Part
+from ..merge.plan import ComposePlan, plan_compose
 
 if TYPE_CHECKING:
     from ..adapters.base import BaseRef, Quantisation

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .evaluation.scoring import score_variants
     from .merge.compose import compose
     from .merge.fold import fold
-    from .merge.plan import Part, plan_compose
+    from .merge.parts import Part
+    from .merge.plan import plan_compose
     from .registry.store import Store, find_store
     from .serving.variants import Variant, materialise
     from .stages.curriculum import train

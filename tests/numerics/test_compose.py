@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plyfold.merge.compose import compose, prepare
-from plyfold.merge.plan import Part, plan_compose
+from plyfold.merge.parts import Part
+from plyfold.merge.plan import plan_compose
 
 from ..peft_folders import SHAPES, Written, read_result, write_adapter_folder
 from . import bounds

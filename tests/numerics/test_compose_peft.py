@@ -5,7 +5,8 @@ import torch
 
 from plyfold.merge.compose import compose
 from plyfold.merge.fold import fold
-from plyfold.merge.plan import Part, plan_compose
+from plyfold.merge.parts import Part
+from plyfold.merge.plan import plan_compose
 
 from . import bounds
 

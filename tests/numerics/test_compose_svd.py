@@ -5,7 +5,8 @@ import torch
 
 from plyfold.merge.compose import compose
 from plyfold.merge.lowrank import difference, size, truncate
-from plyfold.merge.plan import Part, plan_compose
+from plyfold.merge.parts import Part
+from plyfold.merge.plan import plan_compose
 
 from ..peft_folders import SHAPES, read_result, write_adapter_folder
 from . import bounds

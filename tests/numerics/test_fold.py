@@ -8,7 +8,8 @@ import torch
 from plyfold.core.errors import FailedError
 from plyfold.merge.checkpoint import weight_norms
 from plyfold.merge.fold import fold, plan_fold
-from plyfold.merge.plan import Part, plan_compose
+from plyfold.merge.parts import Part
+from plyfold.merge.plan import plan_compose
 
 from ..peft_folders import SHAPES, load_checkpoint, write_adapter_folder, write_base_folder
 from . import bounds

@@ -18,7 +18,8 @@ from plyfold.core.errors import (
 )
 from plyfold.merge.compose import prepare
 from plyfold.merge.fold import plan_fold
-from plyfold.merge.plan import Part, plan_compose, vllm_bucket
+from plyfold.merge.parts import Part
+from plyfold.merge.plan import plan_compose, vllm_bucket
 
 from ..peft_folders import SHAPES, write_adapter_folder, write_base_folder
 
@@ -52,9 +53,9 @@ def test_a_plan_says_what_it_would_make(one, two):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"method": "ties"}, "no such merge method"),
+        ({"method": "tie"}, "no such merge method"),
         ({"method": "svd"}, "needs the rank"),
-        ({"rank": 4}, "exact keeps every rank"),
+        ({"method": "exact", "rank": 4}, "exact keeps every rank"),
         ({"method": "svd", "rank": 0}, "not a rank"),
         ({"dtype": "int8"}, "no such dtype"),
     ],

@@ -13,7 +13,8 @@ from plyfold.adapters.spec import read_spec
 from plyfold.core.errors import ConflictError, DiskFullError
 from plyfold.merge.compose import compose
 from plyfold.merge.fold import fold
-from plyfold.merge.plan import Part, plan_compose
+from plyfold.merge.parts import Part
+from plyfold.merge.plan import plan_compose
 
 from ..peft_folders import BASE_REPO, BASE_REVISION, write_adapter_folder, write_base_folder
 
@@ -109,7 +110,7 @@ def test_a_kill_leaves_no_result_and_the_next_run_sweeps(tmp_path, parts):
         "import os, signal\n"
         "from pathlib import Path\n"
         "from plyfold.merge import fold as room\n"
-        "from plyfold.merge.plan import Part\n"
+        "from plyfold.merge.parts import Part\n"
         "room.copy_other_files = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)\n"
         "room.fold([Part(Path('a0'))], Path('base'), Path('out'))\n"
     )

@@ -1,0 +1,127 @@
+"""The parts of a merge, module by module: read when they are needed, never all at once.
+
+Shapes: O out_features, I in_features, R rank of one part or of the stack of all.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ..adapters.header import TensorEntry
+from ..adapters.spec import A_SUFFIX, B_SUFFIX, DTYPES, KEY_PREFIX
+from ..adapters.tensors import Factors
+from ..core.errors import IntegrityError
+from .parts import PartSet
+
+
+@dataclass(frozen=True)
+class ModuleStack:
+    """One module of the parts that have it: D_OI = sum_k weight_k * scale_k * B_k @ A_k."""
+
+    name: str
+    parts: dict[int, Factors]
+    """By index of the part; factors as stored, with their own scale."""
+    weights: dict[int, float]
+    """By index of the part."""
+
+    @property
+    def ranks(self) -> list[int]:
+        """R of each part, in order."""
+        return [part.A_RI.shape[0] for part in self.parts.values()]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        first = next(iter(self.parts.values()))
+        return first.B_OR.shape[0], first.A_RI.shape[1]
+
+    def scaled_B(self, index: int) -> Tensor:
+        """The B of one part times its weight and scale, float64."""
+        return self.parts[index].B_OR.double() * (self.weights[index] * self.parts[index].scale)
+
+    @property
+    def B_OR(self) -> Tensor:
+        """All weighted, scaled B side by side, float64: D = B_OR @ A_RI."""
+        return torch.cat([self.scaled_B(index) for index in self.parts], 1)
+
+    @property
+    def A_RI(self) -> Tensor:
+        """All A below each other, float64."""
+        return torch.cat([part.A_RI.double() for part in self.parts.values()], 0)
+
+
+class PartReader:
+    """Reads the factors of one module at a time; any number of threads may.
+
+    Every part's file is opened once and must not change until `close`.
+
+    Args:
+        parts: Checked parts.
+    """
+
+    def __init__(self, parts: PartSet) -> None:
+        self._parts = parts
+        self._files = [spec.header.path.open("rb") for spec in parts.specs]
+        self._stamps = [_stamp(file.fileno()) for file in self._files]
+
+    def __enter__(self) -> PartReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+    def check_unchanged(self) -> None:
+        """Make sure that what was read is what was certified.
+
+        Raises:
+            IntegrityError: A file has been written to since it was opened.
+        """
+        for file, stamp, spec in zip(self._files, self._stamps, self._parts.specs, strict=True):
+            if _stamp(file.fileno()) != stamp:
+                raise IntegrityError("an adapter changed while it was merged", where=spec.header.path)
+
+    def read(self, name: str) -> ModuleStack:
+        """The parts of one module.
+
+        Raises:
+            IntegrityError: NaN or infinity in a tensor, or a file that has become shorter.
+        """
+        present = {
+            index: Factors(
+                self._tensor(index, f"{KEY_PREFIX}{name}{A_SUFFIX}"),
+                self._tensor(index, f"{KEY_PREFIX}{name}{B_SUFFIX}"),
+                spec.modules[name].scale,
+            )
+            for index, spec in enumerate(self._parts.specs)
+            if name in spec.modules
+        }
+        return ModuleStack(name, present, {index: self._parts.parts[index].weight for index in present})
+
+    def _tensor(self, index: int, key: str) -> Tensor:
+        header = self._parts.specs[index].header
+        entry: TensorEntry = header.tensors[key]
+        data = bytearray(entry.stop - entry.start)
+        if os.preadv(self._files[index].fileno(), [data], entry.start) != len(data):
+            raise IntegrityError("the file ended inside a tensor", where=f"{header.path} {key}")
+        tensor = torch.frombuffer(data, dtype=getattr(torch, DTYPES[entry.dtype])).reshape(entry.shape)
+        low, high = torch.aminmax(tensor)  # NaN carries through; many times faster than isfinite
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise IntegrityError("a tensor holds NaN or infinity", where=f"{header.path} {key}")
+        return tensor
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
