@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,17 +95,33 @@ def write_adapter(
     from safetensors.torch import save_file
 
     r, alpha = _uniform(factors, alpha)
-    chosen = sorted(targets or factors)
-    missed = [name for name in factors if not any(name == t or name.endswith(f".{t}") for t in chosen)]
-    if missed:
-        raise IncompatibleError("a module is not among the targets", where=missed[0], expected=", ".join(chosen))
+    shapes = {name: (module.B_OR.shape[0], module.A_RI.shape[1]) for name, module in factors.items()}
+    chosen = check_targets(shapes, targets)
     tensors = {}
     for name in sorted(factors):
         tensors[f"{KEY_PREFIX}{name}{A_SUFFIX}"] = factors[name].A_RI.detach().cpu().contiguous()
         tensors[f"{KEY_PREFIX}{name}{B_SUFFIX}"] = factors[name].B_OR.detach().cpu().contiguous()
     with disk_errors(folder, sum(tensor.nbytes for tensor in tensors.values())):
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    write_json(folder / CONFIG_NAME, _config(r, alpha, chosen, base_repo, base_revision))
+    write_config(folder, adapter_config(r, alpha, chosen, base_repo, base_revision))
+
+
+def check_targets(modules: Iterable[str], targets: Sequence[str] | None) -> list[str]:
+    """`target_modules` of an adapter, sorted; every module by its full name where none are given.
+
+    Raises:
+        IncompatibleError: A module that no target matches.
+    """
+    chosen = sorted(targets or modules)
+    missed = [name for name in modules if not any(name == t or name.endswith(f".{t}") for t in chosen)]
+    if missed:
+        raise IncompatibleError("a module is not among the targets", where=missed[0], expected=", ".join(chosen))
+    return chosen
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write `adapter_config.json`."""
+    write_json(folder / CONFIG_NAME, config)
 
 
 def tensor_digest(folder: Path) -> str:
@@ -187,8 +203,10 @@ def _uniform(factors: Mapping[str, Factors], alpha: float | None) -> tuple[int, 
     return r, alpha
 
 
-def _config(r: int, alpha: float, targets: Sequence[str], base_repo: str, base_revision: str | None) -> dict[str, Any]:
-    """Every field that has a bearing, so that a reader's own defaults have none."""
+def adapter_config(
+    r: int, alpha: float, targets: Sequence[str], base_repo: str, base_revision: str | None
+) -> dict[str, Any]:
+    """Every field of a config that has a bearing, so that a reader's own defaults have none."""
     return {
         "alpha_pattern": {},
         "base_model_name_or_path": base_repo,

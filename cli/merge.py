@@ -18,10 +18,11 @@ from ..core.errors import ConfigError, NotFoundError
 from .options import curriculum_option, dry_run_option, json_option, parse_stages, registry_option
 
 if TYPE_CHECKING:
-    from ..merge.compose import Composition, Prepared
+    from ..merge.compose import Composition
     from ..merge.fold import FoldPlan, FoldReport
     from ..merge.parts import Part
     from ..merge.plan import ComposePlan
+    from ..merge.prepare import Prepared
     from ..registry.store import Entry, Store
     from ..serving.variants import Variant
     from .merge_report import Report
@@ -264,7 +265,7 @@ def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, wanted: Wanted)
 
 
 def _prepare(plan: ComposePlan) -> Prepared:
-    from ..merge.compose import prepare
+    from ..merge.prepare import prepare
 
     with progress("compose", len(plan.modules)) as task:
         return prepare(plan, task.advance)

@@ -15,8 +15,9 @@ from ..registry.scores import scores, variant_name
 
 if TYPE_CHECKING:
     from ..adapters.spec import AdapterSpec
-    from ..merge.compose import Composition, Prepared
+    from ..merge.compose import Composition
     from ..merge.fold import FoldPlan, FoldReport
+    from ..merge.prepare import Prepared
     from ..registry.record import Metric
     from ..registry.store import Entry, Store
     from ..serving.variants import Variant

@@ -1,15 +1,17 @@
 """How far a composed adapter is from the sum it stands for, per module and in all; known before a byte is written.
 
 The truth is D = sum_k w_k s_k B_k A_k of the factors as stored, in float64. Two things can part the result from it:
-truncation (what `svd` leaves out, known from the spectrum) and rounding (the result's factors in their dtype, measured
-in factor space). The two are orthogonal up to rounding of rounding, so their squares add.
+what the method leaves out or changes (for `svd` known from the spectrum, else measured in factor space) and rounding
+(the result's factors in their dtype, measured likewise). The two are orthogonal up to rounding of rounding, so their
+squares add.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +21,13 @@ class ModuleError:
     norm: float
     """|D|, Frobenius."""
     truncation: float = 0.0
-    """|D - D_K|, Frobenius: sqrt of the sum of the dropped singular values' squares."""
+    """|D - D_K|, Frobenius; for `svd` the root of the sum of the dropped singular values' squares."""
     rounding: float = 0.0
     """|D_K - result|, Frobenius, measured."""
     spectral: float = 0.0
     """Bound on |D - result|_2: no input of length 1 changes its output by more."""
+    output: float | None = None
+    """Predicted sqrt(E|(D - D_K) x|^2 / E|D x|^2) over the inputs x of the statistics; None without statistics."""
 
     @property
     def error(self) -> float:
@@ -36,11 +40,40 @@ class ModuleError:
         return self.error / self.norm if self.norm else 0.0
 
 
+class Bucket(NamedTuple):
+    """What a rank that vLLM can be started with would lose."""
+
+    rank: int
+    relative_error: float
+    """Truncation alone, over all modules; of the outputs where the method goes by them."""
+    worst_module: str
+    worst_relative_error: float
+
+
+def bucket_table(spectra: Mapping[str, Sequence[float]], ranks: Iterable[int]) -> tuple[Bucket, ...]:
+    """The error at each rank, from every module's singular values in descending order.
+
+    Source: Eckart-Young-Mirsky: what rank K loses is sqrt(sum_{j > K} S_j^2).
+    """
+    totals = {name: math.fsum(value * value for value in spectrum) for name, spectrum in spectra.items()}
+    total = math.fsum(totals.values())
+    table = []
+    for rank in ranks:
+        tails = {name: math.fsum(value * value for value in spectrum[rank:]) for name, spectrum in spectra.items()}
+        relative = {name: math.sqrt(tails[name] / totals[name]) if totals[name] else 0.0 for name in spectra}
+        worst = max(relative, key=lambda name: relative[name])
+        error = math.sqrt(math.fsum(tails.values()) / total) if total else 0.0
+        table.append(Bucket(rank, error, worst, relative[worst]))
+    return tuple(table)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
     """The error of a whole composition."""
 
     modules: dict[str, ModuleError]
+    buckets: tuple[Bucket, ...] = ()
+    """Error at every rank vLLM can be started with; where a rank was to be chosen."""
 
     @property
     def norm(self) -> float:
@@ -78,6 +111,11 @@ class Certificate:
         return max(module.spectral for module in self.modules.values())
 
     @property
+    def output(self) -> float | None:
+        """Largest predicted output error of any module; None without statistics."""
+        return max((module.output for module in self.modules.values() if module.output is not None), default=None)
+
+    @property
     def bit_exact(self) -> bool:
         """Whether the result's factors give the very sum: nothing dropped, nothing rounded."""
         return self.error == 0
@@ -100,7 +138,9 @@ class Certificate:
             "rounding": self.rounding,
             "energy_kept": self.energy_kept,
             "spectral_bound": self.spectral,
+            "output_error": self.output,
             "worst_module": {"name": worst, "relative_error": worst_relative},
+            "buckets": [bucket._asdict() for bucket in self.buckets],
             "modules": {
                 name: {
                     "delta_norm": module.norm,
@@ -108,6 +148,7 @@ class Certificate:
                     "truncation": module.truncation,
                     "rounding": module.rounding,
                     "spectral_bound": module.spectral,
+                    **({} if module.output is None else {"output_error": module.output}),
                 }
                 for name, module in self.modules.items()
             },

@@ -33,9 +33,10 @@ from .checkpoint import (
     open_checkpoint,
     row_blocks,
 )
-from .compose import COMPOSITION_FILE, HEADER_ALLOWANCE_BYTES, Prepared, prepare, refuse_existing
+from .compose import COMPOSITION_FILE, HEADER_ALLOWANCE_BYTES, refuse_existing
 from .parts import Part
 from .plan import ComposePlan, check_dtype, plan_compose
+from .prepare import Prepared, prepare
 
 LM_HEAD = "lm_head"
 EMBEDDING_SUFFIX = "embed_tokens.weight"
@@ -299,8 +300,8 @@ def write_fold(
                 files[file] = writer.close()
             finally:
                 writer.abandon()
-        if set(modules) != set(prepared.factors):
-            raise FailedError("a module of the adapters was not used", found=set(prepared.factors) ^ set(modules))
+        if set(modules) != set(plan.compose.modules):
+            raise FailedError("a module of the adapters was not used", found=set(plan.compose.modules) ^ set(modules))
         _write_config(plan, folder)
         copy_other_files(plan.base.path, folder)
         write_json(folder / COMPOSITION_FILE, {**prepared.to_json(), "into": "model", "weight_files": files})
@@ -334,7 +335,7 @@ def _write_tensor(plan: FoldPlan, prepared: Prepared, tensor: _Out, writer: Shar
             for _, block in row_blocks(source, flat):
                 writer.write(_bytes(_finite(block.to(dtype), tensor)))
             return None
-        factors = prepared.factors[tensor.module]
+        factors = prepared.factors(tensor.module)
         B_OR, A_RI = factors.B_OR.float(), factors.A_RI.float()
         lost = changed = 0.0
         for start, W_NI in row_blocks(source, tensor.source):

@@ -62,6 +62,13 @@ def truncate(B_OR: Tensor, A_RI: Tensor, rank: int) -> Truncation:
     return Truncation((Q_OQ @ U_QN[:, :kept]) * root_K, root_K[:, None] * (Vh_NP[:kept] @ Q_IP.T), S_N)
 
 
+def singular_values(B_OR: Tensor, A_RI: Tensor) -> Tensor:
+    """All singular values of B_OR @ A_RI that can be other than zero, descending; the core of `truncate` alone."""
+    R_QR = torch.linalg.qr(B_OR, mode="r").R
+    R_PR = torch.linalg.qr(A_RI.T, mode="r").R
+    return torch.linalg.svdvals(R_QR @ R_PR.T)
+
+
 def size(B_OR: Tensor, A_RI: Tensor) -> Size:
     """Frobenius and spectral norm of B_OR @ A_RI from its two R x R Gram matrices.
 

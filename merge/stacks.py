@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from types import TracebackType
+from io import FileIO
 
 import torch
 from torch import Tensor
 
-from ..adapters.header import TensorEntry
 from ..adapters.spec import A_SUFFIX, B_SUFFIX, DTYPES, KEY_PREFIX
 from ..adapters.tensors import Factors
 from ..core.errors import IntegrityError
@@ -58,70 +57,44 @@ class ModuleStack:
 class PartReader:
     """Reads the factors of one module at a time; any number of threads may.
 
-    Every part's file is opened once and must not change until `close`.
-
     Args:
-        parts: Checked parts.
+        parts: Checked parts; their files must not change from here on.
     """
 
     def __init__(self, parts: PartSet) -> None:
         self._parts = parts
-        self._files = [spec.header.path.open("rb") for spec in parts.specs]
-        self._stamps = [_stamp(file.fileno()) for file in self._files]
-
-    def __enter__(self) -> PartReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            file.close()
-
-    def check_unchanged(self) -> None:
-        """Make sure that what was read is what was certified.
-
-        Raises:
-            IntegrityError: A file has been written to since it was opened.
-        """
-        for file, stamp, spec in zip(self._files, self._stamps, self._parts.specs, strict=True):
-            if _stamp(file.fileno()) != stamp:
-                raise IntegrityError("an adapter changed while it was merged", where=spec.header.path)
+        self._stamps = [_stamp(os.stat(spec.header.path)) for spec in parts.specs]
 
     def read(self, name: str) -> ModuleStack:
         """The parts of one module.
 
         Raises:
-            IntegrityError: NaN or infinity in a tensor, or a file that has become shorter.
+            IntegrityError: NaN or infinity in a tensor, or a file that has changed since this reader was made.
         """
-        present = {
-            index: Factors(
-                self._tensor(index, f"{KEY_PREFIX}{name}{A_SUFFIX}"),
-                self._tensor(index, f"{KEY_PREFIX}{name}{B_SUFFIX}"),
-                spec.modules[name].scale,
-            )
-            for index, spec in enumerate(self._parts.specs)
-            if name in spec.modules
-        }
+        present: dict[int, Factors] = {}
+        for index, spec in enumerate(self._parts.specs):
+            if name in spec.modules:
+                with spec.header.path.open("rb", buffering=0) as file:
+                    A_RI = self._tensor(index, file, f"{KEY_PREFIX}{name}{A_SUFFIX}")
+                    B_OR = self._tensor(index, file, f"{KEY_PREFIX}{name}{B_SUFFIX}")
+                    present[index] = Factors(A_RI, B_OR, spec.modules[name].scale)
+                    if _stamp(os.fstat(file.fileno())) != self._stamps[index]:
+                        raise IntegrityError("an adapter changed while it was merged", where=spec.header.path)
         return ModuleStack(name, present, {index: self._parts.parts[index].weight for index in present})
 
-    def _tensor(self, index: int, key: str) -> Tensor:
+    def _tensor(self, index: int, file: FileIO, key: str) -> Tensor:
         header = self._parts.specs[index].header
-        entry: TensorEntry = header.tensors[key]
+        entry = header.tensors[key]
+        # Copied rather than mapped: a file cut short under a map is a crash.
         data = bytearray(entry.stop - entry.start)
-        if os.preadv(self._files[index].fileno(), [data], entry.start) != len(data):
+        if os.preadv(file.fileno(), [data], entry.start) != len(data):
             raise IntegrityError("the file ended inside a tensor", where=f"{header.path} {key}")
         tensor = torch.frombuffer(data, dtype=getattr(torch, DTYPES[entry.dtype])).reshape(entry.shape)
-        low, high = torch.aminmax(tensor)  # NaN carries through; many times faster than isfinite
+        low, high = torch.aminmax(tensor)  # NaN carries through; many times faster than isfinite of all
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise IntegrityError("a tensor holds NaN or infinity", where=f"{header.path} {key}")
         return tensor
 
 
-def _stamp(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns

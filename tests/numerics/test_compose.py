@@ -5,9 +5,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plyfold.merge.compose import compose, prepare
+from plyfold.merge.compose import compose
 from plyfold.merge.parts import Part
 from plyfold.merge.plan import plan_compose
+from plyfold.merge.prepare import prepare
 
 from ..peft_folders import SHAPES, Written, read_result, write_adapter_folder
 from . import bounds
@@ -124,7 +125,7 @@ def test_opposite_adapters_conflict_everywhere_and_cancel(tmp_path):
     done = prepare(plan_compose([Part(one.path), Part(two.path)]))
     assert done.conflicts[0].cosine == pytest.approx(-1)
     assert done.conflicts[0].sign_conflict == 1
-    for factors in done.factors.values():
+    for factors in map(done.factors, done.plan.modules):
         assert float((factors.B_OR.double() @ factors.A_RI.double()).abs().max()) <= bounds.U64
 
 
@@ -139,10 +140,10 @@ def test_the_order_of_parts_does_not_change_the_sum(tmp_path_factory, ranks, wei
     written = write_all(folder, [{"r": r} for r in ranks])
     parts = parts_of(written, weights[: len(ranks)])
     shuffled = order.sample(parts, len(parts))
-    first, second = (prepare(plan_compose(chosen)).factors for chosen in (parts, shuffled))
-    for name in first:
-        one_OI = first[name].B_OR.double() @ first[name].A_RI.double()
-        two_OI = second[name].B_OR.double() @ second[name].A_RI.double()
+    first, second = (prepare(plan_compose(chosen)) for chosen in (parts, shuffled))
+    for one, two in ((first.factors(name), second.factors(name)) for name in first.plan.modules):
+        one_OI = one.B_OR.double() @ one.A_RI.double()
+        two_OI = two.B_OR.double() @ two.A_RI.double()
         # Same rounded factors in another order: only the float64 sum differs.
-        size_OI = first[name].B_OR.abs().double() @ first[name].A_RI.abs().double()
+        size_OI = one.B_OR.abs().double() @ one.A_RI.abs().double()
         assert ((one_OI - two_OI).abs() <= 2 * bounds.gamma(2 * sum(ranks), bounds.U64) * size_OI).all()

@@ -302,3 +302,26 @@ def test_the_norm_of_a_cancelled_delta_is_zero_to_rounding() -> None:
     one = next(iter(_factors().values()))
     both = Factors(torch.cat([one.A_RI, one.A_RI]), torch.cat([one.B_OR, -one.B_OR], dim=1))
     assert norm(both) <= 64 * torch.finfo(torch.float64).eps * norm(one)
+
+
+def test_streamed_and_saved_folders_have_the_same_bytes(tmp_path):
+    from plyfold.adapters.stream import stream_adapter, stream_order
+
+    factors = {
+        f"m.{name}": Factors(torch.randn(4, 6).to(torch.bfloat16), torch.randn(5, 4).to(torch.bfloat16))
+        for name in ("q_proj", "q_proj-x", "a.k_proj", "0", "Ü".encode().hex())
+    }
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "streamed").mkdir()
+    write_adapter(tmp_path / "saved", factors, **BASE)
+    digest = stream_adapter(
+        tmp_path / "streamed",
+        dict.fromkeys(factors, (5, 6)),
+        ((name, factors[name]) for name in stream_order(factors)),
+        r=4,
+        dtype=torch.bfloat16,
+        **BASE,
+    )
+    assert digest == tensor_digest(tmp_path / "saved")
+    for path in sorted((tmp_path / "saved").iterdir()):
+        assert path.read_bytes() == (tmp_path / "streamed" / path.name).read_bytes(), path.name

@@ -124,7 +124,7 @@ class TestFolders:
             (["a", "b", "--weights", "1"], 2, "one weight per adapter"),
             (["a", "b", "--weights", "1,x"], 2, "list of numbers"),
             (["a", "b", "--weights", "1,nan"], 2, "not finite"),
-            (["a", "b", "--method", "ties"], 2, "no such merge method"),
+            (["a", "b", "--method", "tie"], 2, "no such merge method"),
             (["a", "b", "--dtype", "int4"], 2, "no such dtype"),
             (["a", "b", "--base-view", "original"], 2, "--base-view"),
             (["a", "nowhere"], 3, "no such adapter folder"),

@@ -16,10 +16,10 @@ from plyfold.core.errors import (
     ShapeMismatchError,
     UnsupportedAdapterError,
 )
-from plyfold.merge.compose import prepare
 from plyfold.merge.fold import plan_fold
 from plyfold.merge.parts import Part
 from plyfold.merge.plan import plan_compose, vllm_bucket
+from plyfold.merge.prepare import prepare
 
 from ..peft_folders import SHAPES, write_adapter_folder, write_base_folder
 
