@@ -1,9 +1,9 @@
 """How far the parts of a merge pull against each other: cosine and sign conflict of every pair, worst modules first.
 
 Both look at what is added, w_k s_k B_k A_k, so a negative weight turns a pair round. Cosines come from R x R products;
-signs need entries of dW, which are formed for a seeded draw of rows only.
+signs need entries of dW, which are formed for a seeded draw of rows and columns only. `interference` says more, slower.
 
-Shapes: O out_features, I in_features, R rank, N drawn rows, E = N * I sampled entries, K parts.
+Shapes: O out_features, I in_features, R rank, N drawn rows, C drawn columns, E = N * C sampled entries, K parts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -20,8 +21,11 @@ from torch import Tensor
 from ..adapters.tensors import Factors
 from .lowrank import BlockProducts
 
-SAMPLED_ROWS = 64
-"""Rows of dW a module whose signs are compared; all rows where there are no more."""
+SAMPLED_ROWS, SAMPLED_COLUMNS = 64, 512
+"""Rows and columns of dW a module where signs are compared; all where there are no more.
+
+Entries of one row share b_o, those of one column a_i, so some of many rows and columns say more than all of a few.
+"""
 SEED = 0
 CHANCE = 0.5
 """Sign conflict of two unrelated deltas."""
@@ -89,7 +93,7 @@ class ConflictMeter:
             self._squares[part] += norm * norm
         if len(present) < 2:
             return
-        agreement_KK, compared_KK = _sign_counts(list(present.values()))
+        agreement_KK, compared_KK = sign_counts(list(present.values()))
         for (i, first), (j, second) in combinations(enumerate(present), 2):
             inner = products.inner(i, j)
             length = norms[first] * norms[second]
@@ -119,12 +123,20 @@ class ConflictMeter:
         return found
 
 
-def _sign_counts(present: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+def sign_counts(present: Sequence[Factors]) -> tuple[Tensor, Tensor]:
     """For every pair of parts, over sampled entries: how many more agree than differ in sign, how many have both."""
-    num_rows = present[0].B_OR.shape[0]
-    rows_N = torch.randperm(num_rows, generator=torch.Generator().manual_seed(SEED))[:SAMPLED_ROWS]
+    rows_N = _drawn(present[0].B_OR.shape[0], SAMPLED_ROWS)
+    columns_C = _drawn(present[0].A_RI.shape[1], SAMPLED_COLUMNS)
     signs_KE = torch.stack(
-        [torch.sign((part.scale * part.B_OR[rows_N].float()) @ part.A_RI.float()).flatten() for part in present]
+        [
+            ((part.scale * part.B_OR[rows_N].float()) @ part.A_RI[:, columns_C].float()).sign_().flatten()
+            for part in present
+        ]
     )
-    # Counts by float32 products are exact up to 2^24 entries, far above 64 rows of any model's width.
-    return signs_KE @ signs_KE.T, signs_KE.abs() @ signs_KE.abs().T
+    nonzero_KE = signs_KE.abs()
+    return signs_KE @ signs_KE.T, nonzero_KE @ nonzero_KE.T  # counts: exact in float32 up to 2^24 entries
+
+
+@lru_cache
+def _drawn(total: int, count: int) -> Tensor:
+    return torch.randperm(total, generator=torch.Generator().manual_seed(SEED))[:count]

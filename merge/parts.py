@@ -86,7 +86,7 @@ def check_parts(parts: Sequence[Part], *, base_repo: str | None = None) -> PartS
     return PartSet(
         parts=tuple(parts),
         specs=specs,
-        modules=_union(parts, specs),
+        modules=union(parts, specs),
         base_repo=repo,
         base_revision=revision,
         warnings=(*warnings, *about_base, *_differing_targets(parts, specs)),
@@ -162,7 +162,12 @@ def is_local(repo: str) -> bool:
     return bool(repo) and (repo.count("/") > 1 or "\\" in repo or repo[0] in "/.~")
 
 
-def _union(parts: Sequence[Part], specs: Sequence[AdapterSpec]) -> dict[str, ModuleShape]:
+def union(parts: Sequence[Part], specs: Sequence[AdapterSpec]) -> dict[str, ModuleShape]:
+    """Every module that a part has, sorted, with the parts' ranks added up.
+
+    Raises:
+        ShapeMismatchError: A module whose I or O differs between parts.
+    """
     modules: dict[str, ModuleShape] = {}
     owner: dict[str, Part] = {}
     for part, spec in zip(parts, specs, strict=True):
