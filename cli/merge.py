@@ -1,63 +1,48 @@
-"""`plyfold merge`: stages of the registry, or plain PEFT folders, to one adapter or one checkpoint.
-
-Joins three rooms: the registry knows which adapter a stage is, merge does the algebra, serving knows the twin.
-"""
+"""`plyfold merge`: stages of the registry, or plain PEFT folders, to one adapter or one checkpoint."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.console import emit_json, progress, warn
 from ..core.digest import short
 from ..core.errors import ConfigError, NotFoundError
-from .options import curriculum_option, dry_run_option, json_option, parse_stages, registry_option
+from .merge_inputs import Inputs, Wanted, base_at_hand, from_folders, from_registry, plan, plan_into_model
+from .merge_prompts import statistics_of, verify
+from .options import curriculum_option, dry_run_option, json_option, registry_option
 
 if TYPE_CHECKING:
     from ..merge.compose import Composition
     from ..merge.fold import FoldPlan, FoldReport
-    from ..merge.parts import Part
     from ..merge.plan import ComposePlan
     from ..merge.prepare import Prepared
-    from ..registry.store import Entry, Store
+    from ..registry.store import Store
     from ..serving.variants import Variant
     from .merge_report import Report
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What is merged, and where it comes from."""
-
-    parts: tuple[Part, ...]
-    store: Store | None = None
-    """The registry, for stages."""
-    variant: Variant | None = None
-    entries: tuple[Entry, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """The command line, parsed."""
-
-    method: str
-    rank: int | None
-    dtype: str | None
-    base: str | None
-    base_view: str | None
-    into: str
-    out: Path | None
 
 
 @click.command("merge")
 @click.argument("paths", nargs=-1, metavar="[PATH]…", type=click.Path(path_type=Path))
 @click.option("--stages", help="Stages of the registry, for example 1,2,3.")
 @click.option("--weights", help="One factor per adapter, in their order; 1 each is the model that was trained.")
-@click.option("--method", default="exact", show_default=True, help="exact (rank concatenation) or svd (needs --rank).")
-@click.option("--rank", type=int, help="Rank that svd keeps.")
+@click.option(
+    "--method",
+    help="exact (default), svd, activation, linear, ties, dare_linear, dare_ties, knots or core. Exact is the model "
+    "that was trained; the others approximate it at a rank, or are for adapters trained apart.",
+)
+@click.option("--rank", type=int, help="Rank to keep; without a method: svd.")
+@click.option("--max-error", type=float, help="Relative error to meet with the smallest rank vLLM serves.")
+@click.option("--density", type=float, help="Share of entries kept by ties, dare_*, knots and core; 0.5.")
+@click.option("--seed", type=int, help="Of dare_*, which drop entries at random; 0.")
+@click.option("--numerics", default="sum", help="peft: linear, ties and dare_* as PEFT computes them.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="For --method activation: a .txt or .jsonl of prompts, run once through the base with the adapters.",
+)
 @click.option("--into", type=click.Choice(["adapter", "model"]), default="adapter", show_default=True)
 @click.option("--base", metavar="DIR|REPO", help="The base: a folder, or its Hub id. Known already for stages.")
 @click.option(
@@ -74,6 +59,12 @@ class Wanted:
     help="Folder to make. Stages go into the registry, and here too if given; "
     "folders go to merged-<digest> here if not.",
 )
+@click.option(
+    "--verify-logits",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="After --into model: compare its logits on these prompts with the adapters left apart, on both views.",
+)
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as a page.")
 @curriculum_option
 @registry_option
 @dry_run_option
@@ -81,176 +72,52 @@ class Wanted:
 def merge_command(
     paths: tuple[Path, ...],
     stages: str | None,
-    weights: str | None,
-    method: str,
-    rank: int | None,
-    into: str,
-    base: str | None,
-    base_view: str | None,
-    dtype: str | None,
-    out: Path | None,
     curriculum: str | None,
     registry: Path | None,
-    dry_run: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Compose adapters into one, or fold them into a checkpoint.
 
     Give --stages of the registry, or the PATHs of plain PEFT folders. The error of the result is computed and shown
     before a byte is written.
     """
-    wanted = Wanted(method=method, rank=rank, dtype=dtype, base=base, base_view=base_view, into=into, out=out)
+    wanted = Wanted(**options)
     if bool(paths) == (stages is not None):
         raise ConfigError(
             "name either stages or folders",
             found="both" if paths else "neither",
             next_step="plyfold merge --stages 1,2,3, or plyfold merge PATH PATH",
         )
-    inputs = _from_folders(paths, weights) if stages is None else _from_registry(stages, weights, curriculum, registry)
-    plan = _plan(inputs, wanted)
-    fold_plan = _plan_fold(plan, inputs, wanted, dry_run=dry_run) if into == "model" else None
-    _refuse_early(plan, fold_plan, wanted)
-    prepared = _prepare(plan)
+    if stages is None:
+        inputs = from_folders(paths, wanted.weights)
+    else:
+        inputs = from_registry(stages, wanted.weights, curriculum, registry)
+    planned = plan(inputs, wanted)
+    fold_plan = plan_into_model(planned, inputs, wanted) if wanted.into == "model" else None
+    _refuse_early(planned, fold_plan, wanted)
+    prepared = _prepare(planned, inputs, wanted)
     report = _report(prepared, fold_plan, inputs, wanted)
     if not as_json:
         report.show()
     for warning in report.warnings:
         warn(warning)
-    if not dry_run:
+    if not wanted.dry_run:
         if fold_plan is not None:
-            report.folded(_write_fold(fold_plan, prepared, _out(wanted, inputs, prepared, "folded")))
+            folded = _write_fold(fold_plan, prepared, _out(wanted, inputs, prepared, "folded"))
+            report.folded(folded)
+            if wanted.verify_logits:
+                report.verified(verify(fold_plan, folded.path, inputs, wanted))
         elif inputs.store is not None:
             _publish(inputs, prepared, wanted, report)
         else:
             report.composed(_write(prepared, _out(wanted, inputs, prepared, "merged")))
+    if wanted.html:
+        report.write_page(wanted.html)
     if as_json:
-        emit_json({"dry_run": dry_run, **report.to_json()})
+        emit_json({"dry_run": wanted.dry_run, **report.to_json()})
     else:
         report.show_written()
-
-
-# ---- inputs
-
-
-def _from_folders(paths: tuple[Path, ...], weights: str | None) -> Inputs:
-    from ..merge.parts import Part
-
-    factors = _weights(weights, len(paths))
-    names = Counter(path.resolve().name for path in paths)
-    labels = [path.resolve().name if names[path.resolve().name] == 1 else str(path) for path in paths]
-    return Inputs(
-        parts=tuple(Part(path, weight, label) for path, weight, label in zip(paths, factors, labels, strict=True))
-    )
-
-
-def _from_registry(stages: str, weights: str | None, curriculum: str | None, registry: Path | None) -> Inputs:
-    from ..registry.store import find_store
-    from ..serving.variants import Variant, plan_variant
-
-    numbers = parse_stages(stages)
-    factors = _weights(weights, len(numbers))
-    store = find_store(registry)
-    chosen = sorted(zip(numbers, factors, strict=True))
-    variant = Variant(
-        curriculum=store.default_curriculum(curriculum),
-        stages=tuple(number for number, _ in chosen),
-        weights=tuple(weight for _, weight in chosen) if weights else None,
-    )
-    planned = plan_variant(store, variant)
-    assert planned.composition is not None
-    return Inputs(parts=planned.composition.parts, store=store, variant=variant, entries=planned.entries)
-
-
-def _weights(text: str | None, count: int) -> list[float]:
-    if text is None:
-        return [1.0] * count
-    try:
-        weights = [float(item) for item in text.split(",")]
-    except ValueError as error:
-        raise ConfigError("not a list of numbers", where="--weights", found=text, expected="as 1,0.7,-0.5") from error
-    if len(weights) != count:
-        raise ConfigError(
-            "there is not one weight per adapter", where="--weights", found=f"{len(weights)}", expected=f"{count}"
-        )
-    return weights
-
-
-# ---- plans
-
-
-def _plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
-    from ..merge.plan import check_dtype, plan_compose
-
-    if wanted.dtype is not None:
-        check_dtype(wanted.dtype)
-    if wanted.base_view and wanted.into != "model":
-        raise ConfigError("--base-view is the base of --into model", found="--into adapter")
-    return plan_compose(
-        inputs.parts,
-        method=wanted.method,
-        rank=wanted.rank,
-        dtype=(wanted.dtype or "fp32") if wanted.into == "adapter" else "fp32",
-        base_repo=_base(wanted)[1],
-    )
-
-
-def _base(wanted: Wanted) -> tuple[Path | None, str | None]:
-    """`--base` as (folder, Hub id), one of them at most."""
-    from ..merge.parts import is_local
-
-    if not wanted.base:
-        return None, None
-    if Path(wanted.base).is_dir():
-        return Path(wanted.base), None
-    if is_local(wanted.base):
-        raise NotFoundError("no such base folder", where=wanted.base)
-    return None, wanted.base
-
-
-def _plan_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted, *, dry_run: bool) -> FoldPlan:
-    from ..merge.fold import plan_fold
-
-    if inputs.store is not None and wanted.base_view != "original":
-        return plan_fold(plan, _twin(inputs, wanted, dry_run=dry_run), dtype=wanted.dtype)
-    if wanted.base_view == "trained":
-        raise ConfigError(
-            "how the base was quantised is not on record for plain folders",
-            where="--base-view",
-            found="trained",
-            next_step="merge --stages of a registry, or use --base-view original",
-        )
-    return plan_fold(plan, _base_at_hand(inputs, wanted) or _fetched_base(plan), dtype=wanted.dtype)
-
-
-def _twin(inputs: Inputs, wanted: Wanted, *, dry_run: bool) -> Path:
-    """The dequantised base that stages were trained on; for a dry run the base itself, where there is no twin yet."""
-    from dataclasses import replace
-
-    from ..adapters.base import ensure_twin, twin_path
-    from ..serving.variants import base_of
-
-    assert inputs.store is not None
-    assert inputs.variant is not None
-    ref, quantisation = base_of(inputs.store, [inputs.variant])
-    folder, _ = _base(wanted)
-    if folder:
-        ref = replace(ref, path=folder)
-    if not dry_run:
-        return ensure_twin(ref, quantisation, inputs.store.cache)
-    twin = twin_path(ref, quantisation, inputs.store.cache)
-    return twin if twin.is_dir() else ref.path
-
-
-def _fetched_base(plan: ComposePlan) -> Path:
-    """The base by the name the adapters have for it: a folder, the Hub cache or the Hub."""
-    from ..adapters.base import resolve_base
-    from ..core.config import BaseConfig
-
-    if not plan.base_repo:
-        raise ConfigError("the adapters do not say which base they belong to", next_step="add --base DIR")
-    if Path(plan.base_repo).is_dir():
-        return Path(plan.base_repo)
-    return resolve_base(BaseConfig(repo=plan.base_repo, revision=plan.base_revision or "main")).path
 
 
 def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, wanted: Wanted) -> None:
@@ -264,28 +131,33 @@ def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, wanted: Wanted)
     require_space(out.absolute(), (fold_plan or plan).bytes_out + HEADER_ALLOWANCE_BYTES)
 
 
-def _prepare(plan: ComposePlan) -> Prepared:
+def _prepare(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Prepared:
+    _import_torch()
     from ..merge.prepare import prepare
 
+    statistics = statistics_of(plan, inputs, wanted) if wanted.prompts else None
     with progress("compose", len(plan.modules)) as task:
-        return prepare(plan, task.advance)
+        return prepare(plan, task.advance, statistics=statistics)
+
+
+def _import_torch() -> None:
+    """Import torch with garbage collection paused: it finds nothing there and takes a third of the time."""
+    import gc
+
+    gc.disable()
+    import torch  # noqa: F401
+
+    gc.enable()
+    gc.freeze()
 
 
 def _report(prepared: Prepared, fold_plan: FoldPlan | None, inputs: Inputs, wanted: Wanted) -> Report:
-    from .merge_report import Report, read_lineage
+    from .merge_lineage import read_lineage
+    from .merge_report import Report
 
-    base_folder = fold_plan.base.path if fold_plan else _base_at_hand(inputs, wanted)
+    base_folder = fold_plan.base.path if fold_plan else base_at_hand(inputs, wanted)
     lineage = read_lineage(inputs.store, inputs.variant, inputs.entries) if inputs.store and inputs.variant else None
     return Report(prepared=prepared, fold_plan=fold_plan, lineage=lineage, base_folder=base_folder)
-
-
-def _base_at_hand(inputs: Inputs, wanted: Wanted) -> Path | None:
-    """The original base where it lies on this disk."""
-    folder, _ = _base(wanted)
-    if folder or inputs.store is None:
-        return folder
-    base = inputs.entries[0].record.base
-    return inputs.store.base_path(base.repo, base.revision)
 
 
 # ---- outputs
@@ -299,9 +171,13 @@ def _out(wanted: Wanted, inputs: Inputs, prepared: Prepared, kind: str) -> Path:
 
 def _slug(variant: Variant, prepared: Prepared) -> str:
     """Name of a merge in the registry: `gsm8k-s1.s2x0.5-svd16`."""
+    plan = prepared.plan
     slug = variant.slug.replace("*", "x")
-    if prepared.plan.method != "exact":
-        slug += f"-{prepared.plan.method}{prepared.plan.rank}"
+    if plan.method != "exact":
+        slug += f"-{plan.method.replace('_', '.')}{plan.rank}"
+    for name, mark in (("density", "d"), ("seed", "s")):
+        slug += f"-{mark}{plan.settings[name]:g}" if name in plan.settings else ""
+    slug += "-peft" if plan.numerics == "peft" else ""
     return slug if prepared.plan.dtype == "fp32" else f"{slug}-{prepared.plan.dtype}"
 
 

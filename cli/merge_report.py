@@ -10,102 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.console import print_table, stdout
 from ..core.digest import short
-from ..core.errors import IntegrityError, NotFoundError
-from ..registry.scores import scores, variant_name
+from ..merge.plan import METHODS
 
 if TYPE_CHECKING:
     from ..adapters.spec import AdapterSpec
     from ..merge.compose import Composition
     from ..merge.fold import FoldPlan, FoldReport
     from ..merge.prepare import Prepared
-    from ..registry.record import Metric
-    from ..registry.store import Entry, Store
-    from ..serving.variants import Variant
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ancestry:
-    """One stage's place in its curriculum."""
-
-    digest: str
-    trained_on: str
-    """Variant below it while it trained: `base`, `1`, `1+2`."""
-    scored_as: str
-    """Variant it completes, which its scores are of."""
-    accuracy: float | None
-    """Fraction."""
-    tokens: float | None
-    """Mean output tokens."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lineage:
-    """What the registry knows about the parts."""
-
-    variant: str
-    ancestry: tuple[Ancestry, ...]
-    licence: str
-    quantisation: str
-    warnings: tuple[str, ...]
-    """What a selection of stages leaves out, or mixes."""
-
-
-def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> Lineage:
-    """Look up scores and parents, and say where the selection departs from what was trained."""
-    selected = {entry.digest: number for entry, number in zip(entries, variant.stages, strict=True)}
-    measured = scores(store, variant.curriculum)
-    ancestry, warnings = [], []
-    for entry, number in zip(entries, variant.stages, strict=True):
-        parents = [parent.digest for parent in entry.record.parents if parent.role == "active_during_training"]
-        numbers = []
-        for digest in parents:
-            below = _number_of(store, digest)
-            numbers.append(below)
-            name = f"stage {below}" if below else f"an adapter ({short(digest)})"
-            if digest in selected:
-                continue
-            if below in variant.stages:
-                now = next(each for each, at in selected.items() if at == below)
-                warnings.append(
-                    f"stage {number} was trained on another {name} ({short(digest)}) than the one merged here "
-                    f"({short(now)}): train it again"
-                )
-            else:
-                warnings.append(
-                    f"stage {number} was trained on top of {name}, which is left out: this model was never trained"
-                )
-        below_numbers = [each for each in numbers if each]
-        scored_as = variant_name([*below_numbers, number])
-        metrics = measured.get(scored_as) or entry.record.metrics
-        ancestry.append(
-            Ancestry(
-                digest=entry.digest,
-                trained_on=variant_name(below_numbers),
-                scored_as=scored_as,
-                accuracy=_metric(metrics, "accuracy"),
-                tokens=_metric(metrics, "tokens"),
-            )
-        )
-    quantisation = entries[0].record.base.quantisation or {}
-    return Lineage(
-        variant=variant.name,
-        ancestry=tuple(ancestry),
-        licence=", ".join(sorted({entry.record.licence for entry in entries})),
-        quantisation=", ".join(f"{key} {value}" for key, value in sorted(quantisation.items())),
-        warnings=tuple(warnings),
-    )
-
-
-def _number_of(store: Store, digest: str) -> int | None:
-    try:
-        stage = store.peek(digest).record.stage
-    except (NotFoundError, IntegrityError):
-        return None
-    return stage.number if stage else None
-
-
-def _metric(metrics: list[Metric], name: str) -> float | None:
-    return next((metric.value for metric in metrics if metric.name == name), None)
+    from .merge_lineage import Lineage
+    from .merge_prompts import Verified
 
 
 @dataclass(kw_only=True)
@@ -120,6 +33,7 @@ class Report:
     written: dict[str, Any] | None = None
     next_command: str = ""
     _lines: list[tuple[str, str]] = field(default_factory=list)
+    _verified: Verified | None = None
 
     def __post_init__(self) -> None:
         self._relative = self._relative_norms()
@@ -131,9 +45,11 @@ class Report:
         found = list(plan.warnings)
         found += self.lineage.warnings if self.lineage else ()
         found += self.fold_plan.warnings if self.fold_plan else ()
-        if certificate.truncation:
+        if certificate.truncation and plan.approximates:
             lost = f"rank {plan.rank} of {plan.exact_rank} loses {certificate.relative:.1%} of |dW|"
             found.append(f"{plan.method} is lossy: {lost}")
+        elif certificate.truncation:
+            found.append(f"the result is {certificate.relative:.1%} of |dW| away from the sum")
         return found
 
     @property
@@ -141,7 +57,7 @@ class Report:
         """Whether this is the very model that was trained; None where that is not on record."""
         if self.lineage is None:
             return None
-        plain = self.prepared.plan.method == "exact" and all(part.weight == 1 for part in self.prepared.plan.parts)
+        plain = self.prepared.plan.keeps_all and all(part.weight == 1 for part in self.prepared.plan.parts)
         return plain and not self.lineage.warnings
 
     def to_json(self) -> dict[str, Any]:
@@ -172,7 +88,7 @@ class Report:
         if self.lineage:
             _line("chain", self._chain())
         pad = f"; shorter modules padded from {min(s.rank for s in plan.modules.values())}" if self._mixed() else ""
-        _line("method", f"{plan.method}, rank {plan.rank} over {len(plan.modules)} modules, {plan.dtype}{pad}")
+        _line("method", f"{self._method()}, rank {plan.rank} over {len(plan.modules)} modules, {plan.dtype}{pad}")
         self._show_conflicts()
         self._show_certificate()
         _line("vLLM", f"--max-lora-rank {plan.bucket}" if plan.bucket else "rank above what vLLM serves")
@@ -189,6 +105,12 @@ class Report:
             _line("written", "nothing (dry run)")
         for label, text in self._lines:
             _line(label, text)
+        if self._verified:
+            from ..merge.logits import print_base_views, print_logits
+
+            print_logits(self._verified.logits)
+            if self._verified.views:
+                print_base_views(self._verified.views)
         if self.next_command:
             _line("next", self.next_command)
 
@@ -205,7 +127,7 @@ class Report:
         if copy:
             self.written["copy"] = str(copy)
             self._lines.append(("copied", str(copy)))
-        plain = self.prepared.plan.method == "exact" and all(part.weight == 1 for part in self.prepared.plan.parts)
+        plain = self.prepared.plan.keeps_all and all(part.weight == 1 for part in self.prepared.plan.parts)
         if plain and self.lineage:
             self.next_command = (
                 f"plyfold eval base {self.lineage.variant}   or   plyfold serve base {self.lineage.variant}"
@@ -224,6 +146,14 @@ class Report:
             *(("warning", warning) for warning in done.warnings if warning not in self.warnings),
         ]
         self.next_command = f"vllm serve {shlex.quote(str(done.path))}"
+
+    def verified(self, done: Verified) -> None:
+        """Take note of what the prompts showed."""
+        assert self.written is not None
+        self._verified = done
+        self.written["logits"] = done.logits.to_json()
+        self.written["base_views"] = done.views.to_json() if done.views else None
+        self._lines += [("warning", warning) for warning in done.logits.warnings]
 
     def _ancestry(self, index: int) -> dict[str, Any]:
         if self.lineage is None:
@@ -281,9 +211,16 @@ class Report:
             return "not the trained order (see the warnings)"
         return "the trained order, but with other weights or rank than it was trained with"
 
+    def _method(self) -> str:
+        plan = self.prepared.plan
+        source = METHODS[plan.method].source if plan.method != "exact" else ""
+        settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
+        inside = "; ".join(text for text in (source, settings) if text)
+        return f"{plan.method} ({inside})" if inside else plan.method
+
     def _mixed(self) -> bool:
         plan = self.prepared.plan
-        return plan.method == "exact" and any(shape.rank < plan.rank for shape in plan.modules.values())
+        return plan.keeps_all and any(shape.rank < plan.rank for shape in plan.modules.values())
 
     def _show_conflicts(self) -> None:
         if not self.prepared.conflicts:
@@ -304,16 +241,48 @@ class Report:
 
     def _show_certificate(self) -> None:
         certificate = self.prepared.certificate
+        self._show_buckets()
         if certificate.bit_exact:
             _line("error", "none: the result's factors hold the sum bit for bit")
             return
         worst, relative = certificate.worst
         parts = []
-        if certificate.truncation:
+        if certificate.truncation and self.prepared.plan.approximates:
             parts.append(f"truncation {certificate.truncation:.3g}, {certificate.energy_kept:.2%} of |dW|^2 kept")
+        elif certificate.truncation:
+            parts.append(f"distance from the sum {certificate.truncation:.3g}")
         parts.append(f"rounding {certificate.rounding:.2g}")
         _line("error", f"{certificate.relative:.2e} of |dW| ({'; '.join(parts)})")
         _line("", f"worst {worst} {relative:.2e}; no output changes by more than {certificate.spectral:.2g} |x|")
+        if certificate.own_loss is not None:
+            _line(
+                "",
+                f"rank {self.prepared.plan.rank} holds all but {certificate.own_loss:.1%} of the method's own result",
+            )
+        if certificate.output is not None:
+            _line("", f"outputs on the prompts change by {certificate.output:.2e} of the deltas' at most, predicted")
+
+    def _show_buckets(self) -> None:
+        plan, buckets = self.prepared.plan, self.prepared.certificate.buckets
+        if not buckets:
+            return
+        kept = next(bucket.rank for bucket in buckets if bucket.rank >= plan.rank)
+        rows = [
+            [
+                f"{bucket.rank}{' <' if bucket.rank == kept else ''}",
+                f"{bucket.relative_error:.2e}",
+                bucket.worst_module,
+                f"{bucket.worst_relative_error:.2e}",
+            ]
+            for bucket in buckets
+            if bucket.rank <= plan.exact_rank or bucket.rank == kept
+        ]
+        print_table(
+            ["vLLM rank", "error", "worst module", "its error"],
+            rows,
+            right=["vLLM rank", "error", "its error"],
+            caption=f"error as a share of |dW|; asked for at most {plan.max_error:g}",
+        )
 
 
 def _line(label: str, text: str) -> None:

@@ -14,6 +14,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
+class OwnResult(NamedTuple):
+    """The result that a method other than the sum aims at, and what its rank cannot hold of it; Frobenius norms."""
+
+    norm: float
+    residual: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModuleError:
     """The error of one module; absolute norms, in units of the weights."""
@@ -28,6 +35,9 @@ class ModuleError:
     """Bound on |D - result|_2: no input of length 1 changes its output by more."""
     output: float | None = None
     """Predicted sqrt(E|(D - D_K) x|^2 / E|D x|^2) over the inputs x of the statistics; None without statistics."""
+
+    own: OwnResult | None = None
+    """For methods that mean another model than the sum."""
 
     @property
     def error(self) -> float:
@@ -111,6 +121,13 @@ class Certificate:
         return max(module.spectral for module in self.modules.values())
 
     @property
+    def own_loss(self) -> float | None:
+        """What the rank cannot hold of the method's own result, as a share of that; None where the sum is meant."""
+        own = [module.own for module in self.modules.values() if module.own is not None]
+        norm = _root(each.norm for each in own)
+        return None if not own else _root(each.residual for each in own) / norm if norm else 0.0
+
+    @property
     def output(self) -> float | None:
         """Largest predicted output error of any module; None without statistics."""
         return max((module.output for module in self.modules.values() if module.output is not None), default=None)
@@ -139,6 +156,7 @@ class Certificate:
             "energy_kept": self.energy_kept,
             "spectral_bound": self.spectral,
             "output_error": self.output,
+            "own_loss": self.own_loss,
             "worst_module": {"name": worst, "relative_error": worst_relative},
             "buckets": [bucket._asdict() for bucket in self.buckets],
             "modules": {

@@ -123,3 +123,9 @@ def difference(B_OR: Tensor, A_RI: Tensor, rounded_B_OR: Tensor, rounded_A_RI: T
     if not dA_RI.any():
         return size(dB_OR, A_RI) if dB_OR.any() else Size(0.0, 0.0)
     return size(torch.cat([dB_OR, rounded_B_OR], 1), torch.cat([A_RI, dA_RI], 0))
+
+
+def distance(B_OR: Tensor, A_RI: Tensor, other_B_OK: Tensor, other_A_KI: Tensor) -> Size:
+    """Norms of B @ A - other_B @ other_A for products of any ranks, by the core of their stack."""
+    values_N = singular_values(torch.cat([B_OR, -other_B_OK], 1), torch.cat([A_RI, other_A_KI], 0))
+    return Size(float(torch.linalg.vector_norm(values_N)), float(values_N[0]) if len(values_N) else 0.0)

@@ -107,6 +107,17 @@ class ComposePlan(PartSet):
         return vllm_bucket(self.rank)
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether the result is the sum itself, nothing cut."""
+        whole = self.rank >= self.exact_rank and self.max_error is None and self.numerics == "sum"
+        return self.method == "exact" or (self.method == "linear" and whole)
+
+    @property
+    def approximates(self) -> bool:
+        """Whether the result stands for the sum, rather than for another model on purpose."""
+        return METHODS[self.method].approximates and self.numerics == "sum"
+
+    @property
     def bytes_out(self) -> int:
         """Size of the result's tensors."""
         sides = sum(shape.out_features + shape.in_features for shape in self.modules.values())

@@ -26,7 +26,7 @@ from .conflict import ConflictMeter, PairConflict
 from .lowrank import BlockProducts, Size, difference
 from .parallel import ordered
 from .parts import duplicate
-from .plan import DTYPES, METHODS, VLLM_RANKS, ComposePlan
+from .plan import DTYPES, VLLM_RANKS, ComposePlan
 from .reduction import Reduction, reduce, spectrum
 from .stacks import PartReader
 
@@ -69,7 +69,7 @@ class Prepared:
     conflicts: tuple[PairConflict, ...]
     reader: PartReader
     reduced: Mapping[str, Factors]
-    """By module, for methods that are not `exact`; the exact result is read from the parts when it is needed."""
+    """By module, for methods that change the sum; the exact result is read from the parts when it is needed."""
     statistics_digest: str | None = None
     """Of the activation statistics that decided the result."""
 
@@ -144,8 +144,8 @@ def prepare(
     Numerics: float64 throughout, one rounding to the result's dtype at the end, whose size the certificate states.
         Bit-exact where every w_k s_k is a power of two; tests/numerics/test_compose.py.
     """
-    if plan.method == "activation" and statistics is None:
-        raise ConfigError("activation needs prompts to go by", next_step="add --prompts FILE")
+    if statistics is not None:
+        statistics.check(plan)
     reader = PartReader(plan)
     digests = _digests(plan)
     buckets: tuple[Bucket, ...] = ()
@@ -195,7 +195,7 @@ class _Done(NamedTuple):
     weighted: dict[int, Factors]
     products: BlockProducts
     factors: Factors | None
-    """None for `exact`."""
+    """None where the result is the sum itself."""
 
 
 def _certify(plan: ComposePlan, reader: PartReader, name: str, statistics: Statistics | None) -> _Done:
@@ -206,7 +206,7 @@ def _certify(plan: ComposePlan, reader: PartReader, name: str, statistics: Stati
     for block, (index, part) in enumerate(stack.parts.items()):
         weight = abs(stack.weights[index])
         norms[index] = products.norm(block) / weight if weight else norm(part)
-    reduction = None if plan.method == "exact" else reduce(stack, plan, statistics)
+    reduction = None if plan.keeps_all else reduce(stack, plan, statistics)
     kept = reduction or Reduction(B_OR, A_RI, Size(0.0, 0.0))
     dtype = getattr(torch, DTYPES[plan.dtype])
     rounded_B_OK, rounded_A_KI = kept.B_OK.to(dtype), kept.A_KI.to(dtype)
@@ -217,6 +217,7 @@ def _certify(plan: ComposePlan, reader: PartReader, name: str, statistics: Stati
         rounding=rounding.frobenius,
         spectral=kept.left_out.spectral + rounding.spectral,
         output=kept.output_error,
+        own=kept.own,
     )
     factors = None if reduction is None else _pad(rounded_B_OK, rounded_A_KI, plan.rank)
     weighted = {
@@ -253,7 +254,7 @@ def _choose_rank(
 
 
 def _check_rounding(plan: ComposePlan, certificate: Certificate) -> None:
-    if plan.max_error is not None and METHODS[plan.method].approximates:
+    if plan.max_error is not None and plan.approximates:
         rounding = certificate.rounding / certificate.norm if certificate.norm else 0.0
         if rounding > plan.max_error:
             raise ConfigError(

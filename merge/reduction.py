@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from .lowrank import Size, difference, singular_values, truncate
+from .certificate import OwnResult
+from .lowrank import Size, distance, singular_values, truncate
 from .plan import ComposePlan
 from .stacks import ModuleStack
 
@@ -31,30 +32,37 @@ class Reduction:
     """|D - B A|, Frobenius and a bound on the spectral norm."""
     output_error: float | None = None
     """Predicted relative error of the outputs, where the method goes by them."""
+    own: OwnResult | None = None
+    """Where the method means another model than the sum."""
 
 
 def reduce(stack: ModuleStack, plan: ComposePlan, statistics: Statistics | None) -> Reduction:
-    """Carry out the plan's method, other than `exact`, on one module at the plan's rank."""
+    """Carry out a plan that does not keep all of the sum, on one module at the plan's rank."""
     B_OR, A_RI = stack.B_OR, stack.A_RI
-    if plan.method == "svd":
+    if _is_svd(plan):
         B_OK, A_KI, values_N = truncate(B_OR, A_RI, plan.rank)
         return Reduction(B_OK, A_KI, _tail(values_N, A_KI.shape[0]))
     if plan.method == "activation":
         B_OK, A_KI, values_N = _activation(stack, plan, statistics)
         total, tail = torch.linalg.vector_norm(values_N), torch.linalg.vector_norm(values_N[A_KI.shape[0] :])
         output_error = float(tail / total) if total else 0.0
-        return Reduction(B_OK, A_KI, difference(B_OR, A_RI, B_OK, A_KI), output_error)
+        return Reduction(B_OK, A_KI, distance(B_OR, A_RI, B_OK, A_KI), output_error)
     merged = _merged(stack, plan)
-    return Reduction(merged.B_OK, merged.A_KI, difference(B_OR, A_RI, merged.B_OK, merged.A_KI))
+    left_out = distance(B_OR, A_RI, merged.B_OK, merged.A_KI)
+    return Reduction(merged.B_OK, merged.A_KI, left_out, own=OwnResult(merged.norm, merged.residual))
 
 
 def spectrum(stack: ModuleStack, plan: ComposePlan, statistics: Statistics | None) -> list[float]:
     """Singular values, descending, of what the method cuts to a rank; their tails are what each rank would lose."""
-    if plan.method == "svd":
+    if _is_svd(plan):
         return [float(value) for value in singular_values(stack.B_OR, stack.A_RI)]
     if plan.method == "activation":
         return [float(value) for value in _activation(stack, plan, statistics)[2]]
     return [float(value) for value in _merged(stack, plan).spectrum_N]
+
+
+def _is_svd(plan: ComposePlan) -> bool:
+    return plan.method == "svd" or (plan.method == "linear" and plan.numerics == "sum")
 
 
 def _tail(values_N: Tensor, kept: int) -> Size:
@@ -71,10 +79,6 @@ def _merged(stack: ModuleStack, plan: ComposePlan) -> Merged:
 def _activation(stack: ModuleStack, plan: ComposePlan, statistics: Statistics | None) -> tuple[Tensor, Tensor, Tensor]:
     from .activation import activation
 
-    return activation(stack, _moments(stack, statistics), plan.rank)
-
-
-def _moments(stack: ModuleStack, statistics: Statistics | None) -> Tensor:
-    if statistics is None or stack.name not in statistics.moments:
-        raise ConfigError("the statistics lack a module", found=stack.name, next_step="collect them again from prompts")
-    return statistics.moments[stack.name]
+    if statistics is None:
+        raise ConfigError("activation needs prompts to go by", next_step="add --prompts FILE")
+    return activation(stack, statistics.of(stack.name), plan.rank)

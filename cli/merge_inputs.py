@@ -1,0 +1,204 @@
+"""What `plyfold merge` is to do: adapters from the registry or from folders, the options, and the plans they give.
+
+Joins three rooms: the registry knows which adapter a stage is, merge plans the algebra, serving knows the twin.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.errors import ConfigError, NotFoundError
+from .options import parse_stages
+
+if TYPE_CHECKING:
+    from ..merge.fold import FoldPlan
+    from ..merge.parts import Part
+    from ..merge.plan import ComposePlan
+    from ..registry.store import Entry, Store
+    from ..serving.variants import Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What is merged, and where it comes from."""
+
+    parts: tuple[Part, ...]
+    store: Store | None = None
+    """The registry, for stages."""
+    variant: Variant | None = None
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The command line, parsed."""
+
+    weights: str | None
+    method: str | None
+    rank: int | None
+    max_error: float | None
+    density: float | None
+    seed: int | None
+    numerics: str
+    prompts: Path | None
+    dtype: str | None
+    base: str | None
+    base_view: str | None
+    into: str
+    out: Path | None
+    verify_logits: Path | None
+    html: Path | None
+    dry_run: bool
+
+
+def from_folders(paths: tuple[Path, ...], weights: str | None) -> Inputs:
+    """Plain PEFT folders, with one weight each."""
+    from ..merge.parts import Part
+
+    factors = _weights(weights, len(paths))
+    names = Counter(path.resolve().name for path in paths)
+    labels = [path.resolve().name if names[path.resolve().name] == 1 else str(path) for path in paths]
+    return Inputs(
+        parts=tuple(Part(path, weight, label) for path, weight, label in zip(paths, factors, labels, strict=True))
+    )
+
+
+def from_registry(stages: str, weights: str | None, curriculum: str | None, registry: Path | None) -> Inputs:
+    """Stages of a curriculum, with one weight each."""
+    from ..registry.store import find_store
+    from ..serving.variants import Variant, plan_variant
+
+    numbers = parse_stages(stages)
+    factors = _weights(weights, len(numbers))
+    store = find_store(registry)
+    chosen = sorted(zip(numbers, factors, strict=True))
+    variant = Variant(
+        curriculum=store.default_curriculum(curriculum),
+        stages=tuple(number for number, _ in chosen),
+        weights=tuple(weight for _, weight in chosen) if weights else None,
+    )
+    planned = plan_variant(store, variant)
+    assert planned.composition is not None
+    return Inputs(parts=planned.composition.parts, store=store, variant=variant, entries=planned.entries)
+
+
+def _weights(text: str | None, count: int) -> list[float]:
+    if text is None:
+        return [1.0] * count
+    try:
+        weights = [float(item) for item in text.split(",")]
+    except ValueError as error:
+        raise ConfigError("not a list of numbers", where="--weights", found=text, expected="as 1,0.7,-0.5") from error
+    if len(weights) != count:
+        raise ConfigError(
+            "there is not one weight per adapter", where="--weights", found=f"{len(weights)}", expected=f"{count}"
+        )
+    return weights
+
+
+def plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
+    """Check adapters and options; the sum itself where it goes into a model, which rounds once."""
+    from ..merge.plan import check_dtype, plan_compose
+    from ..merge.prompts import read_prompts
+
+    if wanted.dtype is not None:
+        check_dtype(wanted.dtype)
+    for option, given in (("--base-view", wanted.base_view), ("--verify-logits", wanted.verify_logits)):
+        if given and wanted.into != "model":
+            raise ConfigError(f"{option} goes with --into model", found="--into adapter")
+    if (wanted.prompts is None) == (wanted.method == "activation"):
+        raise ConfigError(
+            "--prompts goes with --method activation, and that with it",
+            found=f"--prompts {wanted.prompts}" if wanted.prompts else "--method activation alone",
+            next_step="give both: outputs on the prompts decide what is kept",
+        )
+    for prompts in filter(None, (wanted.prompts, wanted.verify_logits)):
+        read_prompts(prompts)  # refused now rather than after the work
+    return plan_compose(
+        inputs.parts,
+        method=wanted.method,
+        rank=wanted.rank,
+        max_error=wanted.max_error,
+        dtype=(wanted.dtype or "fp32") if wanted.into == "adapter" else "fp32",
+        density=wanted.density,
+        seed=wanted.seed,
+        numerics=wanted.numerics,
+        base_repo=_base(wanted)[1],
+    )
+
+
+def _base(wanted: Wanted) -> tuple[Path | None, str | None]:
+    """`--base` as (folder, Hub id), one of them at most."""
+    from ..merge.parts import is_local
+
+    if not wanted.base:
+        return None, None
+    if Path(wanted.base).is_dir():
+        return Path(wanted.base), None
+    if is_local(wanted.base):
+        raise NotFoundError("no such base folder", where=wanted.base)
+    return None, wanted.base
+
+
+def plan_into_model(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> FoldPlan:
+    """Check that the base has every weight the sum changes."""
+    from ..merge.fold import plan_fold
+
+    return plan_fold(plan, base_of_fold(plan, inputs, wanted), dtype=wanted.dtype)
+
+
+def base_of_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Path:
+    """The weights a sum goes into, or that prompts run on: the twin for stages, the original base for folders."""
+    if inputs.store is not None and wanted.base_view != "original":
+        return _twin(inputs, wanted)
+    if wanted.base_view == "trained":
+        raise ConfigError(
+            "how the base was quantised is not on record for plain folders",
+            where="--base-view",
+            found="trained",
+            next_step="merge --stages of a registry, or use --base-view original",
+        )
+    return base_at_hand(inputs, wanted) or _fetched_base(plan)
+
+
+def _twin(inputs: Inputs, wanted: Wanted) -> Path:
+    """The dequantised base that stages were trained on; for a dry run the base itself, where there is no twin yet."""
+    from dataclasses import replace
+
+    from ..adapters.base import ensure_twin, twin_path
+    from ..serving.variants import base_of
+
+    assert inputs.store is not None
+    assert inputs.variant is not None
+    ref, quantisation = base_of(inputs.store, [inputs.variant])
+    folder, _ = _base(wanted)
+    if folder:
+        ref = replace(ref, path=folder)
+    if not wanted.dry_run:
+        return ensure_twin(ref, quantisation, inputs.store.cache)
+    twin = twin_path(ref, quantisation, inputs.store.cache)
+    return twin if twin.is_dir() else ref.path
+
+
+def _fetched_base(plan: ComposePlan) -> Path:
+    """The base by the name the adapters have for it: a folder, the Hub cache or the Hub."""
+    from ..adapters.base import resolve_base
+    from ..core.config import BaseConfig
+
+    if not plan.base_repo:
+        raise ConfigError("the adapters do not say which base they belong to", next_step="add --base DIR")
+    if Path(plan.base_repo).is_dir():
+        return Path(plan.base_repo)
+    return resolve_base(BaseConfig(repo=plan.base_repo, revision=plan.base_revision or "main")).path
+
+
+def base_at_hand(inputs: Inputs, wanted: Wanted) -> Path | None:
+    """The original base where it lies on this disk."""
+    folder, _ = _base(wanted)
+    if folder or inputs.store is None:
+        return folder
+    base = inputs.entries[0].record.base
+    return inputs.store.base_path(base.repo, base.revision)
