@@ -1,27 +1,29 @@
-"""Checkpoint folders as streams: safetensors files read by rows and written front to back, one tensor at a time.
+"""Checkpoint folders: what lies where, by their headers, and any part of it read on demand.
 
-Only headers are held in memory. What is not changed is copied as bytes.
+Only headers are held in memory.
 
 Shapes: O rows, I columns of a weight.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
+import os
+import random
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from io import BufferedReader
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..adapters.base import TWIN_NAME, content_revision
 from ..adapters.header import Header, TensorEntry, read_header
-from ..core.digest import CHUNK_BYTES, PREFIX
 from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
 from .parts import is_local
 
@@ -30,11 +32,24 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """safetensors' names of the dtypes a weight may be summed in."""
-BLOCK_ELEMENTS = 4 << 20
-"""Elements of a weight in memory at once: 16 MB in float32."""
+SAMPLED_RUNS, RUN_ROWS = 8, 4
+"""How a weight is sampled: runs of rows, each from its own stretch of the weight."""
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5"}
 OWN_FILES = {CONFIG_FILE, "README.md", "lineage.json", "composition.json", TWIN_NAME}
 """Files that speak of the base alone, or that the result has its own of."""
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is written to or replaced."""
+
+    inode: int
+    num_bytes: int
+    mtime_ns: int
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """The stamp of a file."""
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +62,8 @@ class Checkpoint:
     """By file name, in order."""
     index: dict[str, Any] | None
     """`model.safetensors.index.json`; None for a single file."""
+    stamps: dict[str, Stamp]
+    """By file name, taken before its header was read."""
 
     def find(self, name: str) -> tuple[str, TensorEntry] | None:
         """File and place of a tensor."""
@@ -72,12 +89,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise NotFoundError("no such base folder", where=folder)
     config = _read_json(folder / CONFIG_FILE)
     if (folder / SINGLE_FILE).is_file():
-        return Checkpoint(
-            path=folder, config=config, shards={SINGLE_FILE: read_header(folder / SINGLE_FILE)}, index=None
-        )
+        stamps = _stamps(folder, [SINGLE_FILE])
+        shards = {SINGLE_FILE: read_header(folder / SINGLE_FILE)}
+        return Checkpoint(path=folder, config=config, shards=shards, index=None, stamps=stamps)
     if (folder / INDEX_FILE).is_file():
         index = _read_json(folder / INDEX_FILE)
-        return Checkpoint(path=folder, config=config, shards=_shards(folder, index), index=index)
+        files = _files(folder, index)
+        stamps = _stamps(folder, files)
+        return Checkpoint(path=folder, config=config, shards=_shards(folder, index, files), index=index, stamps=stamps)
     pickles = sorted(folder.glob("pytorch_model*.bin"))
     if pickles:
         raise IntegrityError(
@@ -117,7 +136,13 @@ def _identity(folder: Path) -> tuple[str, str] | None:
     return None
 
 
-def _shards(folder: Path, index: Mapping[str, Any]) -> dict[str, Header]:
+def _stamps(folder: Path, files: Iterable[str]) -> dict[str, Stamp]:
+    """Missing files are left to whoever reads their headers."""
+    return {file: stamp(os.stat(folder / file)) for file in files if (folder / file).is_file()}
+
+
+def _files(folder: Path, index: Mapping[str, Any]) -> list[str]:
+    """The weight files an index names, and no others that may lie about."""
     where = folder / INDEX_FILE
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -125,13 +150,17 @@ def _shards(folder: Path, index: Mapping[str, Any]) -> dict[str, Header]:
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise IntegrityError("the index names a file outside its folder", where=where, found=str(file)[:200])
-    shards = {file: read_header(folder / file) for file in sorted(set(weight_map.values()))}
-    for name, file in weight_map.items():
+    return sorted(set(weight_map.values()))
+
+
+def _shards(folder: Path, index: Mapping[str, Any], files: Iterable[str]) -> dict[str, Header]:
+    shards = {file: read_header(folder / file) for file in files}
+    for name, file in index["weight_map"].items():
         if name not in shards[file].tensors:
             raise IntegrityError("a tensor is not in the file its index names", where=folder / file, found=name)
     names = [name for header in shards.values() for name in header.tensors]
     if len(names) != len(set(names)):
-        raise IntegrityError("a tensor stands in two files of the checkpoint", where=where)
+        raise IntegrityError("a tensor stands in two files of the checkpoint", where=folder / INDEX_FILE)
     return shards
 
 
@@ -147,89 +176,101 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def row_blocks(file: BufferedReader, entry: TensorEntry) -> Iterator[tuple[int, Tensor]]:
-    """A weight's rows in blocks: (first row, block (n, I) in the stored dtype).
+class BaseReader:
+    """Reads bytes of a checkpoint's files at their places; any number of threads may.
+
+    Args:
+        checkpoint: As `open_checkpoint` gave it; its files must not change from then on.
 
     Raises:
-        IntegrityError: The file has become shorter since its header was read.
+        IntegrityError: A file has changed since its header was read.
     """
-    dtype = FLOATS[entry.dtype]
-    num_rows, num_columns = entry.shape
-    row_bytes = num_columns * dtype.itemsize
-    step = max(1, BLOCK_ELEMENTS // num_columns)
-    for start in range(0, num_rows, step):
-        rows = min(step, num_rows - start)
-        data = bytearray(rows * row_bytes)
-        file.seek(entry.start + start * row_bytes)
-        if file.readinto(data) != len(data):
-            raise IntegrityError("the file ended inside a tensor", where=file.name)
-        yield start, torch.frombuffer(data, dtype=dtype).reshape(rows, num_columns)
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._files = {file: os.open(checkpoint.path / file, os.O_RDONLY) for file in checkpoint.shards}
+        try:
+            self.check_unchanged()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> BaseReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+
+    def check_unchanged(self) -> None:
+        """Make sure that the files are those whose headers were read, under their names too.
+
+        Raises:
+            IntegrityError: One is not.
+        """
+        for file, descriptor in self._files.items():
+            path, expected = self._checkpoint.path / file, self._checkpoint.stamps[file]
+            if not stamp(os.fstat(descriptor)) == expected == stamp(os.stat(path)):
+                raise IntegrityError("the base changed while it was read", where=path, next_step="start again")
+
+    def read_into(self, file: str, start: int, data: memoryview) -> None:
+        """Fill `data` with the bytes of a file from `start`; read, not mapped, as a file cut short would kill a map.
+
+        Raises:
+            IntegrityError: The file has become shorter since its header was read.
+        """
+        done = 0
+        while done < len(data):
+            count = os.preadv(self._files[file], [data[done:]], start + done)
+            if not count:
+                raise IntegrityError("the file ended inside a tensor", where=self._checkpoint.path / file)
+            done += count
+
+    def rows(self, file: str, entry: TensorEntry, start: int, count: int) -> Tensor:
+        """Rows [start, start + count) of a weight (O, I): (count, I) in its dtype."""
+        dtype = FLOATS[entry.dtype]
+        row_bytes = entry.shape[1] * dtype.itemsize
+        data = bytearray(count * row_bytes)
+        self.read_into(file, entry.start + start * row_bytes, memoryview(data))
+        return torch.frombuffer(data, dtype=dtype).reshape(count, entry.shape[1])
+
+
+def sample_rows(name: str, num_rows: int) -> list[tuple[int, int]]:
+    """Runs of rows, (first, count), that stand for all of a weight: `SAMPLED_RUNS` of `RUN_ROWS`, spread evenly.
+
+    Seeded by the name. Every row where the weight has no more than that.
+    """
+    if num_rows <= SAMPLED_RUNS * RUN_ROWS:
+        return [(0, num_rows)]
+    draw = random.Random(name)
+    bounds = [num_rows * run // SAMPLED_RUNS for run in range(SAMPLED_RUNS + 1)]
+    return [(draw.randint(start, stop - RUN_ROWS), RUN_ROWS) for start, stop in pairwise(bounds)]
 
 
 def weight_norms(checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, float]:
-    """|W|, Frobenius, of each module's weight that the checkpoint holds as a plain float matrix."""
-    norms = {}
-    for name in modules:
-        found = checkpoint.find(f"{name}.weight")
-        if found is None or found[1].dtype not in FLOATS or len(found[1].shape) != 2:
-            continue
-        with (checkpoint.path / found[0]).open("rb") as file:
-            squares = [
-                float(block.float().square().sum(dtype=torch.float64)) for _, block in row_blocks(file, found[1])
-            ]
-        norms[name] = sum(squares) ** 0.5
-    return norms
+    """|W|, Frobenius, of each module's weight that the checkpoint holds as a plain float matrix.
 
-
-class ShardWriter:
-    """Writes one safetensors file front to back and digests it on the way.
-
-    Args:
-        path: File to make.
-        tensors: (name, safetensors dtype, shape, bytes) in the order they will be written.
-        metadata: Header metadata; `format` is set to `pt`, without which loaders refuse the file.
+    Estimated from `sample_rows` for weights with more rows than that: to 1 % or so where rows do not differ much in
+    length, from a hundredth of the reading.
     """
-
-    def __init__(
-        self, path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]
-    ) -> None:
-        header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
-        position = 0
-        for name, dtype, shape, num_bytes in tensors:
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + num_bytes]}
-            position += num_bytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._digest = hashlib.sha256()
-        self._expected_bytes = 8 + len(text) + position
-        self._file = path.open("wb")
-        self.write(len(text).to_bytes(8, "little") + text)
-
-    def write(self, data: Any) -> None:
-        """Append bytes-like data."""
-        self._digest.update(data)
-        self._file.write(data)
-
-    def copy(self, source: BufferedReader, start: int, stop: int) -> None:
-        """Append the bytes [start, stop) of another file."""
-        source.seek(start)
-        left = stop - start
-        while left:
-            chunk = source.read(min(left, CHUNK_BYTES))
-            if not chunk:
-                raise IntegrityError("the file ended inside a tensor", where=source.name)
-            self.write(chunk)
-            left -= len(chunk)
-
-    def close(self) -> str:
-        """Finish the file; its digest."""
-        assert self._file.tell() == self._expected_bytes, "the header promised other bytes than were written"
-        self._file.close()
-        return PREFIX + self._digest.hexdigest()
-
-    def abandon(self) -> None:
-        """Close the file where something failed."""
-        self._file.close()
+    norms = {}
+    with BaseReader(checkpoint) as base:
+        for name in modules:
+            found = checkpoint.find(f"{name}.weight")
+            if found is None or found[1].dtype not in FLOATS or len(found[1].shape) != 2:
+                continue
+            file, entry = found
+            runs = sample_rows(name, entry.shape[0])
+            squares = [float(base.rows(file, entry, *run).double().square().sum()) for run in runs]
+            norms[name] = math.sqrt(sum(squares) * entry.shape[0] / max(1, sum(count for _, count in runs)))
+    return norms
 
 
 def copy_other_files(source: Path, target: Path) -> None:

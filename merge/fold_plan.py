@@ -1,0 +1,252 @@
+"""What a fold will write: every tensor of the result, where it comes from and where it goes.
+
+Shapes: O out_features, I in_features.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..adapters.header import TensorEntry
+from ..core.digest import digest_json, sha256_bytes
+from ..core.errors import IncompatibleError, ShapeMismatchError
+from ..core.files import write_bytes, write_json
+from .checkpoint import CONFIG_FILE, FLOATS, INDEX_FILE, Checkpoint, check_identity, open_checkpoint
+from .direct import ALIGNMENT
+from .plan import ComposePlan, check_dtype
+
+LM_HEAD = "lm_head"
+EMBEDDING_SUFFIX = "embed_tokens.weight"
+STORED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+
+
+class OutTensor(NamedTuple):
+    """One tensor of the result."""
+
+    name: str
+    dtype: str
+    source_file: str
+    source: TensorEntry
+    module: str | None
+    """Module whose delta is added; None for a tensor that is only passed on."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in the result."""
+        size = self.source.stop - self.source.start
+        if self.dtype == self.source.dtype:
+            return size
+        return size // FLOATS[self.source.dtype].itemsize * FLOATS[self.dtype].itemsize
+
+
+class Layout(NamedTuple):
+    """One file of the result, known before a byte of it is computed."""
+
+    header: bytes
+    positions: dict[str, int]
+    """First byte of each tensor, counted from the file's start."""
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldPlan:
+    """A fold that can be carried out."""
+
+    compose: ComposePlan
+    base: Checkpoint
+    dtype: str | None
+    """`fp32`, `bf16`, `fp16`; None keeps each tensor's own."""
+    shards: dict[str, tuple[OutTensor, ...]]
+    """By output file name."""
+    untied: bool
+    """Whether an adapter on a tied lm_head makes the result carry its own lm_head.weight."""
+    warnings: tuple[str, ...]
+
+    @property
+    def tensors(self) -> list[OutTensor]:
+        """Every tensor of the result."""
+        return [tensor for tensors in self.shards.values() for tensor in tensors]
+
+    @property
+    def bytes_out(self) -> int:
+        """Size of all tensors of the result."""
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+    @property
+    def targets(self) -> dict[str, OutTensor]:
+        """The tensor each module's delta is added to."""
+        return {tensor.module: tensor for tensor in self.tensors if tensor.module is not None}
+
+    def layouts(self) -> dict[str, Layout]:
+        """Header and places of every file."""
+        return {file: _lay_out(tensors, self.base.shards[file].metadata) for file, tensors in self.shards.items()}
+
+    def key(self, composition: str) -> str:
+        """Digest of what decides the result's bytes.
+
+        Args:
+            composition: `Prepared.key`.
+        """
+        return digest_json(
+            {
+                "composition": composition,
+                "base": {file: list(stamp) for file, stamp in self.base.stamps.items()},
+                "sources": [
+                    [tensor.source_file, tensor.source.dtype, tensor.source.start, tensor.module]
+                    for tensor in self.tensors
+                ],
+                "headers": {file: sha256_bytes(layout.header) for file, layout in self.layouts().items()},
+                "config": self.base.config,
+                "tool": version("plyfold"),
+            }
+        )
+
+
+def plan_fold(compose: ComposePlan, base_dir: Path, *, dtype: str | None = None) -> FoldPlan:
+    """Check that every module of a composition has its weight in the base, and lay out the result.
+
+    Args:
+        compose: What to add; `fp32`, or its own rounding comes before the fold's.
+        base_dir: Checkpoint in 16 or 32 bit: the twin for the model that was trained, or the original base.
+        dtype: `fp32`, `bf16`, `fp16`; None keeps each tensor's own.
+
+    Raises:
+        ConfigError: Unknown dtype.
+        NotFoundError, IntegrityError: As `open_checkpoint`.
+        BaseMismatchError: A folder that says it is another base.
+        IncompatibleError: A quantised base, or a module that the base does not have.
+        ShapeMismatchError: A module of another size.
+    """
+    if dtype is not None:
+        check_dtype(dtype)
+    base = open_checkpoint(base_dir)
+    check_identity(base, compose.base_repo, compose.base_revision)
+    _refuse_quantised(base)
+    warnings = []
+    if base.config.get("quantization_config"):
+        warnings.append("the base's config asks for quantisation of unquantised weights; the result's does not")
+    tied = bool(base.config.get("tie_word_embeddings"))
+    untied = tied and LM_HEAD in compose.modules
+    if untied:
+        warnings.append("an adapter changes the tied lm_head: the result has its own lm_head.weight and is not tied")
+    sources = {name: _source(base, name, tied_head=untied and name == LM_HEAD) for name in compose.modules}
+    for name, (_, _, entry) in sources.items():
+        shape = compose.modules[name]
+        if entry.shape != shape[:2]:
+            raise ShapeMismatchError(
+                "a module has another size in the base",
+                where=f"{base.path} {name}.weight",
+                expected=f"(O, I) = {shape[:2]}, as the adapters have it",
+                found=tuple(entry.shape),
+            )
+    return FoldPlan(
+        compose=compose,
+        base=base,
+        dtype=dtype,
+        shards=_shards(base, sources, dtype),
+        untied=untied,
+        warnings=tuple(warnings),
+    )
+
+
+def _refuse_quantised(base: Checkpoint) -> None:
+    for file, header in base.shards.items():
+        for name, entry in header.tensors.items():
+            scaled = any(f"{name}{suffix}" in header.tensors for suffix in (".absmax", ".quant_map", "_scale_inv"))
+            packed = entry.dtype not in FLOATS and (name.endswith((".weight", ".qweight")) or scaled)
+            if packed:
+                method = (base.config.get("quantization_config") or {}).get("quant_method", "quantised")
+                raise IncompatibleError(
+                    "the base's weights are quantised; adding a delta to them would round it away",
+                    where=f"{base.path / file} {name}",
+                    found=f"{entry.dtype}, {method}",
+                    expected=f"weights in {', '.join(FLOATS)}",
+                    next_step="fold into the 16-bit base, or into the twin (--base-view trained)",
+                )
+
+
+def _source(base: Checkpoint, module: str, *, tied_head: bool) -> tuple[str, str, TensorEntry]:
+    """(name in the result, file, place) of the weight a module's delta is added to."""
+    name = f"{module}.weight"
+    if tied_head:
+        names = [key for header in base.shards.values() for key in header.tensors if key.endswith(EMBEDDING_SUFFIX)]
+        found = base.find(names[0]) if len(names) == 1 else None
+    else:
+        found = base.find(name)
+    if found is None:
+        raise IncompatibleError(
+            "the adapters change a module that the base does not have",
+            where=base.path,
+            found=name,
+            next_step="fold into the base the adapters were trained on",
+        )
+    return name, *found
+
+
+def _shards(
+    base: Checkpoint, sources: dict[str, tuple[str, str, TensorEntry]], dtype: str | None
+) -> dict[str, tuple[OutTensor, ...]]:
+    modules = {name: module for module, (name, _, _) in sources.items()}
+    shards: dict[str, list[OutTensor]] = {}
+    for file, header in base.shards.items():
+        shards[file] = []
+        for name, entry in header.tensors.items():
+            stored = STORED[dtype] if dtype and entry.dtype in FLOATS else entry.dtype
+            module = modules.pop(name, None)
+            source_file, source = (file, entry) if module is None else sources[module][1:]
+            shards[file].append(OutTensor(name, stored, source_file, source, module))
+    last = shards[list(shards)[-1]]
+    for name, module in modules.items():  # an lm_head that was tied has no tensor of its own yet
+        _, source_file, source = sources[module]
+        last.append(OutTensor(name, STORED[dtype] if dtype else source.dtype, source_file, source, module))
+    return {file: tuple(tensors) for file, tensors in shards.items()}
+
+
+def _lay_out(tensors: tuple[OutTensor, ...], metadata: dict[str, str]) -> Layout:
+    """The header in safetensors' form, padded so that the data begins on a page.
+
+    Its metadata says `format: pt`, without which loaders refuse the file.
+    """
+    header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
+    offsets, position = {}, 0
+    for tensor in tensors:
+        offsets[tensor.name] = position
+        stop = position + tensor.num_bytes
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.source.shape),
+            "data_offsets": [position, stop],
+        }
+        position = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    data_start = 8 + len(text)
+    return Layout(
+        header=len(text).to_bytes(8, "little") + text,
+        positions={name: data_start + offset for name, offset in offsets.items()},
+        num_bytes=data_start + position,
+    )
+
+
+def write_config(plan: FoldPlan, folder: Path) -> None:
+    """The base's config, and its index, with only what the fold has changed."""
+    config = dict(plan.base.config)
+    config.pop("quantization_config", None)
+    if plan.untied:
+        config["tie_word_embeddings"] = False
+    if plan.dtype:
+        name = str(FLOATS[STORED[plan.dtype]]).removeprefix("torch.")
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        config |= dict.fromkeys(keys, name)
+    if config == plan.base.config:
+        write_bytes(folder / CONFIG_FILE, (plan.base.path / CONFIG_FILE).read_bytes())
+    else:
+        write_bytes(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+    if plan.base.index is not None:
+        metadata = {**(plan.base.index.get("metadata") or {}), "total_size": plan.bytes_out}
+        weight_map = {tensor.name: file for file, tensors in plan.shards.items() for tensor in tensors}
+        write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
