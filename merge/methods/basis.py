@@ -39,7 +39,7 @@ def joint_basis(factors: Sequence[tuple[Tensor, Tensor]]) -> JointBasis:
     """
     Q_OR, R_RR = torch.linalg.qr(torch.cat([B_OP for B_OP, _ in factors], 1))
     halves = [torch.linalg.qr(A_PI.T) for _, A_PI in factors]
-    core_RR = R_RR @ torch.block_diag(*(R_PP.T for _, R_PP in halves))
+    core_RR = R_RR @ torch.block_diag(*(R_PP.T for _, R_PP in halves))  # type: ignore[no-untyped-call]
     U_RN, S_N, Zh_NR = torch.linalg.svd(core_RR, full_matrices=False)
     noise = float(S_N[0]) * max(Q_OR.shape[0], factors[0][1].shape[1]) * torch.finfo(S_N.dtype).eps
     kept = S_N.gt(noise)

@@ -50,9 +50,9 @@ def _dare(stack: ModuleStack, plan: ComposePlan, *, elect: bool) -> Merged:
     if not parts:
         return nothing(stack)
     target = MergedRows(
-        [DeltaRows(part, 1 / plan.density) for part in parts],
-        [part.weight for part in parts],
-        [drop_thin(plan.seed, stack.name, part.index, plan.density) for part in parts],
+        [DeltaRows(delta, 1 / plan.density) for delta in parts],
+        [delta.weight for delta in parts],
+        [drop_thin(plan.seed, stack.name, delta.part, plan.density) for delta in parts],
         elect=elect,
     )
     return compress(target, plan.rank, input_directions(parts))

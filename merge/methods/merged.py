@@ -33,8 +33,8 @@ class Merged(NamedTuple):
 class Delta(NamedTuple):
     """One part of a module: D_OI = B_OR @ A_RI, scale folded in, weight not."""
 
-    index: int
-    """Of the part in the plan, whichever parts have this module."""
+    part: int
+    """Index in the plan, whichever parts have this module."""
     weight: float
     B_OR: Tensor
     A_RI: Tensor
