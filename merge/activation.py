@@ -110,7 +110,8 @@ def _root(G_RR: Tensor) -> Tensor:
     unit_R = torch.where(scale_R > 0, scale_R, 1.0)
     w_R, V_RR = torch.linalg.eigh(G_RR / unit_R[:, None] / unit_R)
     w_R = torch.where(w_R > UNEXCITED * w_R[-1].clamp_min(0), w_R, 0.0)
-    return scale_R[:, None] * (V_RR * w_R.sqrt())
+    L_RR: Tensor = scale_R[:, None] * (V_RR * w_R.sqrt())
+    return L_RR
 
 
 def _balanced(B_OK: Tensor, A_KI: Tensor) -> tuple[Tensor, Tensor]:

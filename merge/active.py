@@ -154,7 +154,7 @@ def _adding(
         for index, part in stack.parts.items()
     ]
 
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(called: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x_BTI = inputs[0].to(dtype)
         z = [linear(x_BTI, A_RI) for A_RI, _, _, _ in factors]
         if observe is not None:

@@ -72,7 +72,7 @@ class Meter:
                 found=model_NV.shape[1],
             )
         step = max(1, BLOCK_ELEMENTS // reference_NV.shape[1])
-        for p_NV, q_NV in zip(reference_NV.split(step), model_NV.split(step), strict=True):
+        for p_NV, q_NV in zip(_blocks(reference_NV, step), _blocks(model_NV, step), strict=True):
             p_NV, q_NV = p_NV.double(), q_NV.to(p_NV.device).double()
             largest = float((p_NV - q_NV).abs().max())
             if not math.isfinite(largest):
@@ -94,6 +94,10 @@ class Meter:
             max_dlogit=self._max_dlogit,
             top1=self._same / len(kl_N),
         )
+
+
+def _blocks(logits_NV: Tensor, step: int) -> list[Tensor]:
+    return [logits_NV[start : start + step] for start in range(0, len(logits_NV), step)]
 
 
 class LogitFile:
@@ -136,7 +140,7 @@ class LogitFile:
         shape, dtype, start = self._batches[batch]
         data = bytearray(shape.numel() * dtype.itemsize)
         self._file.seek(start)
-        assert self._file.readinto(data) == len(data), "what was written can be read"  # type: ignore[attr-defined]
+        assert self._file.readinto(data) == len(data), "what was written can be read"
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
 

@@ -5,6 +5,7 @@ Shapes: N tokens, I in_features, R ranks of a module's parts added up.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..adapters.header import read_header
 from ..adapters.tensors import tensor_digest
-from ..core.digest import digest_json
+from ..core.digest import PREFIX, canonical_json, digest_json
 from ..core.errors import FailedError, IncompatibleError, IntegrityError
 from ..core.files import write_bytes
 from .active import active, batched, forward
@@ -44,6 +45,15 @@ class Statistics:
     prompts_digest: str
     parts_digest: str
     """Of the parts that were active, with their order, scales and weights, and of the base they name."""
+
+    @property
+    def digest(self) -> str:
+        """Of all numbers: what decides a result made with them."""
+        digest = hashlib.sha256(canonical_json(self.to_json()))
+        for name in sorted(self.moments):
+            digest.update(f"{name}\n".encode())
+            digest.update(self.moments[name].contiguous().numpy().tobytes())
+        return PREFIX + digest.hexdigest()
 
     def of(self, name: str) -> Tensor:
         """G_RR of one module.

@@ -268,6 +268,7 @@ def test_saved_statistics_come_back_bit_for_bit_and_damage_is_told(tmp_path: Pat
     back = Statistics.load(tmp_path / "one")
     back.save(tmp_path / "two")
     assert back.to_json() == made.to_json()
+    assert back.digest == made.digest != collect(model, parts, Prompts(TEXTS[:3]), tokenizer).digest
     assert all(torch.equal(back.of(name), made.of(name)) for name in parts.modules)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     adapter = parts.parts[0].path / "adapter_model.safetensors"
