@@ -5,6 +5,7 @@ Shapes: O out_features, I in_features, R rank of one part, K rank kept, N number
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,11 @@ class Merged(NamedTuple):
     norm: float
     """|T|, Frobenius."""
     residual: float
-    """|T - B A|, Frobenius: the method's result that the rank cannot hold. A cut to k < K adds spectrum[k:K]^2 to its
-    square."""
+    """|T - B A|, Frobenius: the method's result that the rank cannot hold."""
+
+    def lost_at(self, rank: int) -> float:
+        """|T - B[:, :rank] A[:rank]|, Frobenius; unlike the spectrum's tail, right also where T is not low rank."""
+        return math.hypot(self.residual, float(torch.linalg.vector_norm(self.spectrum_N[rank : self.A_KI.shape[0]])))
 
 
 class Delta(NamedTuple):
