@@ -30,7 +30,7 @@ class Merged(NamedTuple):
     """|T - B A|, Frobenius: the method's result that the rank cannot hold."""
 
     def lost_at(self, rank: int) -> float:
-        """|T - B[:, :rank] A[:rank]|, Frobenius; unlike the spectrum's tail, right also where T is not low rank."""
+        """|T - B A cut to `rank`|, Frobenius; unlike the spectrum's tail, right also where T is not low rank."""
         return math.hypot(self.residual, float(torch.linalg.vector_norm(self.spectrum_N[rank : self.A_KI.shape[0]])))
 
 
