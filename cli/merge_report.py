@@ -218,6 +218,13 @@ class Report:
         inside = "; ".join(text for text in (source, settings) if text)
         return f"{plan.method} ({inside})" if inside else plan.method
 
+    def _target(self) -> str:
+        """What a rank's error is a share of."""
+        plan = self.prepared.plan
+        if not plan.approximates:
+            return f"what {plan.method} itself aims at"
+        return "the deltas' outputs on the prompts" if plan.method == "activation" else "|dW|"
+
     def _mixed(self) -> bool:
         plan = self.prepared.plan
         return plan.keeps_all and any(shape.rank < plan.rank for shape in plan.modules.values())
@@ -254,7 +261,7 @@ class Report:
         parts.append(f"rounding {certificate.rounding:.2g}")
         _line("error", f"{certificate.relative:.2e} of |dW| ({'; '.join(parts)})")
         _line("", f"worst {worst} {relative:.2e}; no output changes by more than {certificate.spectral:.2g} |x|")
-        if certificate.own_loss is not None:
+        if certificate.own_loss:
             _line(
                 "",
                 f"rank {self.prepared.plan.rank} holds all but {certificate.own_loss:.1%} of the method's own result",
@@ -281,7 +288,7 @@ class Report:
             ["vLLM rank", "error", "worst module", "its error"],
             rows,
             right=["vLLM rank", "error", "its error"],
-            caption=f"error as a share of |dW|; asked for at most {plan.max_error:g}",
+            caption=f"error as a share of {self._target()}; asked for at most {plan.max_error:g}",
         )
 
 

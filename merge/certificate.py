@@ -9,7 +9,7 @@ squares add.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,19 +60,23 @@ class Bucket(NamedTuple):
     worst_relative_error: float
 
 
-def bucket_table(spectra: Mapping[str, Sequence[float]], ranks: Iterable[int]) -> tuple[Bucket, ...]:
-    """The error at each rank, from every module's singular values in descending order.
+class Losses(NamedTuple):
+    """What one module would lose at each of some ranks."""
 
-    Source: Eckart-Young-Mirsky: what rank K loses is sqrt(sum_{j > K} S_j^2).
-    """
-    totals = {name: math.fsum(value * value for value in spectrum) for name, spectrum in spectra.items()}
-    total = math.fsum(totals.values())
+    norm: float
+    """Frobenius, of what is cut; in units of outputs where the method goes by them."""
+    lost: tuple[float, ...]
+    """Frobenius norm of what each rank cannot hold."""
+
+
+def bucket_table(losses: Mapping[str, Losses], ranks: Sequence[int]) -> tuple[Bucket, ...]:
+    """The error at each rank, over all modules and in the worst."""
+    total = _root(module.norm for module in losses.values())
     table = []
-    for rank in ranks:
-        tails = {name: math.fsum(value * value for value in spectrum[rank:]) for name, spectrum in spectra.items()}
-        relative = {name: math.sqrt(tails[name] / totals[name]) if totals[name] else 0.0 for name in spectra}
+    for index, rank in enumerate(ranks):
+        relative = {name: module.lost[index] / module.norm if module.norm else 0.0 for name, module in losses.items()}
         worst = max(relative, key=lambda name: relative[name])
-        error = math.sqrt(math.fsum(tails.values()) / total) if total else 0.0
+        error = _root(module.lost[index] for module in losses.values()) / total if total else 0.0
         table.append(Bucket(rank, error, worst, relative[worst]))
     return tuple(table)
 

@@ -20,14 +20,14 @@ from torch import Tensor
 from ..adapters.delta import norm
 from ..adapters.tensors import Factors, tensor_digest
 from ..core.digest import digest_json
-from ..core.errors import ConfigError, IncompatibleError
+from ..core.errors import ConfigError, FailedError, IncompatibleError
 from .certificate import Bucket, Certificate, ModuleError, bucket_table
 from .conflict import ConflictMeter, PairConflict
 from .lowrank import BlockProducts, Size, difference
 from .parallel import ordered
 from .parts import duplicate
 from .plan import DTYPES, VLLM_RANKS, ComposePlan
-from .reduction import Reduction, reduce, spectrum
+from .reduction import Reduction, losses, reduce
 from .stacks import PartReader
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def prepare(
 
     Raises:
         IntegrityError: NaN or infinity in a part, or a part that changes meanwhile.
+        FailedError: A factor of the sum leaves the range of the dtype.
         IncompatibleError: Two parts with the same tensors, or an error that no rank of vLLM meets.
         ConfigError: `activation` without statistics, or a dtype that rounds by more than the error asked for.
 
@@ -201,6 +202,7 @@ class _Done(NamedTuple):
 def _certify(plan: ComposePlan, reader: PartReader, name: str, statistics: Statistics | None) -> _Done:
     stack = reader.read(name)
     B_OR, A_RI = stack.B_OR, stack.A_RI
+    _check_range(name, plan.dtype if plan.keeps_all else "fp32", B_OR, A_RI)
     products = BlockProducts(B_OR, A_RI, stack.ranks)
     norms = {}
     for block, (index, part) in enumerate(stack.parts.items()):
@@ -209,6 +211,8 @@ def _certify(plan: ComposePlan, reader: PartReader, name: str, statistics: Stati
     reduction = None if plan.keeps_all else reduce(stack, plan, statistics)
     kept = reduction or Reduction(B_OR, A_RI, Size(0.0, 0.0))
     dtype = getattr(torch, DTYPES[plan.dtype])
+    if reduction is not None:
+        _check_range(name, plan.dtype, kept.B_OK, kept.A_KI)
     rounded_B_OK, rounded_A_KI = kept.B_OK.to(dtype), kept.A_KI.to(dtype)
     rounding = difference(kept.B_OK, kept.A_KI, rounded_B_OK.double(), rounded_A_KI.double())
     error = ModuleError(
@@ -226,6 +230,19 @@ def _certify(plan: ComposePlan, reader: PartReader, name: str, statistics: Stati
     return _Done(error, norms, weighted, products, factors)
 
 
+def _check_range(name: str, dtype: str, *factors: Tensor) -> None:
+    limit = torch.finfo(getattr(torch, DTYPES[dtype])).max
+    for factor in factors:
+        low, high = factor.aminmax() if factor.numel() else (0.0, 0.0)
+        if not (-limit <= low and high <= limit):
+            raise FailedError(
+                f"a factor of the weighted sum leaves the range of {dtype}",
+                where=name,
+                expected=f"at most {limit:.4g}",
+                next_step="use --dtype fp32 or bf16" if dtype == "fp16" else "use smaller weights",
+            )
+
+
 def _digests(plan: ComposePlan) -> list[str]:
     paths = {str(index): part.path for index, part in enumerate(plan.parts)}
     digests = list(ordered(lambda index: tensor_digest(paths[index]), list(paths)))
@@ -240,8 +257,8 @@ def _choose_rank(
 ) -> tuple[ComposePlan, tuple[Bucket, ...]]:
     """The plan at the smallest rank of vLLM that meets the error, and what every rank would lose."""
     names = list(plan.modules)
-    spectra = dict(zip(names, ordered(lambda name: spectrum(reader.read(name), plan, statistics), names), strict=True))
-    buckets = bucket_table(spectra, VLLM_RANKS)
+    found = ordered(lambda name: losses(reader.read(name), plan, statistics, VLLM_RANKS), names)
+    buckets = bucket_table(dict(zip(names, found, strict=True)), VLLM_RANKS)
     chosen = next((bucket for bucket in buckets if bucket.relative_error <= max_error), None)
     if chosen is None:
         raise IncompatibleError(

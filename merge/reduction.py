@@ -5,6 +5,7 @@ Shapes: O out_features, I in_features, R stacked rank, K rank of the result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from .certificate import OwnResult
+from .certificate import Losses, OwnResult
 from .lowrank import Size, distance, singular_values, truncate
 from .plan import ComposePlan
 from .stacks import ModuleStack
@@ -44,21 +45,24 @@ def reduce(stack: ModuleStack, plan: ComposePlan, statistics: Statistics | None)
         return Reduction(B_OK, A_KI, _tail(values_N, A_KI.shape[0]))
     if plan.method == "activation":
         B_OK, A_KI, values_N = _activation(stack, plan, statistics)
-        total, tail = torch.linalg.vector_norm(values_N), torch.linalg.vector_norm(values_N[A_KI.shape[0] :])
-        output_error = float(tail / total) if total else 0.0
+        total = _norm(values_N)
+        output_error = _norm(values_N[A_KI.shape[0] :]) / total if total else 0.0
         return Reduction(B_OK, A_KI, distance(B_OR, A_RI, B_OK, A_KI), output_error)
     merged = _merged(stack, plan)
     left_out = distance(B_OR, A_RI, merged.B_OK, merged.A_KI)
     return Reduction(merged.B_OK, merged.A_KI, left_out, own=OwnResult(merged.norm, merged.residual))
 
 
-def spectrum(stack: ModuleStack, plan: ComposePlan, statistics: Statistics | None) -> list[float]:
-    """Singular values, descending, of what the method cuts to a rank; their tails are what each rank would lose."""
+def losses(stack: ModuleStack, plan: ComposePlan, statistics: Statistics | None, ranks: Sequence[int]) -> Losses:
+    """What each rank could not hold of one module: of the sum, of its outputs, or of the method's own result."""
     if _is_svd(plan):
-        return [float(value) for value in singular_values(stack.B_OR, stack.A_RI)]
-    if plan.method == "activation":
-        return [float(value) for value in _activation(stack, plan, statistics)[2]]
-    return [float(value) for value in _merged(stack, plan).spectrum_N]
+        values_N = singular_values(stack.B_OR, stack.A_RI)
+    elif plan.method == "activation":
+        values_N = _activation(stack, plan, statistics)[2]
+    else:
+        merged = _merged(stack, plan)
+        return Losses(merged.norm, tuple(merged.lost_at(rank) for rank in ranks))
+    return Losses(_norm(values_N), tuple(_norm(values_N[rank:]) for rank in ranks))
 
 
 def _is_svd(plan: ComposePlan) -> bool:
@@ -67,7 +71,11 @@ def _is_svd(plan: ComposePlan) -> bool:
 
 def _tail(values_N: Tensor, kept: int) -> Size:
     dropped = values_N[kept:]
-    return Size(float(torch.linalg.vector_norm(dropped)), float(dropped[0]) if len(dropped) else 0.0)
+    return Size(_norm(dropped), float(dropped[0]) if len(dropped) else 0.0)
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values))
 
 
 def _merged(stack: ModuleStack, plan: ComposePlan) -> Merged:
