@@ -113,7 +113,7 @@ def merge_command(
         else:
             report.composed(_write(prepared, _out(wanted, inputs, prepared, "merged")))
     if wanted.html:
-        report.write_page(wanted.html)
+        _write_page(report, prepared, wanted.html)
     if as_json:
         emit_json({"dry_run": wanted.dry_run, **report.to_json()})
     else:
@@ -161,6 +161,20 @@ def _report(prepared: Prepared, fold_plan: FoldPlan | None, inputs: Inputs, want
 
 
 # ---- outputs
+
+
+def _write_page(report: Report, prepared: Prepared, path: Path) -> None:
+    """The report as a page, with a heat map of every pair of adapters."""
+    from ..core.files import write_bytes
+    from ..merge.heatmap import render
+    from ..merge.interference import interference
+
+    moments = prepared.statistics.moments if prepared.statistics else None
+    with progress("heat maps", len(prepared.plan.modules)) as task:
+        found = interference(prepared.plan, statistics=moments, advance=task.advance)
+    title = f"Merge of {', '.join(entry.label for entry in prepared.inputs)}"
+    write_bytes(path, render(found, title, report.facts()).encode())
+    report.page(path)
 
 
 def _out(wanted: Wanted, inputs: Inputs, prepared: Prepared, kind: str) -> Path:

@@ -155,6 +155,28 @@ class Report:
         self.written["base_views"] = done.views.to_json() if done.views else None
         self._lines += [("warning", warning) for warning in done.logits.warnings]
 
+    def page(self, path: Path) -> None:
+        """Take note of the page."""
+        self._lines.append(("page", str(path)))
+
+    def facts(self) -> dict[str, str]:
+        """The report in short, for the page."""
+        plan, certificate = self.prepared.plan, self.prepared.certificate
+        error = "none: bit for bit" if certificate.bit_exact else f"{certificate.relative:.2e} of |dW|"
+        adapters = ", ".join(
+            f"{entry.label} (weight {entry.weight:g}, |dW| {entry.delta_norm:.4g}, {short(entry.tensor_digest)})"
+            for entry in self.prepared.inputs
+        )
+        revision = f"@{short(plan.base_revision)}" if plan.base_revision else ""
+        return {
+            "base": f"{plan.base_repo or 'not on record'}{revision}",
+            "adapters": adapters,
+            "method": f"{self._method()}, rank {plan.rank}, {plan.dtype}",
+            "error": error,
+            "worst module": f"{certificate.worst[0]} {certificate.worst[1]:.2e}",
+            **({"written": f"{self.written['path']} {self.written['digest']}"} if self.written else {}),
+        }
+
     def _ancestry(self, index: int) -> dict[str, Any]:
         if self.lineage is None:
             return {}

@@ -70,8 +70,8 @@ class Prepared:
     reader: PartReader
     reduced: Mapping[str, Factors]
     """By module, for methods that change the sum; the exact result is read from the parts when it is needed."""
-    statistics_digest: str | None = None
-    """Of the activation statistics that decided the result."""
+    statistics: Statistics | None = None
+    """The activation statistics that decided the result."""
 
     def factors(self, name: str) -> Factors:
         """One module of the result: scale 1, of the plan's rank and dtype. Any number of threads may ask.
@@ -94,7 +94,7 @@ class Prepared:
                 "scales": [[module.scale for module in spec.modules.values()] for spec in self.plan.specs],
                 "method": self.plan.method,
                 "settings": self.plan.settings,
-                "statistics": self.statistics_digest,
+                "statistics": self.statistics.to_json() if self.statistics else None,
                 "rank": self.plan.rank,
                 "dtype": self.plan.dtype,
                 "base": [self.plan.base_repo, self.plan.base_revision],
@@ -109,7 +109,7 @@ class Prepared:
             "base": {"repo": self.plan.base_repo, "revision": self.plan.base_revision},
             "method": self.plan.method,
             "settings": self.plan.settings,
-            "statistics": self.statistics_digest,
+            "statistics": self.statistics.to_json() if self.statistics else None,
             "rank": self.plan.rank,
             "exact_rank": self.plan.exact_rank,
             "dtype": self.plan.dtype,
@@ -183,7 +183,7 @@ def prepare(
         conflicts=tuple(meter.pairs()),
         reader=reader,
         reduced=reduced,
-        statistics_digest=statistics.digest if statistics is not None else None,
+        statistics=statistics,
     )
 
 
