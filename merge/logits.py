@@ -222,7 +222,7 @@ def compare_base_views(
     """Measure which base to fold into: the dequantised one that was trained on, or the original that was quantised.
 
     Advice on merging QLoRA adapters goes both ways; this settles it for one model. Both folds are made in memory with
-    the arithmetic of `merge.fold`, each in the dtype of its base, and nothing is written.
+    the arithmetic of `merge.fold`, both in the twin's dtype so that only the weights differ, and nothing is written.
 
     Args:
         twin: From `adapters.base.ensure_twin`.
@@ -253,6 +253,7 @@ def compare_base_views(
         del model
         _free()
         model = load_twin(original, device)
+        cast(model, own)
         fold_in_place(model, parts)
         into_original = _compare(model, batches, {"folded into the original": stacked}, advance)
     return BaseViewReport(
