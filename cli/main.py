@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tree": ("registry", "The lineage of a curriculum: base, stages, merges."),
     "log": ("registry", "An adapter and its ancestors, newest first."),
     "show": ("registry", "One adapter's record."),
+    "diff": ("diff", "Two adapters side by side: what made them, and how their deltas relate."),
     "verify": ("registry", "Check every file of the registry against its record."),
 }
 """Command -> (module of this package, one line of help). The function is named after the command."""

@@ -9,7 +9,7 @@ CSS = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1b1f24;--soft:#59636e;--line:#d5dae0;
 --zero:oklch(.965 .004 260);--warm:oklch(.68 .17 45);--cool:oklch(.66 .14 245);--much:oklch(.66 .17 305)}
 @media (prefers-color-scheme:dark){:root{--page:#14171b;--ink:#eceff3;--soft:#a0a9b4;--line:#353b43;
---zero:oklch(.27 .008 260);--warm:oklch(.56 .16 45);--cool:oklch(.54 .14 250);--much:oklch(.54 .18 305)}}
+--zero:oklch(.27 .008 260);--warm:oklch(.53 .15 45);--cool:oklch(.52 .13 250);--much:oklch(.52 .18 305)}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 main{max-width:76rem;margin:0 auto;padding:2rem 1.5rem 4rem}

@@ -4,14 +4,14 @@ Each part's delta is taken as it is added, D_k = w_k s_k B_k A_k, and as its thi
 and A^T = Q_a R_a, D = (Q_b U) S (Q_a V)^T where U S V^T is the SVD of the R x R core R_b R_a^T. Only products of these
 factors are formed, never a matrix of size O x I.
 
-Shapes: O out_features, I in_features, R rank of one part (at most min(O, I)), N its numerical rank; P and Q: R and N of
-all parts added up. All float64.
+Shapes: O out_features, I in_features, R rank of one part, N its numerical rank; P and Q: R and N of all parts added up.
+All float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
@@ -93,13 +93,11 @@ def _pair(parts: PartSet, i: int, j: int, modules: dict[str, Relation]) -> PairI
 
 
 class _Thin(NamedTuple):
-    """One part's delta as (Q_OR U_RN) S_N (Q_IR V_RN)^T, down to its numerical rank."""
+    """One part's delta as U_ON S_N V_IN^T, down to its numerical rank."""
 
-    Q_OR: Tensor
-    Q_IR: Tensor
-    U_RN: Tensor
+    U_ON: Tensor
     S_N: Tensor
-    V_RN: Tensor
+    V_IN: Tensor
     output: float
     """E|D x|^2 on the given prompts."""
 
@@ -124,8 +122,9 @@ def _measure(stack: ModuleStack, num_parts: int, moments_PP: Tensor | None) -> _
     thin = _decompose(stack, moments_PP)
     # Cosines of all singular directions with each other. A part's own block is the identity: cleared rather than
     # computed less I, so that no rounding shows up as interference.
-    U_QQ = _cross([part.Q_OR for part in thin.values()], [part.U_RN for part in thin.values()])
-    V_QQ = _cross([part.Q_IR for part in thin.values()], [part.V_RN for part in thin.values()])
+    U_OQ = torch.cat([part.U_ON for part in thin.values()], 1)
+    V_IQ = torch.cat([part.V_IN for part in thin.values()], 1)
+    U_QQ, V_QQ = U_OQ.T @ U_OQ, V_IQ.T @ V_IQ
     S_Q = torch.cat([part.S_N for part in thin.values()])
     blocks, start = {}, 0
     for index, part in thin.items():
@@ -182,7 +181,7 @@ def _decompose(stack: ModuleStack, moments_PP: Tensor | None) -> dict[int, _Thin
         U_RN, S_N, Vh_NR = torch.linalg.svd(R_b @ R_a.T, full_matrices=False)
         kept = int(S_N.gt(S_N[0] * max(stack.shape) * torch.finfo(S_N.dtype).eps).sum())
         output = 0.0 if moments_PP is None else float(((R_b @ moments_PP[own, own].double()) * R_b).sum())
-        found[index] = _Thin(Q_OR, Q_IR, U_RN[:, :kept], S_N[:kept], Vh_NR[:kept].T, output)
+        found[index] = _Thin(Q_OR @ U_RN[:, :kept], S_N[:kept], Q_IR @ Vh_NR[:kept].T, output)
     return found
 
 
@@ -195,12 +194,6 @@ def _signs(stack: ModuleStack) -> dict[tuple[int, int], tuple[float, float]]:
         (i, j): (float(differing_KK[a, b]), float(compared_KK[a, b]))
         for (a, i), (b, j) in combinations(enumerate(stack.parts), 2)
     }
-
-
-def _cross(bases: Sequence[Tensor], rotations: Sequence[Tensor]) -> Tensor:
-    """[Q_1 X_1 | Q_2 X_2 | ..]^T times itself, without forming Q X."""
-    Q_P, X_PQ = torch.cat(list(bases), 1), torch.block_diag(*rotations)
-    return X_PQ.T @ (Q_P.T @ Q_P) @ X_PQ
 
 
 def _sum_abs(values: Tensor) -> float:

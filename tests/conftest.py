@@ -32,7 +32,7 @@ TINY_MODULES: dict[str, tuple[int, int]] = {
 
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
-REQUIRABLE = {"vllm": "vLLM is not installed", "data": "PLYFOLD_DATA"}
+REQUIRABLE = {"vllm": "vLLM is not installed", "data": "PLYFOLD_DATA", "browser": "no browser"}
 """Name for `--require` -> words of the skips it forbids."""
 
 
