@@ -21,6 +21,8 @@ from .relation import Interference, PairInterference, Relation, kind_order
 Value = float | None
 WORST = 3
 """Modules named for each pair."""
+FACTS = 8
+"""Rows of the table on top that are not folded away."""
 UNDEFINED = "\u2013"
 
 
@@ -118,15 +120,12 @@ def render(interference: Interference, title: str, facts: Mapping[str, str]) -> 
         label = interference.labels[0]
         cells = [Cell(name, norms[0]) for name, norms in interference.norms.items()]
         figures = [_norm_figure(label, "norm", label, cells, grid, _largest(cells))]
-    rows = "".join(
-        f"<tr><th scope=row>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in facts.items()
-    )
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
-        f"<table class=facts><tbody>{rows}</tbody></table>\n{_summary(interference.pairs)}"
+        f"{_facts(list(facts.items()))}{_summary(interference.pairs)}"
         "<p id=choice hidden><label>Pair <select id=of></select></label> "
         "<label>Map <select id=measure></select></label><output id=said></output></p>\n"
         f"{''.join(figures)}</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
@@ -241,6 +240,17 @@ def _figure(
         f'<div class=scroll><table class=map aria-label="{escape(measure.title)} by layer and module kind">'
         f"<thead><tr><th scope=col>layer</th>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n</figure>\n"
     )
+
+
+def _facts(facts: list[tuple[str, str]]) -> str:
+    """The table on top; what would push the maps off the screen is folded away."""
+    rows = [f"<tr><th scope=row>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in facts]
+    first, more = "".join(rows[:FACTS]), rows[FACTS:]
+    table = f"<table class=facts><tbody>{first}</tbody></table>\n"
+    if not more:
+        return table
+    folded = f"<table class=facts><tbody>{''.join(more)}</tbody></table>"
+    return f"{table}<details><summary>{len(more)} more</summary>{folded}</details>\n"
 
 
 def _summary(pairs: Sequence[PairInterference]) -> str:

@@ -20,6 +20,7 @@ th{text-align:left;font-weight:600}
 .facts th,.facts td,.summary th,.summary td{padding:.3rem 1.2rem .3rem 0;border-bottom:1px solid var(--line);
 vertical-align:top}
 .facts th{color:var(--soft);font-weight:400;white-space:nowrap}.facts td{overflow-wrap:anywhere}
+details{margin:.5rem 0}summary{color:var(--soft);cursor:pointer}
 .summary small{display:block}
 .summary tbody{white-space:nowrap}
 .summary thead th{font-weight:400;color:var(--soft);vertical-align:bottom}

@@ -120,6 +120,16 @@ def test_what_is_undefined_is_said(tmp_path: Path) -> None:
     render(interference(for_comparison(Part(zero), Part(zero))), "t", {})
 
 
+def test_many_facts_are_folded_but_there() -> None:
+    facts = {f"fact {number}": f"<{number}>" for number in range(10)}
+    page = render(one("m.0.q", inner=1.0), "t", facts)
+    assert "<summary>2 more</summary>" in page
+    assert [cell for table in Reader(page).tables[:2] for row in table for cell in row] == [
+        text for fact in facts.items() for text in fact
+    ]
+    assert "<details>" not in render(one("m.0.q", inner=1.0), "t", dict([*facts.items()][:8]))
+
+
 def test_one_adapter_alone_has_its_sizes(tmp_path: Path) -> None:
     only = write_adapter_folder(tmp_path / "only", seed=1).path
     maps = Reader(render(interference(for_comparison(Part(only))), "t", {})).maps()
