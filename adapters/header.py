@@ -8,12 +8,16 @@ read and ends in one clear error.
 from __future__ import annotations
 
 import json
+import os
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import IntegrityError, NotFoundError
+from ..core.errors import FailedError, IntegrityError, NotFoundError, PlyfoldError
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header accepted; the safetensors library draws the same line."""
@@ -44,6 +48,8 @@ class Header:
     path: Path
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
+    stamp: tuple[int, int, int]
+    """`file_stamp` of the file this was read from."""
 
     def read(self, file: BufferedReader, name: str) -> bytearray:
         """The raw little-endian bytes of one tensor, from the opened `path`.
@@ -66,11 +72,49 @@ def read_header(path: Path) -> Header:
         NotFoundError: No such file.
         IntegrityError: Truncated, not safetensors, a length beyond the file or 100 MB, a name twice, or byte ranges
             that overlap, leave holes or contradict dtype and shape.
+        FailedError: The system does not let it be read.
     """
+    with reading(path):
+        return _read(path)
+
+
+def file_stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is replaced, cut or written: inode, size in bytes, time of the last write in ns."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the system has against reading `path` into one clear error.
+
+    Raises:
+        FailedError: No permission, a failing disk, a name too long.
+    """
+    try:
+        yield
+    except PlyfoldError:
+        raise
+    except OSError as error:
+        raise FailedError(
+            "a file cannot be read", where=error.filename or path, found=error.strerror or str(error)
+        ) from error
+
+
+def shown(value: object) -> str:
+    """A value of a file as an error shows it: short however long or deep it is, control characters escaped."""
+    return _SHORT.repr(value)[:300]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+
+
+def _read(path: Path) -> Header:
     if not path.is_file():
         raise NotFoundError("no such file", where=path)
-    size = path.stat().st_size
     with path.open("rb") as file:
+        stamp = file_stamp(os.fstat(file.fileno()))
+        _, size, _ = stamp
         prefix = file.read(8)
         if len(prefix) < 8:
             raise _broken(path, "the file is truncated", found=f"{size} bytes", expected="at least 8")
@@ -80,19 +124,21 @@ def read_header(path: Path) -> Header:
         if 8 + length > size:
             raise _broken(path, "the file is truncated", found=f"{size:,} bytes", expected=f"over {8 + length:,}")
         text = file.read(length)
-    return _parse(path, text, data_start=8 + length, size=size)
+    return _parse(path, text, data_start=8 + length, stamp=stamp)
 
 
-def _parse(path: Path, text: bytes, *, data_start: int, size: int) -> Header:
+def _parse(path: Path, text: bytes, *, data_start: int, stamp: tuple[int, int, int]) -> Header:
+    _, size, _ = stamp
     try:
         raw = json.loads(text.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _broken(path, "the header is not sound JSON", found=str(error)[:200]) from error
     if not isinstance(raw, dict):
         raise _broken(path, "the header is not a JSON object", found=type(raw).__name__)
-    metadata = raw.pop("__metadata__", {}) or {}
+    metadata = raw.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _broken(path, "the header's metadata is not text", found=str(metadata)[:200])
+        raise _broken(path, "the header's metadata is not text", found=shown(metadata))
     entries = {name: _entry(path, name, value, data_start) for name, value in raw.items()}
     ordered = sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop, item[0]))
     position = data_start
@@ -104,22 +150,22 @@ def _parse(path: Path, text: bytes, *, data_start: int, size: int) -> Header:
     if position != size:
         problem = "the file is truncated" if position > size else "bytes follow the last tensor"
         raise _broken(path, problem, found=f"{size:,} bytes", expected=f"{position:,} by its header")
-    return Header(path=path, tensors=dict(ordered), metadata=metadata)
+    return Header(path=path, tensors=dict(ordered), metadata=metadata, stamp=stamp)
 
 
 def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise _broken(path, "a tensor's entry is malformed", where=name, found=str(value)[:200])
+        raise _broken(path, "a tensor's entry is malformed", where=name, found=shown(value))
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        raise _broken(path, "unknown dtype", where=name, found=str(dtype)[:50], expected=", ".join(DTYPE_BITS))
+        raise _broken(path, "unknown dtype", where=name, found=shown(dtype), expected=", ".join(DTYPE_BITS))
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _broken(path, "a tensor's entry is malformed", where=name, found=str(value)[:200])
+        raise _broken(path, "a tensor's entry is malformed", where=name, found=shown(value))
     for side in shape:
         bits *= side
         if bits > 1 << 63:
-            raise _broken(path, "a tensor's shape is not credible", where=name, found=str(shape)[:200])
+            raise _broken(path, "a tensor's shape is not credible", where=name, found=shown(shape))
     start, stop = offsets
     if 8 * (stop - start) != bits:
         raise _broken(

@@ -7,7 +7,6 @@ and B (O, R), so that dW = scale * B @ A. Whatever gives an adapter another mean
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
-from .header import Header, read_header
+from .header import Header, read_header, reading, shown
+from .scaling import Scaling, bad_config
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -101,9 +101,15 @@ def read_spec(folder: Path) -> AdapterSpec:
         NotFoundError: No folder, config or weights.
         IntegrityError: Weights truncated, pickled, of a wrong dtype, unpaired, or not of the rank the config says.
         UnsupportedAdapterError: A feature with no exact additive meaning, by name.
+        FailedError: The system does not let a file be read.
 
     Source: PEFT 0.21 `LoraModel._create_and_replace`, `get_pattern_key`; tests compare with its live layers.
     """
+    with reading(folder):
+        return _read_spec(folder)
+
+
+def _read_spec(folder: Path) -> AdapterSpec:
     config = _read_config(folder)
     _refuse_features(config, folder / CONFIG_NAME)
     weights = folder / WEIGHTS_NAME
@@ -111,18 +117,18 @@ def read_spec(folder: Path) -> AdapterSpec:
         raise _no_weights(folder)
     header = read_header(weights)
     scaling = Scaling(config, folder / CONFIG_NAME)
+    targets = _targets(config, folder / CONFIG_NAME)
     pairs = _pair(header)
     modules: dict[str, ModuleSpec] = {}
     for name in sorted(pairs):
         modules[name] = _module(name, header, scaling)
-        _check_targeted(name, config, folder / CONFIG_NAME)
+        _check_targeted(name, targets, folder / CONFIG_NAME)
     dtypes = {entry.dtype for entry in header.tensors.values()}
-    revision = config.get("revision")
     return AdapterSpec(
         path=folder,
         config=config,
-        base_repo=str(config.get("base_model_name_or_path") or ""),
-        base_revision=str(revision) if revision else None,
+        base_repo=_line(config, "base_model_name_or_path", folder / CONFIG_NAME),
+        base_revision=_line(config, "revision", folder / CONFIG_NAME) or None,
         dtype=DTYPES[dtypes.pop()] if len(dtypes) == 1 else "mixed",
         modules=modules,
         header=header,
@@ -147,58 +153,6 @@ def suffix_targets(specs: Iterable[AdapterSpec]) -> list[str] | None:
     return sorted(suffixes)
 
 
-class Scaling:
-    """Rank, alpha and scale of a module by PEFT's rules: the first pattern that matches a dotted suffix wins.
-
-    Raises:
-        IntegrityError: A rank, an alpha or a pattern that is none.
-        UnsupportedAdapterError: A pattern that could take for ever to match.
-    """
-
-    def __init__(self, config: Mapping[str, Any], where: Path) -> None:
-        self.where = where
-        self.r = _number(config.get("r", 8), "r", where, whole=True)
-        self.alpha = _number(config.get("lora_alpha", 8), "lora_alpha", where)
-        self.rslora = bool(config.get("use_rslora"))
-        self.ranks = self._patterns(config, "rank_pattern", whole=True)
-        self.alphas = self._patterns(config, "alpha_pattern")
-
-    def of(self, name: str) -> tuple[int, float, float]:
-        """(r, alpha, scale) of the module `name`."""
-        r = int(next((value for pattern, value in self.ranks if pattern.match(name)), self.r))
-        alpha = next((value for pattern, value in self.alphas if pattern.match(name)), self.alpha)
-        return r, alpha, alpha / math.sqrt(r) if self.rslora else alpha / r
-
-    def _patterns(
-        self, config: Mapping[str, Any], field: str, *, whole: bool = False
-    ) -> list[tuple[re.Pattern[str], float]]:
-        patterns = config.get(field) or {}
-        if not isinstance(patterns, dict):
-            raise _bad_config(self.where, field, patterns, "a mapping of module names")
-        return [
-            (_compile(key, field, self.where), _number(value, f"{field}[{key!r}]", self.where, whole=whole))
-            for key, value in patterns.items()
-        ]
-
-
-def _compile(key: str, field: str, where: Path) -> re.Pattern[str]:
-    # A repeated group, or many repeats, can take for ever to match; no real pattern needs them.
-    if re.search(r"\)[*+{]", key) or len(re.findall(r"[*+{]", key)) > 4 or len(key) > 1000:
-        raise UnsupportedAdapterError("a module pattern is too complex to match safely", where=where, found=key[:200])
-    try:
-        return re.compile(rf"(.*\.)?({key})$")
-    except (re.error, OverflowError) as error:
-        raise _bad_config(where, field, key, f"a regular expression ({error})") from error
-
-
-def _number(value: Any, field: str, where: Path, *, whole: bool = False) -> float:
-    kinds = (int,) if whole else (int, float)
-    sound = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value)
-    if not sound or (whole and value < 1):
-        raise _bad_config(where, field, value, "a positive whole number" if whole else "a finite number")
-    return value  # type: ignore[no-any-return]  # narrowed by isinstance above
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not folder.is_dir():
@@ -219,20 +173,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _refuse_features(config: Mapping[str, Any], where: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise UnsupportedAdapterError("not a LoRA adapter", where=where, found=f"peft_type {kind!r}", expected="LORA")
+        raise UnsupportedAdapterError(
+            "not a LoRA adapter", where=where, found=f"peft_type {shown(kind)}", expected="LORA"
+        )
     for field, why in UNSUPPORTED.items():
         if config.get(field):
-            raise UnsupportedAdapterError(
-                f"{field} is not supported: {why}", where=where, found=str(config[field])[:200]
-            )
+            raise UnsupportedAdapterError(f"{field} is not supported: {why}", where=where, found=shown(config[field]))
     if config.get("bias", "none") != "none":
         raise UnsupportedAdapterError(
-            "trained biases are more than B @ A", where=where, found=f"bias {config['bias']!r}"
+            "trained biases are more than B @ A", where=where, found=f"bias {shown(config['bias'])}"
         )
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in NEUTRAL_INITS:
         raise UnsupportedAdapterError(
-            f"init_lora_weights {init!r} changes the base weights, so its factors do not fit the plain base",
+            f"init_lora_weights {shown(init)} changes the base weights, so its factors do not fit the plain base",
             where=where,
             expected=f"true, false or one of {', '.join(sorted(NEUTRAL_INITS))}",
             next_step="convert it with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
@@ -242,7 +196,7 @@ def _refuse_features(config: Mapping[str, Any], where: Path) -> None:
         raise UnsupportedAdapterError(
             "the adapter config sets a field that this version does not know",
             where=where,
-            found=", ".join(unknown)[:200],
+            found=shown(", ".join(unknown)),
             next_step="if the field bears only on training, remove it from the config",
         )
 
@@ -256,7 +210,7 @@ def _pair(header: Header) -> set[str]:
             raise _foreign_tensor(header.path, key)
         name = key[len(KEY_PREFIX) : -len(suffix)]
         if not MODULE_NAME.fullmatch(name) or len(name) > 512:
-            raise IntegrityError("not a module name", where=header.path, found=repr(name[:200]))
+            raise IntegrityError("not a module name", where=header.path, found=shown(name))
         if entry.dtype not in DTYPES:
             raise IntegrityError(
                 "wrong dtype", where=f"{header.path} {key}", found=entry.dtype, expected=", ".join(DTYPES)
@@ -283,16 +237,18 @@ def _foreign_tensor(path: Path, key: str) -> IntegrityError | UnsupportedAdapter
         ("token_adapter", "trained tokens are not supported"),
     ):
         if part in key:
-            return UnsupportedAdapterError(what, where=path, found=key[:200])
+            return UnsupportedAdapterError(what, where=path, found=shown(key))
     expected = f"{KEY_PREFIX}<module>{A_SUFFIX} or {B_SUFFIX}"
-    return IntegrityError("a tensor is no LoRA factor", where=path, found=repr(key[:200]), expected=expected)
+    return IntegrityError("a tensor is no LoRA factor", where=path, found=shown(key), expected=expected)
 
 
 def _module(name: str, header: Header, scaling: Scaling) -> ModuleSpec:
     a = header.tensors[f"{KEY_PREFIX}{name}{A_SUFFIX}"].shape
     b = header.tensors[f"{KEY_PREFIX}{name}{B_SUFFIX}"].shape
     if len(a) != 2 or len(b) != 2:
-        raise UnsupportedAdapterError("LoRA on a convolution is not supported", where=header.path, found=f"{name} {a}")
+        raise UnsupportedAdapterError(
+            "LoRA on a convolution is not supported", where=header.path, found=f"{name} {shown(a)}"
+        )
     r, _, scale = scaling.of(name)
     if (a[0], b[1]) != (r, r) or not (a[1] and b[0]):
         raise IntegrityError(
@@ -304,11 +260,28 @@ def _module(name: str, header: Header, scaling: Scaling) -> ModuleSpec:
     return ModuleSpec(name=name, r=r, scale=scale, in_features=a[1], out_features=b[0])
 
 
-def _check_targeted(name: str, config: Mapping[str, Any], where: Path) -> None:
-    # PEFT drops a tensor whose module the config does not target, vLLM applies it: such a file has two meanings.
+def _targets(config: Mapping[str, Any], where: Path) -> list[str] | None:
+    """The suffixes that a config targets; None where it has a pattern or nothing."""
     targets = config.get("target_modules")
-    if isinstance(targets, list) and not any(name == t or name.endswith(f".{t}") for t in map(str, targets)):
+    if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
+        return targets
+    if targets is not None and not isinstance(targets, str):
+        raise bad_config(where, "target_modules", targets, "a list of names, or a pattern")
+    return None
+
+
+def _check_targeted(name: str, targets: list[str] | None, where: Path) -> None:
+    # PEFT drops a tensor whose module the config does not target, vLLM applies it: such a file has two meanings.
+    if targets is not None and not any(name == target or name.endswith(f".{target}") for target in targets):
         raise IntegrityError("the config does not target a module of the file", where=where, found=name)
+
+
+def _line(config: Mapping[str, Any], field: str, where: Path) -> str:
+    """A field that names something, on one line; empty where it is not set."""
+    value = config.get(field) or ""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 4096:
+        raise bad_config(where, field, value, "a name")
+    return value
 
 
 def _no_weights(folder: Path) -> IntegrityError | NotFoundError:
@@ -320,7 +293,3 @@ def _no_weights(folder: Path) -> IntegrityError | NotFoundError:
             next_step="have its author save it again with safe_serialization=True",
         )
     return NotFoundError(f"no {WEIGHTS_NAME} in the folder", where=folder)
-
-
-def _bad_config(where: Path, field: str, found: object, expected: str) -> IntegrityError:
-    return IntegrityError(f"{field} is malformed", where=where, found=str(found)[:200], expected=expected)

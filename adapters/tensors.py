@@ -18,8 +18,9 @@ from torch import Tensor
 from ..core.digest import PREFIX, canonical_json
 from ..core.errors import IncompatibleError, IntegrityError
 from ..core.files import disk_errors, write_json
-from .header import read_header
-from .spec import A_SUFFIX, B_SUFFIX, CONFIG_NAME, DTYPES, KEY_PREFIX, WEIGHTS_NAME, AdapterSpec, Scaling, read_spec
+from .header import read_header, reading
+from .scaling import Scaling
+from .spec import A_SUFFIX, B_SUFFIX, CONFIG_NAME, DTYPES, KEY_PREFIX, WEIGHTS_NAME, AdapterSpec, read_spec
 
 SET_LIKE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """Config lists whose order has no meaning."""
@@ -54,7 +55,7 @@ def read_adapter(folder: Path) -> Adapter:
     """
     spec = read_spec(folder)
     tensors: dict[str, Tensor] = {}
-    with spec.header.path.open("rb") as file:
+    with reading(spec.header.path), spec.header.path.open("rb") as file:
         for key, entry in spec.header.tensors.items():
             dtype = getattr(torch, DTYPES[entry.dtype])
             # Copied rather than mapped: a file replaced under a map is a crash.
@@ -135,7 +136,7 @@ def tensor_digest(folder: Path) -> str:
     """
     header = read_header(folder / WEIGHTS_NAME)
     digest = hashlib.sha256()
-    with header.path.open("rb") as file:
+    with reading(header.path), header.path.open("rb") as file:
         for name in sorted(header.tensors):
             entry = header.tensors[name]
             digest.update(canonical_json([name, entry.dtype, list(entry.shape)]) + b"\n")

@@ -5,7 +5,6 @@ Joins three rooms: the registry knows which adapter a stage is, merge plans the 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,8 +58,8 @@ def from_folders(paths: tuple[Path, ...], weights: str | None) -> Inputs:
     from ..merge.parts import Part
 
     factors = _weights(weights, len(paths))
-    names = Counter(path.resolve().name for path in paths)
-    labels = [path.resolve().name if names[path.resolve().name] == 1 else str(path) for path in paths]
+    names = [Part(path).name for path in paths]
+    labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     return Inputs(
         parts=tuple(Part(path, weight, label) for path, weight, label in zip(paths, factors, labels, strict=True))
     )

@@ -174,4 +174,6 @@ class _PlainTask:
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    # Names come from files of strangers: none may move the cursor, recolour the screen or be unprintable.
+    plain = (char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    return escape("".join(plain))

@@ -6,6 +6,7 @@ Nothing is read but headers, so it costs milliseconds whatever the size of the a
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,8 +32,13 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The label, or the folder's name."""
-        return self.label or self.path.resolve().name
+        """The label, or the folder's name; bytes that are no text are shown as `?`."""
+        return (self.label or self.real.name).encode(errors="replace").decode()
+
+    @property
+    def real(self) -> Path:
+        """The folder behind links and dots; a loop of links stays as it is, for its reader to refuse."""
+        return Path(os.path.realpath(self.path))
 
 
 class ModuleShape(NamedTuple):
@@ -96,7 +102,7 @@ def check_parts(parts: Sequence[Part], *, base_repo: str | None = None) -> PartS
 def _refuse_duplicates(parts: Sequence[Part]) -> None:
     seen: dict[str, Part] = {}
     for part in parts:
-        for key in {str(part.path.resolve()), part.digest or str(part.path.resolve())}:
+        for key in {str(part.real), part.digest or str(part.real)}:
             if key in seen:
                 raise duplicate(seen[key], part)
             seen[key] = part

@@ -12,6 +12,7 @@ from io import FileIO
 import torch
 from torch import Tensor
 
+from ..adapters.header import file_stamp, reading
 from ..adapters.spec import A_SUFFIX, B_SUFFIX, DTYPES, KEY_PREFIX
 from ..adapters.tensors import Factors
 from ..core.errors import IntegrityError
@@ -58,28 +59,29 @@ class PartReader:
     """Reads the factors of one module at a time; any number of threads may.
 
     Args:
-        parts: Checked parts; their files must not change from here on.
+        parts: Checked parts; their files must not have changed since.
     """
 
     def __init__(self, parts: PartSet) -> None:
         self._parts = parts
-        self._stamps = [_stamp(os.stat(spec.header.path)) for spec in parts.specs]
 
     def read(self, name: str) -> ModuleStack:
         """The parts of one module.
 
         Raises:
-            IntegrityError: NaN or infinity in a tensor, or a file that has changed since this reader was made.
+            IntegrityError: NaN or infinity in a tensor, or a file that has changed since its header was checked.
+            FailedError: The system does not let a file be read.
         """
         present: dict[int, Factors] = {}
         for index, spec in enumerate(self._parts.specs):
             if name in spec.modules:
-                with spec.header.path.open("rb", buffering=0) as file:
+                path = spec.header.path
+                with reading(path), path.open("rb", buffering=0) as file:
                     A_RI = self._tensor(index, file, f"{KEY_PREFIX}{name}{A_SUFFIX}")
                     B_OR = self._tensor(index, file, f"{KEY_PREFIX}{name}{B_SUFFIX}")
                     present[index] = Factors(A_RI, B_OR, spec.modules[name].scale)
-                    if _stamp(os.fstat(file.fileno())) != self._stamps[index]:
-                        raise IntegrityError("an adapter changed while it was merged", where=spec.header.path)
+                    if file_stamp(os.fstat(file.fileno())) != spec.header.stamp:
+                        raise IntegrityError("an adapter changed while it was merged", where=path)
         return ModuleStack(name, present, {index: self._parts.parts[index].weight for index in present})
 
     def _tensor(self, index: int, file: FileIO, key: str) -> Tensor:
@@ -94,7 +96,3 @@ class PartReader:
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise IntegrityError("a tensor holds NaN or infinity", where=f"{header.path} {key}")
         return tensor
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns
