@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.console import print_table, stdout
 from ..core.digest import short
-from ..merge.plan import METHODS
+from ..merge.plan import METHODS, vllm_bucket
 
 if TYPE_CHECKING:
     from ..adapters.spec import AdapterSpec
@@ -304,7 +304,7 @@ class Report:
                 f"{bucket.worst_relative_error:.2e}",
             ]
             for bucket in buckets
-            if bucket.rank <= plan.exact_rank or bucket.rank == kept
+            if bucket.rank <= (vllm_bucket(plan.exact_rank) or plan.exact_rank)
         ]
         print_table(
             ["vLLM rank", "error", "worst module", "its error"],

@@ -20,7 +20,7 @@ class Method:
     summary: str
     """One line, as shown by `--help` and in warnings."""
     source: str = ""
-    """Paper."""
+    """Paper or theorem."""
     options: frozenset[str] = frozenset()
     """Of `rank`, `density`, `seed`, `prompts`, `peft`."""
     approximates: bool = True
@@ -33,7 +33,7 @@ def _options(*names: str) -> frozenset[str]:
 
 METHODS = {
     "exact": Method("rank concatenation: the sum of the deltas, nothing lost", "arXiv:2106.09685"),
-    "svd": Method("the best approximation of the sum at a rank (Eckart-Young)", "arXiv:2509.17786", _options("rank")),
+    "svd": Method("the best approximation of the sum at a rank", "Eckart-Young", _options("rank")),
     "activation": Method(
         "the approximation at a rank whose outputs on given prompts are closest", "", _options("rank", "prompts")
     ),
