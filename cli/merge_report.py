@@ -254,7 +254,7 @@ class Report:
     def _show_conflicts(self) -> None:
         if not self.prepared.conflicts:
             return
-        from ..merge.conflict import CHANCE, SAMPLED_ROWS
+        from ..merge.conflict import CHANCE, SAMPLED_COLUMNS, SAMPLED_ROWS
 
         rows = []
         for pair in self.prepared.conflicts:
@@ -265,7 +265,8 @@ class Report:
             ["pair", "cosine", "sign conflict", "worst modules (cosine)"],
             rows,
             right=["cosine", "sign conflict"],
-            caption=f"signs of {SAMPLED_ROWS} drawn rows a module; unrelated adapters: cosine 0, conflict {CHANCE}",
+            caption=f"signs of up to {SAMPLED_ROWS * SAMPLED_COLUMNS:,} drawn entries a module; "
+            f"unrelated adapters: cosine 0, conflict {CHANCE}",
         )
 
     def _show_certificate(self) -> None:
