@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MEDIAN_FACTOR, MEAN_FACTOR = 4.0, 10.0
-"""Times the KL of arithmetic noise that a fold's own rounding may reach. Stacked and folded each round on their own, and
-rounding the weights adds about as much again: 3 at most, 0.5 to 1.9 where measured; one wrong adapter of three at 3 % of
-|W| makes 16. The mean hangs on few tokens, and is there for damage that few tokens meet."""
+"""Times the KL of arithmetic noise that a fold's own rounding may reach. Stacked and folded each round on their own,
+and rounding the weights adds about as much again: some 3 at most, 0.5 to 1.9 where measured; one wrong adapter of 3
+at 3 % of |W| makes 16. The mean hangs on few tokens, and is there for damage that few tokens meet."""
 ROUNDING_KL = 1e-14
 """KL that float64 itself makes of equal logits."""
 VERIFY_PASSES = 4
