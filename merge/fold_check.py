@@ -114,7 +114,7 @@ def _is_base(plan: FoldPlan, folds: Mapping[str, ModuleFold]) -> bool:
         return True
     if not any(module.changed_share for module in folds.values()):
         raise FailedError(
-            "the result equals the base: every delta is below what its dtype can hold",
+            "the result equals the base wherever it was measured: the deltas are below what its dtype can hold",
             where=plan.base.path,
             found=plan.dtype or "the base's dtype",
             next_step="fold with --dtype fp32",

@@ -148,7 +148,7 @@ class _Writer:
         digest = hashlib.sha256()
         for block in self._summed(tensor, position, meter) if meter else self._passed_on(tensor, position):
             data = block.view(torch.uint8).reshape(-1)
-            view = memoryview(data.numpy())
+            view = data.numpy().data
             digest.update(view)
             out.write(position, view, data.data_ptr())
             position += len(view)
@@ -185,7 +185,7 @@ class _Writer:
             num_bytes = source.stop - source.start
             for start, count in _blocks(num_bytes, 1, 1, 2 * BLOCK_ELEMENTS):
                 block = self._out(position + start, count, torch.uint8)
-                self._base.read_into(tensor.source_file, source.start + start, memoryview(block.numpy()))
+                self._base.read_into(tensor.source_file, source.start + start, block.numpy().data)
                 yield block
             return
         wide, dtype = FLOATS[source.dtype].itemsize, FLOATS[tensor.dtype]
@@ -198,7 +198,7 @@ class _Writer:
     def _source(self, tensor: OutTensor, start: int, num_bytes: int) -> Tensor:
         """Bytes of the base's tensor, as its dtype, flat."""
         data = self._buffers.source[:num_bytes]
-        self._base.read_into(tensor.source_file, tensor.source.start + start, memoryview(data.numpy()))
+        self._base.read_into(tensor.source_file, tensor.source.start + start, data.numpy().data)
         return data.view(FLOATS[tensor.source.dtype])
 
     def _out(self, position: int, count: int, dtype: torch.dtype) -> Tensor:
@@ -211,7 +211,7 @@ class _Writer:
     def _digest(self, out: OutputFile, position: int, num_bytes: int) -> str:
         digest = hashlib.sha256()
         for start, count in _blocks(num_bytes, 1, 1, 2 * BLOCK_ELEMENTS):
-            view = memoryview(self._buffers.out[:count].numpy())
+            view = self._buffers.out[:count].numpy().data
             out.read_into(position + start, view)
             digest.update(view)
         return PREFIX + digest.hexdigest()

@@ -117,7 +117,7 @@ def test_a_kill_leaves_no_result_and_the_next_run_sweeps(tmp_path, parts):
     killed = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert any(name.startswith(".out.tmp-") for name in listing(tmp_path))
+    assert any(name.startswith(".out.fold-") for name in listing(tmp_path))
     fold([parts[0]], tmp_path / "base", tmp_path / "out")
     assert listing(tmp_path) == ["a0", "a1", "a2", "base", "out"]
 
