@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="For --method activation: a .txt or .jsonl of prompts, run once through the base with the adapters.",
+    help="A .txt or .jsonl of prompts, run once through the base with the adapters: their outputs decide what "
+    "--method activation keeps, and the certificate says what any rank does to them.",
 )
 @click.option("--into", type=click.Choice(["adapter", "model"]), default="adapter", show_default=True)
 @click.option("--base", metavar="DIR|REPO", help="The base: a folder, or its Hub id. Known already for stages.")
@@ -118,6 +119,7 @@ def merge_command(
         emit_json({"dry_run": wanted.dry_run, **report.to_json()})
     else:
         report.show_written()
+    report.refuse_unfaithful()
 
 
 def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, wanted: Wanted) -> None:

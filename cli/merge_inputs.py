@@ -108,15 +108,9 @@ def plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
     for option, given in (("--base-view", wanted.base_view), ("--verify-logits", wanted.verify_logits)):
         if given and wanted.into != "model":
             raise ConfigError(f"{option} goes with --into model", found="--into adapter")
-    if (wanted.prompts is None) == (wanted.method == "activation"):
-        raise ConfigError(
-            "--prompts goes with --method activation, and that with it",
-            found=f"--prompts {wanted.prompts}" if wanted.prompts else "--method activation alone",
-            next_step="give both: outputs on the prompts decide what is kept",
-        )
     for prompts in filter(None, (wanted.prompts, wanted.verify_logits)):
         read_prompts(prompts)  # refused now rather than after the work
-    return plan_compose(
+    planned = plan_compose(
         inputs.parts,
         method=wanted.method,
         rank=wanted.rank,
@@ -127,6 +121,21 @@ def plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
         numerics=wanted.numerics,
         base_repo=_base(wanted)[1],
     )
+    _check_prompts(planned, wanted)
+    return planned
+
+
+def _check_prompts(plan: ComposePlan, wanted: Wanted) -> None:
+    """Prompts belong to methods that stand for the sum: what others do to outputs, adapters left apart cannot tell."""
+    if plan.method == "activation" and wanted.prompts is None:
+        raise ConfigError("activation needs prompts to go by", next_step="add --prompts FILE")
+    for option, given in (("--prompts", wanted.prompts), ("--verify-logits", wanted.verify_logits)):
+        if given and not plan.approximates:
+            raise ConfigError(
+                f"{option} is for methods that stand for the sum of the deltas",
+                found=plan.method,
+                next_step="leave it out",
+            )
 
 
 def _base(wanted: Wanted) -> tuple[Path | None, str | None]:

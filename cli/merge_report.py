@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.console import print_table, stdout
 from ..core.digest import short
+from ..core.errors import GateError
 from ..merge.plan import METHODS, vllm_bucket
 
 if TYPE_CHECKING:
@@ -155,6 +156,24 @@ class Report:
         self.written["base_views"] = done.views.to_json() if done.views else None
         self._lines += [("warning", warning) for warning in done.logits.warnings]
 
+    def refuse_unfaithful(self) -> None:
+        """Fail after the report where an exact fold does not do what its adapters do.
+
+        Raises:
+            GateError: Logits differ by more than the arithmetic's noise, or not at all from the base's.
+        """
+        if self._verified is None or not self.prepared.plan.keeps_all:
+            return
+        logits = self._verified.logits
+        if logits.equals_base or logits.faithful is False:
+            raise GateError(
+                "the folded checkpoint does not do what the adapters do",
+                where=self.written["path"] if self.written else "",
+                found="the base's own logits" if logits.equals_base else f"KL {logits.folded.kl:.2g} per token",
+                expected=f"about the noise of {logits.noise_dtype}",
+                next_step="fold with a finer --dtype, or check that the base is the one that was trained on",
+            )
+
     def page(self, path: Path) -> None:
         """Take note of the page."""
         self._lines.append(("page", str(path)))
@@ -290,7 +309,7 @@ class Report:
                 f"rank {self.prepared.plan.rank} holds all but {certificate.own_loss:.1%} of the method's own result",
             )
         if certificate.output is not None:
-            _line("", f"outputs on the prompts change by {certificate.output:.2e} of the deltas' at most, predicted")
+            _line("", f"outputs on the prompts change by up to {certificate.output:.2e} of what the deltas do there")
 
     def _show_buckets(self) -> None:
         plan, buckets = self.prepared.plan, self.prepared.certificate.buckets

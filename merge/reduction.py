@@ -32,7 +32,7 @@ class Reduction:
     left_out: Size
     """|D - B A|, Frobenius and a bound on the spectral norm."""
     output_error: float | None = None
-    """Predicted relative error of the outputs, where the method goes by them."""
+    """Predicted relative error of the outputs, where there are statistics of the inputs."""
     own: OwnResult | None = None
     """Where the method means another model than the sum."""
 
@@ -42,7 +42,8 @@ def reduce(stack: ModuleStack, plan: ComposePlan, statistics: Statistics | None)
     B_OR, A_RI = stack.B_OR, stack.A_RI
     if _is_svd(plan):
         B_OK, A_KI, values_N = truncate(B_OR, A_RI, plan.rank)
-        return Reduction(B_OK, A_KI, _tail(values_N, A_KI.shape[0]))
+        predicted = _predicted(stack, statistics, B_OK, A_KI) if statistics else None
+        return Reduction(B_OK, A_KI, _tail(values_N, A_KI.shape[0]), predicted)
     if plan.method == "activation":
         B_OK, A_KI, values_N = _activation(stack, plan, statistics)
         total = _norm(values_N)
@@ -67,6 +68,16 @@ def losses(stack: ModuleStack, plan: ComposePlan, statistics: Statistics | None,
 
 def _is_svd(plan: ComposePlan) -> bool:
     return plan.method == "svd" or (plan.method == "linear" and plan.numerics == "sum")
+
+
+def _predicted(stack: ModuleStack, statistics: Statistics, B_OK: Tensor, A_KI: Tensor) -> float:
+    """Relative error of the outputs on the prompts."""
+    from .activation import output_error
+
+    G_RR = statistics.of(stack.name)
+    B_OR = stack.B_OR
+    total = output_error(stack, G_RR, torch.zeros_like(B_OR), stack.A_RI)
+    return output_error(stack, G_RR, B_OK, A_KI) / total if total else 0.0
 
 
 def _tail(values_N: Tensor, kept: int) -> Size:
