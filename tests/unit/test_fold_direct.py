@@ -60,6 +60,28 @@ def test_pieces_written_in_any_order_make_the_whole(tmp_path, monkeypatch, chang
     assert found == expected == (tmp_path / "file").read_bytes()
 
 
+def test_whole_pages_go_past_the_cache(tmp_path, monkeypatch):
+    probe = os.open(tmp_path / "probe", os.O_CREAT | os.O_WRONLY)
+    os.close(probe)
+    try:
+        os.close(os.open(tmp_path / "probe", os.O_WRONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this file system knows no direct writes")
+    real, written = os.pwrite, {True: 0, False: 0}
+
+    def count(descriptor, data, position):
+        done = real(descriptor, data, position)
+        written[bool(is_direct(descriptor))] += done
+        return done
+
+    monkeypatch.setattr("plyfold.merge.direct.os.pwrite", count)
+    memory = torch.zeros(8 * ALIGNMENT, dtype=torch.uint8)
+    block = memory[-memory.data_ptr() % ALIGNMENT :][100 : 100 + 5 * ALIGNMENT]
+    with OutputFile(tmp_path / "file", 6 * ALIGNMENT) as file:
+        file.write(100, block.numpy().data, block.data_ptr())
+    assert written == {True: 4 * ALIGNMENT, False: ALIGNMENT}
+
+
 def test_memory_at_another_place_of_its_page_goes_through_the_cache(tmp_path):
     data = torch.arange(3 * ALIGNMENT, dtype=torch.int16).view(torch.uint8)[100:]
     with OutputFile(tmp_path / "file", 7 * ALIGNMENT) as file:

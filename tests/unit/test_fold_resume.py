@@ -135,11 +135,14 @@ def test_a_moved_adapter_does_not_lose_the_work(tmp_path, work, killed):
 # ---- what changes meanwhile
 
 
+@pytest.mark.parametrize("step", ["copy_other_files", "check_fold"])
 @pytest.mark.parametrize("change", ["touched", "cut", "replaced"])
-def test_a_base_that_changes_during_the_fold_is_refused(tmp_path, work, monkeypatch, change):
+def test_a_base_that_changes_during_the_fold_is_refused(tmp_path, work, monkeypatch, step, change):
     file = sorted((tmp_path / "base").glob("*.safetensors"))[0]
+    real = getattr(room, step)
 
-    def alter(source, target):
+    def then_alter(*args, **options):
+        done = real(*args, **options)
         if change == "touched":
             os.utime(file, ns=(0, 0))
         elif change == "cut":
@@ -147,8 +150,9 @@ def test_a_base_that_changes_during_the_fold_is_refused(tmp_path, work, monkeypa
         else:
             file.with_suffix(".new").write_bytes(file.read_bytes())
             file.with_suffix(".new").replace(file)
+        return done
 
-    monkeypatch.setattr(room, "copy_other_files", alter)
+    monkeypatch.setattr(room, step, then_alter)
     with pytest.raises(IntegrityError, match="base changed"):
         fold(work, tmp_path / "base", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "base"]
@@ -195,7 +199,7 @@ def flip(name):
             data = bytearray(file.read_bytes())
             length = int.from_bytes(data[:8], "little")
             start = 8 + length + json.loads(data[8 : 8 + length])[name]["data_offsets"][0]
-            data[start + 1] ^= 0x40  # the exponent of the first element
+            data[start] ^= 0x04  # four units in the last place of a bf16
             file.write_bytes(data)
 
     return alter
@@ -292,6 +296,26 @@ def test_any_mixture_of_tensors_keeps_its_bytes(tmp_path):
                 assert result[key].reshape(-1).view(torch.uint8).equal(expected.reshape(-1).view(torch.uint8))
     with safe_open(tmp_path / "out-None" / "model.safetensors", "pt") as opened:
         assert opened.metadata() == {"format": "pt", "note": "kept"}
+
+
+def test_weights_at_odd_places_of_the_base_are_summed_all_the_same(tmp_path):
+    name = "model.layers.0.self_attn.q_proj"
+    base = write_base_folder(tmp_path / "base")
+    pad, weight = b"\x01" * 4097, base[f"{name}.weight"]
+    header = {
+        "pad": {"dtype": "U8", "shape": [4097], "data_offsets": [0, 4097]},
+        f"{name}.weight": {"dtype": "BF16", "shape": [24, 20], "data_offsets": [4097, 4097 + weight.nbytes]},
+    }
+    text = json.dumps(header).encode()
+    data = len(text).to_bytes(8, "little") + text + pad + weight.view(torch.uint8).numpy().tobytes()
+    (tmp_path / "base" / "model.safetensors").write_bytes(data)
+    one = write_adapter_folder(tmp_path / "a", seed=1, shapes={name: (24, 20)})
+    for dtype in (None, "fp32"):
+        fold([Part(one.path)], tmp_path / "base", tmp_path / f"out-{dtype}", dtype=dtype)
+        result = load_checkpoint(tmp_path / f"out-{dtype}")
+        assert bytes(result["pad"].numpy()) == pad
+        expected = weight.float() + one.delta(name).float()
+        torch.testing.assert_close(result[f"{name}.weight"].float(), expected, rtol=2**-8, atol=1e-6)
 
 
 def test_data_begins_on_a_page_and_digests_are_of_the_bytes(tmp_path, work):
