@@ -22,7 +22,7 @@ from ..adapters.tensors import Factors, tensor_digest
 from ..core.digest import digest_json
 from ..core.errors import ConfigError, FailedError, IncompatibleError
 from .certificate import Bucket, Certificate, ModuleError, bucket_table
-from .conflict import ConflictMeter, PairConflict
+from .conflict import ConflictMeter, Measured, PairConflict, measure
 from .lowrank import BlockProducts, Size, difference
 from .parallel import ordered
 from .parts import duplicate
@@ -83,7 +83,10 @@ class Prepared:
             return self.reduced[name]
         stack = self.reader.read(name)
         dtype = getattr(torch, DTYPES[self.plan.dtype])
-        return _pad(stack.B_OR.to(dtype), stack.A_RI.to(dtype), self.plan.rank)
+        # Each part by itself, A not by way of float64: the same numbers as from the whole stacks, in less memory.
+        B_OR = torch.cat([stack.scaled_B(index).to(dtype) for index in stack.parts], 1)
+        A_RI = torch.cat([part.A_RI.to(dtype) for part in stack.parts.values()], 0)
+        return _pad(B_OR, A_RI, self.plan.rank)
 
     @property
     def key(self) -> str:
@@ -158,7 +161,7 @@ def prepare(
     errors: dict[str, ModuleError] = {}
     names = list(plan.modules)
     for name, done in zip(names, ordered(lambda name: _certify(plan, reader, name, statistics), names), strict=True):
-        meter.add(name, done.weighted, done.products)
+        meter.add(name, done.conflict)
         for index, length in done.norms.items():
             squares[index] += length**2
         errors[name] = done.error
@@ -193,8 +196,7 @@ class _Done(NamedTuple):
     error: ModuleError
     norms: dict[int, float]
     """|dW| of each part that has the module, unweighted."""
-    weighted: dict[int, Factors]
-    products: BlockProducts
+    conflict: Measured
     factors: Factors | None
     """None where the result is the sum itself."""
 
@@ -227,7 +229,7 @@ def _certify(plan: ComposePlan, reader: PartReader, name: str, statistics: Stati
     weighted = {
         index: Factors(part.A_RI, part.B_OR, stack.weights[index] * part.scale) for index, part in stack.parts.items()
     }
-    return _Done(error, norms, weighted, products, factors)
+    return _Done(error, norms, measure(weighted, products), factors)
 
 
 def _check_range(name: str, dtype: str, *factors: Tensor) -> None:
