@@ -124,8 +124,8 @@ def merge_command(
 
 def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, wanted: Wanted) -> None:
     """Refuse before work is spent on it: an output folder that exists, a disk without room."""
-    from ..core.files import require_space
-    from ..merge.compose import HEADER_ALLOWANCE_BYTES, refuse_existing
+    from ..core.files import refuse_existing, require_space
+    from ..merge.plan import HEADER_ALLOWANCE_BYTES
 
     out = wanted.out or Path.cwd()
     if wanted.out:
@@ -154,11 +154,14 @@ def _import_torch() -> None:
 
 
 def _report(prepared: Prepared, fold_plan: FoldPlan | None, inputs: Inputs, wanted: Wanted) -> Report:
-    from .merge_lineage import read_lineage
     from .merge_report import Report
 
     base_folder = fold_plan.base.path if fold_plan else base_at_hand(inputs, wanted)
-    lineage = read_lineage(inputs.store, inputs.variant, inputs.entries) if inputs.store and inputs.variant else None
+    lineage = None
+    if inputs.store and inputs.variant:
+        from .merge_lineage import read_lineage
+
+        lineage = read_lineage(inputs.store, inputs.variant, inputs.entries)
     return Report(prepared=prepared, fold_plan=fold_plan, lineage=lineage, base_folder=base_folder)
 
 

@@ -64,6 +64,18 @@ def require_space(where: Path, need_bytes: int) -> None:
         raise disk_full(where, need_bytes)
 
 
+def refuse_existing(out: Path, *, replace: bool = False) -> None:
+    """Refuse an output folder that exists, before work is spent on it.
+
+    Raises:
+        ConflictError: `out` exists and `replace` is false.
+    """
+    if out.exists() and not replace:
+        raise ConflictError(
+            "the output folder exists already", where=out, next_step="choose another folder, or remove this one"
+        )
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` atomically; the folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +113,7 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         ConflictError: `target` exists and `replace` is false.
         DiskFullError: The file system filled up; the temporary folder is gone.
     """
-    if target.exists() and not replace:
-        raise ConflictError(
-            "the output folder exists already",
-            where=target,
-            next_step="choose another folder, or remove this one",
-        )
+    refuse_existing(target, replace=replace)
     target.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(target.parent):
         sweep_staged(target)

@@ -14,16 +14,13 @@ import torch
 
 from ..adapters.spec import suffix_targets
 from ..adapters.stream import stream_adapter, stream_order
-from ..core.errors import ConflictError
-from ..core.files import require_space, staged_folder, write_json
+from ..core.files import refuse_existing, require_space, staged_folder, write_json
 from .certificate import Certificate
 from .parallel import ordered
-from .plan import DTYPES, ComposePlan
+from .plan import DTYPES, HEADER_ALLOWANCE_BYTES, ComposePlan
 from .prepare import Prepared, prepare
 
 COMPOSITION_FILE = "composition.json"
-HEADER_ALLOWANCE_BYTES = 1 << 20
-"""Room asked for beside the tensors: header, config, composition.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +50,6 @@ def compose(plan: ComposePlan, out: Path, *, replace: bool = False) -> Compositi
     """Carry out a plan: `prepare`, then `write`."""
     refuse_existing(out, replace=replace)
     return write(prepare(plan), out, replace=replace)
-
-
-def refuse_existing(out: Path, *, replace: bool = False) -> None:
-    """Refuse an output folder that exists, before work is spent on it.
-
-    Raises:
-        ConflictError: `out` exists and `replace` is false.
-    """
-    if out.exists() and not replace:
-        raise ConflictError(
-            "the output folder exists already", where=out, next_step="name another with -o, or remove this one"
-        )
 
 
 def write(prepared: Prepared, out: Path, *, replace: bool = False) -> Composition:

@@ -74,6 +74,39 @@ class _Pair:
     modules: list[ModuleConflict] = field(default_factory=list)
 
 
+class Shared(NamedTuple):
+    """One module that two parts have."""
+
+    inner: float
+    """<D_i, D_j>."""
+    differing: int
+    """Sampled entries whose signs differ."""
+    compared: int
+    """Sampled entries that are non-zero in both."""
+
+
+class Measured(NamedTuple):
+    """One module of all parts that have it."""
+
+    norms: dict[int, float]
+    """|D_i|, weighted, by part."""
+    shared: dict[tuple[int, int], Shared]
+    """By pair of parts."""
+
+
+def measure(present: Mapping[int, Factors], products: BlockProducts) -> Measured:
+    """Compare the weighted factors of the parts that have a module, by part; `products` are of their stack."""
+    norms = {part: products.norm(block) for block, part in enumerate(present)}
+    if len(present) < 2:
+        return Measured(norms, {})
+    agreement_KK, compared_KK = (counts.long().tolist() for counts in sign_counts(list(present.values())))
+    shared = {}
+    for (i, first), (j, second) in combinations(enumerate(present), 2):
+        compared = compared_KK[i][j]
+        shared[first, second] = Shared(products.inner(i, j), (compared - agreement_KK[i][j]) // 2, compared)
+    return Measured(norms, shared)
+
+
 class ConflictMeter:
     """Takes the parts of a merge module by module, so that no more than one module is in memory.
 
@@ -86,25 +119,19 @@ class ConflictMeter:
         self._pairs = {pair: _Pair() for pair in combinations(range(len(labels)), 2)}
         self._squares = [0.0] * len(labels)
 
-    def add(self, name: str, present: Mapping[int, Factors], products: BlockProducts) -> None:
-        """Count one module: the weighted factors of the parts that have it, by part, and their stack's products."""
-        norms = {part: products.norm(block) for block, part in enumerate(present)}
-        for part, norm in norms.items():
+    def add(self, name: str, module: Measured) -> None:
+        """Count one module; in a fixed order, so that equal parts give equal digits."""
+        for part, norm in module.norms.items():
             self._squares[part] += norm * norm
-        if len(present) < 2:
-            return
-        agreement_KK, compared_KK = sign_counts(list(present.values()))
-        for (i, first), (j, second) in combinations(enumerate(present), 2):
-            inner = products.inner(i, j)
-            length = norms[first] * norms[second]
-            compared = int(compared_KK[i, j])
-            differing = (compared - int(agreement_KK[i, j])) // 2
+        for (first, second), shared in module.shared.items():
+            length = module.norms[first] * module.norms[second]
             total = self._pairs[first, second]
-            total.inner += inner
-            total.differing += differing
-            total.compared += compared
-            if length and compared:
-                total.modules.append(ModuleConflict(name, inner / length, differing / compared))
+            total.inner += shared.inner
+            total.differing += shared.differing
+            total.compared += shared.compared
+            if length and shared.compared:
+                conflict = shared.differing / shared.compared
+                total.modules.append(ModuleConflict(name, shared.inner / length, conflict))
 
     def pairs(self) -> list[PairConflict]:
         """Every pair, in the order of the parts."""

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ..core.digest import digest_json
-from ..core.files import require_space, write_json
+from ..core.files import refuse_existing, require_space, write_json
 from .checkpoint import BaseReader, copy_other_files
-from .compose import COMPOSITION_FILE, HEADER_ALLOWANCE_BYTES, refuse_existing
+from .compose import COMPOSITION_FILE
 from .fold_check import Checked, check_fold
 from .fold_loss import LOSS_WARNING, ModuleFold, estimate_loss, loss_warnings, relative_loss
 from .fold_plan import FoldPlan, plan_fold, write_config
 from .fold_write import Written, write_tensors
 from .journal import resumable_folder, staged_bytes
 from .parts import Part
-from .plan import plan_compose
+from .plan import HEADER_ALLOWANCE_BYTES, plan_compose
 from .prepare import Prepared, prepare
 
 __all__ = [

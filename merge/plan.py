@@ -78,6 +78,8 @@ DEFAULT_DENSITY = 0.5
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Name on the command line -> torch's name."""
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+HEADER_ALLOWANCE_BYTES = 1 << 20
+"""Room asked for beside the tensors: header, config, composition.json."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values vLLM 0.32 takes for `max_lora_rank`."""
 
