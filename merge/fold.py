@@ -33,6 +33,7 @@ __all__ = [
     "fold",
     "loss_warnings",
     "plan_fold",
+    "space_needed",
     "write_fold",
 ]
 
@@ -128,12 +129,13 @@ def write_fold(
         tests/numerics/test_fold.py.
     """
     refuse_existing(out)
-    need_bytes = plan.bytes_out + HEADER_ALLOWANCE_BYTES
-    require_space(out, need_bytes - staged_bytes(out))
+    require_space(out, space_needed(plan, out))
     key = plan.key(prepared.key)
     with (
         BaseReader(plan.base) as base,
-        resumable_folder(out, key, keep=list(plan.shards), need_bytes=need_bytes) as staging,
+        resumable_folder(
+            out, key, keep=list(plan.shards), need_bytes=plan.bytes_out + HEADER_ALLOWANCE_BYTES
+        ) as staging,
     ):
         written = write_tensors(plan, prepared, base, staging, advance=advance)
         tensors = {one.tensor.name: one.digest for one in sorted(written, key=lambda one: one.tensor.name)}
@@ -145,6 +147,11 @@ def write_fold(
         checked = check_fold(plan, prepared, staging.folder, folds, seed=key)
         base.check_unchanged()
     return _report(plan, out, written, tensors, checked)
+
+
+def space_needed(plan: FoldPlan, out: Path) -> int:
+    """Bytes that must be free for a fold into `out`, less what killed runs hold of it: that is used again or freed."""
+    return plan.bytes_out + HEADER_ALLOWANCE_BYTES - staged_bytes(out)
 
 
 def _report(

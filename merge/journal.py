@@ -20,7 +20,7 @@ from typing import Any
 
 from ..core.digest import short
 from ..core.errors import ConflictError
-from ..core.files import disk_errors, publish_folder, sweep_staged
+from ..core.files import disk_errors, publish_folder, refuse_existing, sweep_staged
 
 JOURNAL_FILE = ".journal"
 
@@ -85,7 +85,7 @@ def resumable_folder(target: Path, key: str, *, keep: Sequence[str], need_bytes:
         ConflictError: `target` exists, or another process is making it with the same key.
         DiskFullError: The file system filled up; the folder is gone.
     """
-    _refuse(target)
+    refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.parent / f".{target.name}.fold-{short(key)}"
     with disk_errors(target.parent, need_bytes):
@@ -114,13 +114,6 @@ def staged_bytes(target: Path) -> int:
     folders = [path for path in target.parent.glob(f".{target.name}.fold-*") if _is_staging(path, target)]
     files = [path for folder in folders for path in folder.iterdir()]
     return sum(512 * path.stat().st_blocks for path in files)
-
-
-def _refuse(target: Path) -> None:
-    if target.exists():
-        raise ConflictError(
-            "the output folder exists already", where=target, next_step="choose another folder, or remove this one"
-        )
 
 
 def _own(folder: Path) -> int:
@@ -168,12 +161,12 @@ def _is_staging(path: Path, target: Path) -> bool:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    _refuse(target)
+    refuse_existing(target)
     try:
         publish_folder(folder, target)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            _refuse(target)
+            refuse_existing(target)
         raise
 
 
