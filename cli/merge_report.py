@@ -297,7 +297,7 @@ class Report:
         worst, relative = certificate.worst
         parts = []
         if certificate.truncation and self.prepared.plan.approximates:
-            parts.append(f"truncation {certificate.truncation:.3g}, {certificate.energy_kept:.2%} of |dW|^2 kept")
+            parts.append(f"truncation {certificate.truncation:.3g}, {certificate.energy_kept:.3%} of |dW|^2 kept")
         elif certificate.truncation:
             parts.append(f"distance from the sum {certificate.truncation:.3g}")
         parts.append(f"rounding {certificate.rounding:.2g}")

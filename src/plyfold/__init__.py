@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .evaluation.scoring import score_variants
     from .merge.compose import compose
     from .merge.fold import fold
+    from .merge.interference import interference
     from .merge.parts import Part
     from .merge.plan import plan_compose
+    from .merge.prepare import prepare
     from .registry.store import Store, find_store
     from .serving.variants import Variant, materialise
     from .stages.curriculum import train
@@ -25,16 +27,18 @@ __version__ = version("plyfold")
 _HOMES = {
     "Adapter": "adapters.tensors",
     "CurriculumConfig": "core.config",
-    "Part": "merge.plan",
+    "Part": "merge.parts",
     "PlyfoldError": "core.errors",
     "Store": "registry.store",
     "Variant": "serving.variants",
     "compose": "merge.compose",
     "find_store": "registry.store",
     "fold": "merge.fold",
+    "interference": "merge.interference",
     "load_config": "core.config",
     "materialise": "serving.variants",
     "plan_compose": "merge.plan",
+    "prepare": "merge.prepare",
     "read_adapter": "adapters.tensors",
     "score_variants": "evaluation.scoring",
     "train": "stages.curriculum",
@@ -51,9 +55,11 @@ __all__ = [
     "compose",
     "find_store",
     "fold",
+    "interference",
     "load_config",
     "materialise",
     "plan_compose",
+    "prepare",
     "read_adapter",
     "score_variants",
     "train",
