@@ -1,10 +1,10 @@
 """Run the benchmarks in an empty folder and print each as a section of markdown, with commands, versions and date.
 
-    python benchmarks/run.py [quickstart agreement merge]
+    python benchmarks/run.py [quickstart agreement]
 
 `quickstart` runs the whole job as a child process and measures its time and memory; `agreement` compares stacked,
-composed and served answers on what it left; `merge` composes three adapters of Qwen2.5-3B's shape. Results that are
-kept are dated files in results/.
+composed and served answers on what it left. Merging has a benchmark of its own, merge.py. Results that are kept are
+dated files in results/.
 """
 
 from __future__ import annotations
@@ -25,10 +25,6 @@ BIN = Path(sys.executable).parent
 PARTS: dict[str, list[list[str]]] = {
     "quickstart": [[str(BIN / "plyfold"), "quickstart"]],
     "agreement": [[sys.executable, str(HERE / "agreement.py"), "--limit", "500"]],
-    "merge": [
-        [sys.executable, str(HERE / "qwen_shaped_adapters.py"), "ad", "--num", "3"],
-        [str(BIN / "plyfold"), "merge", "ad/a0", "ad/a1", "ad/a2", "-o", "merged"],
-    ],
 }
 """Part -> commands; `agreement` needs what `quickstart` leaves."""
 
