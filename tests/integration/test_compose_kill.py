@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,18 +61,23 @@ def merger(here: Path) -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
-def merge(process: subprocess.Popen[str], *, kill_after_s: float | None = None) -> tuple[int, float]:
-    """Exit code and seconds of one merge."""
+def merge(process: subprocess.Popen[str], *, kill: Callable[[], None] | None = None) -> tuple[int, float]:
+    """Exit code and seconds of one merge; killed when `kill` returns."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("go\n")
     process.stdin.flush()
     child = int(process.stdout.readline())
     start_s = time.monotonic()
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
-        os.kill(child, signal.SIGKILL)
+    if kill:
+        kill()
+        with contextlib.suppress(ProcessLookupError):  # it was done sooner
+            os.kill(child, signal.SIGKILL)
     return int(process.stdout.readline()), time.monotonic() - start_s
+
+
+def staged(folder: Path) -> bool:
+    return any(name.startswith(".out.tmp-") for name in os.listdir(folder))
 
 
 def test_a_kill_leaves_a_whole_adapter_or_nothing_and_the_next_run_finishes_the_same(
@@ -79,16 +85,25 @@ def test_a_kill_leaves_a_whole_adapter_or_nothing_and_the_next_run_finishes_the_
 ) -> None:
     code, whole_s = merge(merger)
     assert code == 0
+
+    def while_writing() -> None:
+        patience_s = time.monotonic() + 10 * whole_s + 1
+        while not staged(here) and time.monotonic() < patience_s:
+            time.sleep(0.0002)
+        time.sleep(chance.uniform(0, 0.004))
+
+    def at_any_moment() -> None:
+        time.sleep(chance.uniform(0, whole_s))
+
     expected = tensor_digest(here / "out")
     files = {path.name: path.read_bytes() for path in (here / "out").iterdir()}
     chance = random.Random(0)
     outcomes = []
     for turn in range(NUM_KILLS):
         discard(here / "out")
-        code, _ = merge(merger, kill_after_s=whole_s * (turn + chance.random()) / NUM_KILLS)
-        names = sorted(os.listdir(here))
-        outcomes.append(("out" in names, any(name.startswith(".out.tmp-") for name in names)))
-        if "out" in names:
+        code, _ = merge(merger, kill=at_any_moment if turn % 2 else while_writing)
+        outcomes.append((code, staged(here)))
+        if (here / "out").exists():
             assert {path.name: path.read_bytes() for path in (here / "out").iterdir()} == files
             read_adapter(here / "out")
             json.loads((here / "out" / "composition.json").read_text())
@@ -98,7 +113,9 @@ def test_a_kill_leaves_a_whole_adapter_or_nothing_and_the_next_run_finishes_the_
         assert merge(merger)[0] == 0
         assert sorted(os.listdir(here)) == ["a", "b", "out"]
         assert tensor_digest(here / "out") == expected
-    assert any(staged for _, staged in outcomes), f"no kill fell into the writing, nothing was shown: {outcomes}"
+    assert any(half_written for _, half_written in outcomes), (
+        f"no kill fell into the writing, nothing was shown: {outcomes}"
+    )
 
 
 def discard(folder: Path) -> None:

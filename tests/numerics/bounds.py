@@ -57,3 +57,21 @@ LOGITS_FLOAT64 = 1e-12
 
 Each of 2 layers has about 10 reductions of at most 128 terms: 20 * 128 * 2^-53 = 3e-13 of the largest activation.
 """
+
+
+def cut(noise: float, spectrum_N: Tensor, rank: int) -> float:
+    """Frobenius distance of the cuts to `rank` that two float64 computations make of one matrix.
+
+    Wedin: a perturbation E turns each of the leading singular subspaces by at most sqrt(2) |E| / gap, so that the cut
+    moves by |E| (1 + 2 sqrt(2) S_1 / gap). Each computation has an |E| of `noise`, a bound per singular value, times
+    the root of their number. Without a gap the best cut is not one matrix: then any two optima are allowed, which
+    differ by no more than the singular values that are nearly equal.
+    """
+    values = [*spectrum_N.tolist(), 0.0]
+    if rank >= len(values) - 1 or values[0] == 0:
+        return 8 * noise * len(values) ** 0.5
+    moved = 2 * noise * len(values) ** 0.5
+    gap = values[rank - 1] - values[rank]
+    if gap <= 4 * moved:
+        return 4 * (values[rank - 1] + moved) * len(values) ** 0.5
+    return moved * (1 + 2 * 2**0.5 * values[0] / gap) * 2
