@@ -100,7 +100,7 @@ class FoldPlan:
                     for tensor in self.tensors
                 ],
                 "headers": {file: sha256_bytes(layout.header) for file, layout in self.layouts().items()},
-                "config": self.base.config,
+                "config": json.dumps(self.base.config, sort_keys=True),
                 "tool": version("plyfold"),
             }
         )

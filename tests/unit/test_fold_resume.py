@@ -127,6 +127,13 @@ def test_other_inputs_start_anew(tmp_path, work, killed, change):
     assert not killed.exists()
 
 
+def test_a_config_that_only_pythons_json_reads_is_no_obstacle(tmp_path, work):
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "limit": float("inf")}))
+    fold(work, tmp_path / "base", tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == (tmp_path / "base" / "config.json").read_bytes()
+
+
 def test_a_moved_adapter_does_not_lose_the_work(tmp_path, work, killed):
     (tmp_path / "b").rename(tmp_path / "c")
     assert fold([work[0], Part(tmp_path / "c", 0.5)], tmp_path / "base", tmp_path / "out").num_resumed == 3
