@@ -31,6 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, name in enumerate("ab"):
         write_adapter_folder(tmp_path / name, seed=seed)
     write_base_folder(tmp_path / "base")
+    (tmp_path / "p.txt").write_text("a prompt\n")
     return tmp_path
 
 
