@@ -31,7 +31,7 @@ def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Varian
         recipe=Recipe(
             details={
                 "method": plan.method,
-                "settings": plan.settings,
+                "settings": {**plan.settings},
                 "variant": variant.name,
                 "rank": plan.rank,
                 "relative_error": composed.certificate.relative,

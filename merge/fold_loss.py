@@ -21,7 +21,7 @@ from .prepare import Prepared
 LOSS_WARNING = 0.2
 """Rounding loss, as a share of |dW|, from which a fold says so."""
 MEASURED_BLOCKS, MEASURED_ROWS = 4, 16
-"""One block in 4 is measured, and of that one row in 16: 4 % of a fold's work, where every row would double its time."""
+"""One block in 4 is measured, and of that one row in 16: 4 % of a fold's work; every row would double its time."""
 SMALL_BLOCK = 1 << 15
 """Elements up to which every row of a block is measured."""
 

@@ -66,7 +66,8 @@ def singular_values(B_OR: Tensor, A_RI: Tensor) -> Tensor:
     """All singular values of B_OR @ A_RI that can be other than zero, descending; the core of `truncate` alone."""
     R_QR = torch.linalg.qr(B_OR, mode="r").R
     R_PR = torch.linalg.qr(A_RI.T, mode="r").R
-    return torch.linalg.svdvals(R_QR @ R_PR.T)
+    values_N: Tensor = torch.linalg.svdvals(R_QR @ R_PR.T)
+    return values_N
 
 
 def size(B_OR: Tensor, A_RI: Tensor) -> Size:

@@ -126,7 +126,7 @@ class ComposePlan(PartSet):
         return self.rank * sides * ELEMENT_BYTES[self.dtype]
 
     @property
-    def settings(self) -> dict[str, float | int | str | None]:
+    def settings(self) -> dict[str, float | str]:
         """What was chosen beside the method, for the record of the result."""
         options = METHODS[self.method].options
         return {
