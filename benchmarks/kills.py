@@ -3,7 +3,7 @@
     python benchmarks/kills.py --kills 200
 
 After each kill there must be nothing under the final name, or the whole result; the next run must end with the digest
-of an undisturbed one and leave nothing beside it. Half of the kills of a fold hit a run that continues a killed one.
+of an undisturbed one and leave nothing beside it. Some kills hit a run that continues a killed one (`continued`).
 Small inputs made here; each run is a fork of one process that has everything imported, so that moments fall into the
 work and not into the start of Python.
 """
@@ -96,7 +96,7 @@ def campaign(work: Path, run: Run, kills: int, draw: random.Random) -> Counter[s
     count: Counter[str] = Counter()
     while count["kills"] < kills:
         wipe(work, inputs)
-        for _ in range(1 + draw.randrange(2)):  # half of the time a run that continues a killed one is killed too
+        for _ in range(1 + draw.randrange(2)):  # now and then the run that continues a killed one is killed too
             continues = any(path.name.startswith(".out.") for path in work.iterdir())
             child = fork(work, run, out)
             time.sleep(draw.uniform(0, usual_s))
