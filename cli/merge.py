@@ -95,6 +95,8 @@ def merge_command(
     else:
         inputs = from_registry(stages, wanted.weights, curriculum, registry)
     planned = plan(inputs, wanted)
+    if wanted.into == "model":
+        _import_torch()
     fold_plan = plan_into_model(planned, inputs, wanted) if wanted.into == "model" else None
     _refuse_early(planned, fold_plan, wanted)
     prepared = _prepare(planned, inputs, wanted)
@@ -127,10 +129,15 @@ def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, wanted: Wanted)
     from ..core.files import refuse_existing, require_space
     from ..merge.plan import HEADER_ALLOWANCE_BYTES
 
-    out = wanted.out or Path.cwd()
+    out = (wanted.out or Path.cwd()).absolute()
     if wanted.out:
         refuse_existing(wanted.out)
-    require_space(out.absolute(), (fold_plan or plan).bytes_out + HEADER_ALLOWANCE_BYTES)
+    if fold_plan is None:
+        require_space(out, plan.bytes_out + HEADER_ALLOWANCE_BYTES)
+        return
+    from ..merge.fold import space_needed
+
+    require_space(out, space_needed(fold_plan, out))
 
 
 def _prepare(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Prepared:
@@ -162,7 +169,12 @@ def _report(prepared: Prepared, fold_plan: FoldPlan | None, inputs: Inputs, want
         from .merge_lineage import read_lineage
 
         lineage = read_lineage(inputs.store, inputs.variant, inputs.entries)
-    return Report(prepared=prepared, fold_plan=fold_plan, lineage=lineage, base_folder=base_folder)
+    rounding = None
+    if fold_plan:
+        from ..merge.fold import estimate_loss
+
+        rounding = estimate_loss(fold_plan, prepared)
+    return Report(prepared=prepared, fold_plan=fold_plan, lineage=lineage, base_folder=base_folder, rounding=rounding)
 
 
 # ---- outputs

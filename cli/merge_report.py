@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ..merge.plan import METHODS, vllm_bucket
 if TYPE_CHECKING:
     from ..adapters.spec import AdapterSpec
     from ..merge.compose import Composition
-    from ..merge.fold import FoldPlan, FoldReport
+    from ..merge.fold import FoldPlan, FoldReport, ModuleFold
     from ..merge.prepare import Prepared
     from .merge_lineage import Lineage
     from .merge_prompts import Verified
@@ -31,6 +32,8 @@ class Report:
     lineage: Lineage | None
     base_folder: Path | None
     """Where the base lies, if it is at hand."""
+    rounding: dict[str, ModuleFold] | None = None
+    """What a fold's one rounding will cost each module, from a sample of rows."""
     written: dict[str, Any] | None = None
     next_command: str = ""
     _lines: list[tuple[str, str]] = field(default_factory=list)
@@ -46,6 +49,10 @@ class Report:
         found = list(plan.warnings)
         found += self.lineage.warnings if self.lineage else ()
         found += self.fold_plan.warnings if self.fold_plan else ()
+        if self.rounding is not None and self.fold_plan:
+            from ..merge.fold import loss_warnings
+
+            found += loss_warnings(self.rounding, self.fold_plan.dtype or "the base's dtype")
         if certificate.truncation and plan.approximates:
             lost = f"rank {plan.rank} of {plan.exact_rank} loses {certificate.relative:.1%} of |dW|"
             found.append(f"{plan.method} is lossy: {lost}")
@@ -99,6 +106,8 @@ class Report:
         if self.fold_plan:
             dtype = self.fold_plan.dtype or "the base's dtype"
             _line("fold", f"into {self.fold_plan.base.path}, {dtype}, {self.fold_plan.bytes_out / 1e9:,.2f} GB")
+        if self.rounding is not None:
+            _line("rounding", f"{_rounding(self.rounding)}, estimated from a sample of rows")
 
     def show_written(self) -> None:
         """Print what was written and what comes next."""
@@ -139,11 +148,16 @@ class Report:
     def folded(self, done: FoldReport) -> None:
         """Take note of a checkpoint."""
         self.written = done.to_json()
-        worst, loss = done.worst
+        checked = done.checked
+        resumed = f"; {done.num_resumed} were finished by an earlier run" if done.num_resumed else ""
+        read_back = f"{len(checked.modules)} weights read back and recomputed in float64"
+        if checked.untouched:
+            read_back += f", {len(checked.untouched)} compared with the base byte for byte"
         self._lines += [
             ("written", f"{done.path}  {done.digest}"),
-            ("changed", f"{len(done.modules)} weights; {done.num_untouched} tensors passed on byte for byte"),
-            ("rounding", f"{done.relative_loss:.2%} of |dW| lost to one rounding, most in {worst} ({loss:.2%})"),
+            ("changed", f"{len(done.modules)} weights; {done.num_untouched} passed on byte for byte{resumed}"),
+            ("rounding", _rounding(done.modules)),
+            ("checked", f"{checked.adapter_tensors} adapter tensors used once; {read_back}"),
             *(("warning", warning) for warning in done.warnings if warning not in self.warnings),
         ]
         self.next_command = f"vllm serve {shlex.quote(str(done.path))}"
@@ -336,6 +350,16 @@ class Report:
 
 def _line(label: str, text: str) -> None:
     stdout().print(f"{label:<9} {text}", markup=False)
+
+
+def _rounding(modules: Mapping[str, ModuleFold]) -> str:
+    from ..merge.fold import relative_loss
+
+    worst = max(modules, key=lambda name: modules[name].relative_loss)
+    return (
+        f"{relative_loss(modules):.2%} of |dW| lost to one rounding, most in {worst} "
+        f"({modules[worst].relative_loss:.2%})"
+    )
 
 
 def _ranks(spec: AdapterSpec) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "fold",
     "loss_warnings",
     "plan_fold",
+    "relative_loss",
     "space_needed",
     "write_fold",
 ]
@@ -70,6 +71,11 @@ class FoldReport:
         name = max(self.modules, key=lambda key: self.modules[key].relative_loss)
         return name, self.modules[name].relative_loss
 
+    @property
+    def loss_warnings(self) -> list[str]:
+        """What to know about the rounding; `loss_warnings` of an estimate says the same before anything is written."""
+        return loss_warnings(self.modules, self.dtype)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         worst, worst_loss = self.worst
@@ -86,7 +92,7 @@ class FoldReport:
             "rounding_rows_measured": min(module.measured_share for module in self.modules.values()),
             "worst_module": {"name": worst, "rounding_loss": worst_loss},
             "checked": self.checked.to_json(),
-            "warnings": list(self.warnings),
+            "warnings": [*self.warnings, *self.loss_warnings],
         }
 
 
@@ -158,8 +164,7 @@ def _report(
     plan: FoldPlan, out: Path, written: Sequence[Written], tensors: dict[str, str], checked: Checked
 ) -> FoldReport:
     modules = {one.tensor.module: one.fold for one in written if one.tensor.module and one.fold}
-    dtype = plan.dtype or "the base's dtype"
-    warnings = [*plan.warnings, *loss_warnings(modules, dtype)]
+    warnings = list(plan.warnings)
     if checked.is_base:
         warnings.append("the adapters add up to nothing: the result is the base")
     return FoldReport(
