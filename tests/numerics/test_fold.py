@@ -136,7 +136,7 @@ def test_a_lossy_rounding_is_said(tmp_path):
     one = write_adapter_folder(tmp_path / "a", seed=1, size=1e-5)
     report = fold([Part(one.path)], tmp_path / "base", tmp_path / "out")
     assert report.relative_loss > 0.2
-    assert any("fp16 would lose" in warning and "fp32 nothing" in warning for warning in report.warnings)
+    assert any("fp16 would lose" in warning and "fp32 nothing" in warning for warning in report.loss_warnings)
     assert fold([Part(one.path)], tmp_path / "base", tmp_path / "wide", dtype="fp32").relative_loss == 0
 
 
