@@ -154,9 +154,9 @@ def svd(files: Files) -> dict[str, Any]:
 
 def fold(files: Files) -> dict[str, Any]:
     adapters, base, out = files.adapters("3B", 3), files.base("3B"), files.work / "out-fold"
-    copy = [sys.executable, "-c", COPY, str(base), str(files.work / "copy")]
+    copy = ["sh", "-c", COPY, str(base), str(files.work / "copy")]
     copied, ours = Run(), Run()
-    for _ in range(3):  # in turn, so that both meet the same disk
+    for _ in range(5):  # in turn, so that both meet the same disk
         for into, command, made in (
             (copied, copy, files.work / "copy"),
             (ours, fold_command(adapters, base, out), out),

@@ -54,9 +54,9 @@ class FoldReport:
     bytes_read: int
     bytes_written: int
     digest: str
-    """Over the digests of the tensors."""
+    """sha256 over the checksums of the tensors: equal for equal bytes, no proof against a forger."""
     tensors: dict[str, str]
-    """Tensor -> digest of its bytes."""
+    """Tensor -> XXH3 of its bytes."""
     checked: Checked
     warnings: tuple[str, ...]
 

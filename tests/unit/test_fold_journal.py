@@ -22,7 +22,7 @@ def killed(target, key=KEY, names=("a",)):
     folder.mkdir()
     journal = Journal(folder / JOURNAL_FILE, key)
     for name in names:
-        journal.record({"name": name, "sha256": "x"})
+        journal.record({"name": name, "xxh3": "x"})
     journal.close()
     (folder / "data").write_text("data")
     (folder / "config.json").write_text("old")
@@ -102,15 +102,15 @@ def test_an_error_leaves_nothing(tmp_path):
 def test_a_line_that_is_not_whole_ends_what_is_believed(tmp_path, tail):
     path = tmp_path / "journal"
     first = Journal(path, KEY)
-    first.record({"name": "a", "sha256": "1"})
+    first.record({"name": "a", "xxh3": "1"})
     first.close()
     sound = path.read_bytes()
-    path.write_bytes(sound + tail + b'{"name": "d", "sha256": "4"}\n')
+    path.write_bytes(sound + tail + b'{"name": "d", "xxh3": "4"}\n')
     second = Journal(path, KEY)
     assert list(second.finished) == ["a"]
-    second.record({"name": "b", "sha256": "2"})
+    second.record({"name": "b", "xxh3": "2"})
     second.close()
-    assert path.read_bytes() == sound + b'{"name": "b", "sha256": "2"}\n'
+    assert path.read_bytes() == sound + b'{"name": "b", "xxh3": "2"}\n'
 
 
 def test_a_journal_of_another_key_is_emptied(tmp_path):
