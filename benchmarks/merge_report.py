@@ -103,7 +103,7 @@ def _fold(part: dict[str, Any]) -> list[str]:
         _timed("`cp -r` of the base, fsync", copy, ours),
         "",
         f"Targets: at least 6 times PEFT: {theirs['wall_s'] / ours['wall_s']:.1f}; at most 1.5 times the copy: "
-        f"{ours['wall_s'] / copy['wall_s']:.2f} (medians; from {min(ratios):.2f} to {max(ratios):.2f} of the five pairs, "
+        f"{ours['wall_s'] / copy['wall_s']:.2f} (medians; {min(ratios):.2f} to {max(ratios):.2f} over the five pairs, "
         f"as the copy's time changes); 0.5 GB: {ours['peak_gb']:.2f}.",
         f"PEFT's phases: {_phases(theirs)}.",
         f"Physical limits: {part['bytes_of_base'] / 1e9:.2f} GB read and as much written and flushed, which is the "
