@@ -7,11 +7,15 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytest
+
+from .hub_server import HubServer
 
 REPO, REVISION = "acme/tiny-qwen2", "0123456789abcdef0123456789abcdef01234567"
 HIDDEN, INTERMEDIATE, KV, LAYERS = 64, 128, 32, 2
@@ -276,3 +280,63 @@ def make_record() -> MakeRecord:
         )
 
     return make
+
+
+class Hub(HubServer):
+    """A Hub on a local port, and how plyfold runs against it.
+
+    Attributes:
+        environment: The variables that send a process to this Hub with an empty Hugging Face home.
+    """
+
+    environment: dict[str, str]
+
+    def run(self, arguments: Sequence[object], **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs `plyfold` in a process of its own; `environment` adds to or replaces what leads to this Hub."""
+        code = "import sys; from plyfold.cli.main import run; sys.exit(run(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        env = {**os.environ, **self.environment, **environment}
+        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that this process and its children use, with an empty cache, until the test ends.
+
+    The variables are set for children; in this process, where huggingface_hub may have read them already, its constants
+    are set too. `huggingface_hub.HfApi()` made inside the test is sent here; the module's own functions may not be.
+    """
+    from huggingface_hub import close_session, constants
+
+    home = tmp_path_factory.mktemp("hf")
+    with Hub(tmp_path_factory.mktemp("hub")) as server:
+        server.environment = {
+            "HF_ENDPOINT": server.url,
+            "HF_TOKEN": server.token,
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+            "HF_HUB_DISABLE_XET": True,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        close_session()  # an open one keeps the proxies of before
+        yield server
+    close_session()
