@@ -108,6 +108,8 @@ def _fold(part: dict[str, Any]) -> list[str]:
         f"PEFT's phases: {_phases(theirs)}.",
         f"Physical limits: {part['bytes_of_base'] / 1e9:.2f} GB read and as much written and flushed, which is the "
         f"copy's row; {part['flop'] / 1e9:.0f} GFLOP in float32.",
+        "The fold's own floor here is start-up (1 s), certificate and rounding estimate (1 s) and the products, so a copy",
+        "that finds free pages waiting beats the target, and one that has to fetch them misses it by far: see LOG.md.",
         f"All runs of the fold: {', '.join(f'{each:.2f}' for each in ours['wall_s_all'])} s; of the copy, in turn: "
         f"{', '.join(f'{each:.2f}' for each in copy['wall_s_all'])} s.",
     ]

@@ -88,10 +88,11 @@ class PartReader:
         header = self._parts.specs[index].header
         entry = header.tensors[key]
         # Copied rather than mapped: a file cut short under a map is a crash.
-        data = bytearray(entry.stop - entry.start)
+        # Not zeroed first, which would keep other threads waiting.
+        tensor = torch.empty(entry.shape, dtype=getattr(torch, DTYPES[entry.dtype]))
+        data = memoryview(tensor.view(torch.uint8).numpy()).cast("B")
         if os.preadv(file.fileno(), [data], entry.start) != len(data):
             raise IntegrityError("the file ended inside a tensor", where=f"{header.path} {key}")
-        tensor = torch.frombuffer(data, dtype=getattr(torch, DTYPES[entry.dtype])).reshape(entry.shape)
         low, high = torch.aminmax(tensor)  # NaN carries through; many times faster than isfinite of all
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise IntegrityError("a tensor holds NaN or infinity", where=f"{header.path} {key}")
