@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("registry", "One adapter's record."),
     "diff": ("diff", "Two adapters side by side: what made them, and how their deltas relate."),
     "verify": ("registry", "Check every file of the registry against its record."),
+    "revoke": ("registry_admin", "State that an adapter should not be used, nor what was made from it."),
 }
 """Command -> (module of this package, one line of help). The function is named after the command."""
 

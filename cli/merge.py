@@ -10,6 +10,7 @@ import click
 from ..core.console import emit_json, progress, warn
 from ..core.digest import short
 from ..core.errors import ConfigError, NotFoundError
+from ..registry.revocation import refuse_revoked
 from .merge_inputs import Inputs, Wanted, base_at_hand, from_folders, from_registry, plan, plan_into_model
 from .merge_prompts import statistics_of, verify
 from .options import curriculum_option, dry_run_option, json_option, registry_option
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     help="After --into model: compare its logits on these prompts with the adapters left apart, on both views.",
 )
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as a page.")
+@click.option("--allow-revoked", is_flag=True, help="Warn of revoked stages and ancestors instead of refusing them.")
 @curriculum_option
 @registry_option
 @dry_run_option
@@ -76,6 +78,7 @@ def merge_command(
     curriculum: str | None,
     registry: Path | None,
     as_json: bool,
+    allow_revoked: bool,
     **options: Any,
 ) -> None:
     """Compose adapters into one, or fold them into a checkpoint.
@@ -94,6 +97,8 @@ def merge_command(
         inputs = from_folders(paths, wanted.weights)
     else:
         inputs = from_registry(stages, wanted.weights, curriculum, registry)
+        if inputs.store and not allow_revoked:
+            refuse_revoked(inputs.store, [entry.digest for entry in inputs.entries])
     planned = plan(inputs, wanted)
     if wanted.into == "model":
         _import_torch()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..core.digest import short
 from ..core.errors import IntegrityError, NotFoundError
+from ..registry.revocation import revocations
 from ..registry.scores import scores, variant_name
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> 
                 tokens=_metric(metrics, "tokens"),
             )
         )
+    revoked = [item for found in revocations(store, selected).values() for item in found]
+    warnings += [f"revoked: {item.label} ({short(item.digest)}): {item.reason}" for item in dict.fromkeys(revoked)]
     quantisation = entries[0].record.base.quantisation or {}
     return Lineage(
         variant=variant.name,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..registry.graph import Ancestor, TreeNode
     from ..registry.ledger import Attestation
     from ..registry.record import Metric, Record
+    from ..registry.revocation import Revocation
     from ..registry.store import Store
     from ..registry.verify import Check
 
@@ -60,16 +61,19 @@ def log_command(ref: str | None, curriculum: str | None, registry: Path | None, 
     stage is taken.
     """
     from ..registry.graph import chain, find
+    from ..registry.revocation import revocations
     from ..registry.store import find_store
 
     store = find_store(registry)
     links = chain(store, find(store, ref or _last_stage(store, curriculum), curriculum).digest)
+    marked = revocations(store, [link.digest for link in links])
     if as_json:
-        emit_json({"registry": str(store.root), "chain": [_ancestor_json(link) for link in links]})
+        rows = [{**_ancestor_json(link), "revoked": _json_of(marked.get(link.digest, []))} for link in links]
+        emit_json({"registry": str(store.root), "chain": rows})
         return
     print_table(
         ["digest", "adapter", "role", "created", "r", "steps", "seed", "rows", "parents"],
-        [_ancestor_row(link) for link in links],
+        [_ancestor_row(link, marked.get(link.digest, [])) for link in links],
         right=["r", "steps", "seed", "rows"],
     )
 
@@ -85,19 +89,25 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
     REF is a stage's number or name, a merge's name, CURRICULUM:STAGE, or the start of a digest.
     """
     from ..registry.graph import find
+    from ..registry.revocation import REVOKED, revocations
     from ..registry.store import find_store
 
     store = find_store(registry)
     entry = store.load(find(store, ref, curriculum).digest)
     statements = store.attestations(entry.digest)
+    revoked = revocations(store, [entry.digest]).get(entry.digest, [])
     if as_json:
         value = {"digest": entry.digest, "path": str(entry.path), "record": entry.record.to_json()}
-        emit_json({**value, "attestations": [statement.to_json() for statement in statements]})
+        emit_json(
+            {**value, "revoked": _json_of(revoked), "attestations": [statement.to_json() for statement in statements]}
+        )
         return
     console = stdout()
     for label, text in [("digest", entry.digest), ("folder", str(entry.path)), *_record_lines(entry.record)]:
         console.print(f"{label:<12} {text}", markup=False)
-    for statement in statements:
+    for item in revoked:
+        console.print(f"{'revoked':<12} {item.created}  {item.mark(entry.digest)}", markup=False, style="yellow")
+    for statement in [each for each in statements if each.kind != REVOKED]:
         console.print(f"{'attested':<12} {_statement_text(statement)}", markup=False)
 
 
@@ -202,18 +212,23 @@ def _last_stage(store: Store, curriculum: str | None) -> str:
     return f"{name}:{max(stages, default=1)}"
 
 
+def _json_of(found: list[Revocation]) -> list[dict[str, str]]:
+    return [item.to_json() for item in found]
+
+
 def _ancestor_json(link: Ancestor) -> dict[str, Any]:
     record = link.entry.record.to_json() if link.entry else None
     return {"digest": link.digest, "role": link.role, "missing": link.entry is None, "record": record}
 
 
-def _ancestor_row(link: Ancestor) -> list[object]:
+def _ancestor_row(link: Ancestor, revoked: list[Revocation]) -> list[object]:
+    mark = f"  {revoked[0].mark(link.digest)}" if revoked else ""
     if link.entry is None:
-        return [short(link.digest), "missing", link.role, *[""] * 6]
+        return [short(link.digest), f"missing{mark}", link.role, *[""] * 6]
     record = link.entry.record
     return [
         short(link.digest),
-        f"{record.curriculum} {record.label}",
+        f"{record.curriculum} {record.label}{mark}",
         link.role,
         record.created,
         record.weights.r,

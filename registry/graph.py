@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
 from .objects import find_problems
 from .record import Metric, Record
+from .revocation import revocations
 from .scores import BASE_VARIANT, scores, variant_name
 from .store import Entry, Store
 
@@ -29,7 +30,7 @@ class TreeNode:
     variant: str | None = None
     """The variant whose scores are shown: `base`, `1+2`."""
     marks: list[str] = field(default_factory=list)
-    """`stale: ...`, `missing`, `damaged: ...`."""
+    """`revoked: ...`, `stale: ...`, `missing`, `damaged: ...`."""
     metrics: list[Metric] = field(default_factory=list)
     children: list[TreeNode] = field(default_factory=list)
 
@@ -220,7 +221,23 @@ def tree(store: Store, curriculum: str) -> TreeNode:
         gone = [short(item) for item in inputs if item not in stages.values()]
         node.marks += [f"stale: made of {', '.join(gone)}, which is no current stage"] if gone else []
         place(node, [])
+    _mark_revoked(store, root)
     return root
+
+
+def _mark_revoked(store: Store, root: TreeNode) -> None:
+    """Put revocations before all other marks."""
+    nodes = {node.digest: node for node in _walk(root) if node.digest}
+    for digest, found in revocations(store, nodes).items():
+        nodes[digest].marks[:0] = [item.mark(digest) for item in found]
+
+
+def _walk(root: TreeNode) -> Iterator[TreeNode]:
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children
+        yield node
 
 
 def _is_plain_sum(record: Record) -> bool:

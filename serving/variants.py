@@ -166,6 +166,7 @@ def materialise(store: Store, variant: Variant | VariantPlan) -> Materialised:
     from ..merge.compose import compose
 
     plan = variant if isinstance(variant, VariantPlan) else plan_variant(store, variant)
+    _warn_of_revoked(store, plan)
     if plan.path is None or plan.composition is None:
         return Materialised(variant=plan.variant, path=None, r=0, digest=None, entries=plan.entries)
     note = plan.path.parent / f"{plan.path.name}.json"
@@ -178,6 +179,14 @@ def materialise(store: Store, variant: Variant | VariantPlan) -> Materialised:
             digest = compose(plan.composition, plan.path, replace=plan.path.exists()).digest
             write_json(note, {"schema": 1, "digest": digest})
     return Materialised(variant=plan.variant, path=plan.path, r=plan.r, digest=digest, entries=plan.entries)
+
+
+def _warn_of_revoked(store: Store, plan: VariantPlan) -> None:
+    from ..registry.revocation import revocations
+
+    found = revocations(store, [entry.digest for entry in plan.entries]).values()
+    for item in dict.fromkeys(item for each in found for item in each):
+        warn(f"{plan.variant.alias} stands on {item.label} ({short(item.digest)}), revoked: {item.reason}")
 
 
 def base_of(store: Store, variants: Sequence[Variant]) -> tuple[BaseRef, Quantisation]:
