@@ -111,7 +111,7 @@ class HubStore:
 
     def create(self, repo: str, *, private: bool, author: str, url: str) -> str:
         with self._lock:
-            if self._folder(repo).is_dir():
+            if self._exists(repo):
                 raise HubError(409, "You already created this model repo", url=url)
             self._write_json(self._folder(repo) / "repo.json", {"private": private, "gated": False, "disabled": False})
             entry = self._write_blob(GITATTRIBUTES)
@@ -135,7 +135,7 @@ class HubStore:
     def check_access(self, repo: str, user: User | None, *, files: bool = False) -> dict[str, Any]:
         """Settings of a repository that `user` may see; with `files`, whose contents `user` may fetch."""
         path = self._folder(repo) / "repo.json"
-        settings: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        settings: dict[str, Any] | None = json.loads(path.read_text()) if self._exists(repo) else None
         if settings is None or (settings["private"] and not (user and user.writes)):
             if user is None:  # the Hub does not tell a stranger whether a repository exists
                 raise HubError(401, "Invalid username or password.", "RepoNotFound")
@@ -315,6 +315,9 @@ class HubStore:
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
             raise HubError(400, f"Invalid repository id: {repo}")
         return self.root / "repos" / repo
+
+    def _exists(self, repo: str) -> bool:
+        return (self._folder(repo) / "refs.json").is_file()  # written last
 
     def _write_json(self, path: Path, value: Any) -> None:
         self._write(path, json.dumps(value).encode())

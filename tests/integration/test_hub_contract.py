@@ -171,6 +171,9 @@ class TestAnyHub:
         with pytest.raises(HfHubHTTPError) as error:
             place.api.whoami(token="hf_wrong")
         assert status(error) == 401
+        with pytest.raises(HfHubHTTPError, match="Invalid credentials") as error:
+            place.api.repo_info(place.repo, token="hf_wrong")
+        assert (status(error), type(error.value)) == (401, HfHubHTTPError), "not taken for a missing repository"
 
     def test_a_bad_card_is_refused_before_anything_is_sent(self, place):
         before = place.head

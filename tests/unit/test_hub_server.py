@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, snapshot_download
 
 from ..hub_server import HubServer
 from ..hub_store import card_errors, git_blob_id, read_card
@@ -151,6 +152,19 @@ def test_faults_flip_and_truncate_what_is_fetched(server):
     assert error.value.partial == b"01234"
     assert ask(server, "GET", path) == (200, b"0123456789")
     assert ask(server, "GET", path, Range="bytes=7-") == (206, b"789")
+
+
+def test_a_file_says_its_digest_size_and_commit(hub):
+    api = HfApi()
+    api.create_repo(REPO)
+    for path, content, etag in (("a.safetensors", LARGE, OID), ("a.txt", b"a", git_blob_id(b"a"))):
+        sha = api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=REPO).oid
+        told = get_hf_file_metadata(hf_hub_url(REPO, path))
+        assert (told.etag, told.size, told.commit_hash) == (etag, len(content), sha)
+        whole = httpx2.get(told.location)
+        part = httpx2.get(told.location, headers={"Range": "bytes=0-0"})
+        assert (whole.content, part.content) == (content, content[:1])
+        assert part.headers["Content-Range"] == f"bytes 0-0/{len(content)}"
 
 
 def test_an_upload_that_is_not_its_sha256_is_refused(server):
