@@ -10,7 +10,6 @@ import click
 from ..core.console import emit_json, progress, warn
 from ..core.digest import short
 from ..core.errors import ConfigError, NotFoundError
-from ..registry.revocation import refuse_revoked
 from .merge_inputs import Inputs, Wanted, base_at_hand, from_folders, from_registry, plan, plan_into_model
 from .merge_prompts import statistics_of, verify
 from .options import curriculum_option, dry_run_option, json_option, registry_option
@@ -98,6 +97,8 @@ def merge_command(
     else:
         inputs = from_registry(stages, wanted.weights, curriculum, registry)
         if inputs.store and not allow_revoked:
+            from ..registry.revocation import refuse_revoked
+
             refuse_revoked(inputs.store, [entry.digest for entry in inputs.entries])
     planned = plan(inputs, wanted)
     if wanted.into == "model":

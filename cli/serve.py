@@ -45,6 +45,7 @@ def serve_command(
 
     Without a VARIANT it serves the base and every step of the curriculum. Ctrl-C stops it.
     """
+    from ..registry.gc import lease
     from ..registry.store import find_store
     from ..serving.launch import plan_server, prepare, run_server
 
@@ -54,9 +55,10 @@ def serve_command(
     if dry_run:
         _show_plan(plan, as_json)
         return 0
-    prepare(plan, store)
-    say(f"starting vLLM {plan.vllm} on {plan.url}; its log: {plan.log}")
-    return run_server(plan, on_ready=lambda: _show_ready(plan, as_json))
+    with lease(store, {entry.digest for variant in plan.variants for entry in variant.entries}):
+        prepare(plan, store)
+        say(f"starting vLLM {plan.vllm} on {plan.url}; its log: {plan.log}")
+        return run_server(plan, on_ready=lambda: _show_ready(plan, as_json))
 
 
 def _chosen(store: Store, names: tuple[str, ...], curriculum: str) -> list[Variant]:

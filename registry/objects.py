@@ -12,6 +12,7 @@ import shutil
 import stat
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -252,6 +253,8 @@ def _move_in(staged: Path, target: Path) -> None:
 
 def _check_existing(target: Path) -> None:
     """The object is there already: keep it if it is sound, else say so rather than repair it silently."""
+    with suppress(FileNotFoundError):
+        os.utime(target)  # young again: a sweep beside this keeps it
     try:
         record = read_record(target)
         raise_problems(target, record, find_problems(target, record))

@@ -183,10 +183,10 @@ class Store:
             IncompatibleError: The object is of another curriculum or stage.
             NotFoundError: No such object.
         """
-        entry = self.peek(digest)
-        slot = self._slot(entry.record, curriculum, stage)
-        path = self._ref_path(curriculum, slot, alias)
-        with self._locked():
+        with self._locked():  # from before the look at the object, so that no sweep comes between
+            entry = self.peek(digest)
+            slot = self._slot(entry.record, curriculum, stage)
+            path = self._ref_path(curriculum, slot, alias)
             now = _read_ref(path)
             if expected != ANY and now != expected:
                 raise ConflictError(

@@ -1,0 +1,125 @@
+"""`curriculum.lock.json`: which adapters a project means by its stages, and where they lie on the Hub.
+
+The file belongs into the project's own version control. It is what is atomic across stages: a digest names an
+adapter and, through its record, everything that adapter came from.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..core.errors import IntegrityError, NotFoundError
+from ..core.files import write_json
+from .record import CURRICULUM_NAME, MAX_RECORD_BYTES, STAGE_NAME, Commit, Digest, RepoId
+from .store import Store
+
+LOCK_FILE = "curriculum.lock.json"
+LOCATION = "location"
+"""Kind of the attestations that say where an object lies; payload `{"location": "hf://org/repo@commit"}`."""
+
+Location = Annotated[str, Field(pattern=r"^hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}(/[\w./-]+)?$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LockedBase(_Part):
+    """The base of all stages."""
+
+    repo: RepoId
+    revision: Commit
+
+
+class LockedStage(_Part):
+    """One stage as it was when the lock was written."""
+
+    name: str | None = Field(default=None, pattern=STAGE_NAME)
+    digest: Digest
+    base: LockedBase
+    location: Location | None = None
+    """`hf://org/repo@commit`; null where it was never pushed or pulled."""
+
+
+class Lock(_Part):
+    """The whole file."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    curriculum: str = Field(pattern=CURRICULUM_NAME)
+    stages: dict[Annotated[int, Field(ge=1, le=999)], LockedStage]
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def make_lock(store: Store, curriculum: str) -> Lock:
+    """What the stages of a curriculum are at now.
+
+    Raises:
+        NotFoundError: No such curriculum, or a stage whose object is not held.
+        IntegrityError: A ref, record or attestation is damaged.
+    """
+    store.default_curriculum(curriculum)
+    stages = {}
+    for number, digest in store.stages(curriculum).items():
+        record = store.peek(digest).record
+        places = [str(item.payload.get("location", "")) for item in store.attestations(digest, LOCATION)]
+        stages[number] = LockedStage(
+            name=record.stage.name if record.stage else None,
+            digest=digest,
+            base=LockedBase(repo=record.base.repo, revision=record.base.revision),
+            location=places[-1] if places else None,
+        )
+    return Lock(curriculum=curriculum, stages=stages)
+
+
+def write_lock(path: Path, lock: Lock) -> None:
+    """Replace the file atomically; equal locks give equal bytes."""
+    write_json(path, lock.to_json())
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a lock file.
+
+    Raises:
+        NotFoundError: No such file.
+        IntegrityError: Too large, not JSON, or not a lock file this version understands.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_RECORD_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise NotFoundError("no such lock file", where=path, next_step="`plyfold lock` writes one") from error
+    try:
+        if len(data) > MAX_RECORD_BYTES:
+            raise ValueError("too large")
+        return Lock.model_validate(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        fault = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        raise IntegrityError(
+            "not a lock file this version understands",
+            where=path,
+            expected="schema 1 of curriculum.lock.json",
+            found=f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault else str(error)[:80],
+            next_step="`plyfold lock` writes it anew",
+        ) from error
+
+
+def differences(lock: Lock, store: Store) -> list[dict[str, str | int | None]]:
+    """Where the store departs from a lock, by stage: `{"stage", "locked", "now"}` with digests; None for absent.
+
+    A locked digest that the store does not hold at all is a difference too, with `now` None.
+    """
+    stages = store.stages(lock.curriculum)
+    held = set(store.digests())
+    found: list[dict[str, str | int | None]] = []
+    for number in sorted({*lock.stages, *stages}):
+        locked = lock.stages[number].digest if number in lock.stages else None
+        now = stages.get(number)
+        if locked != now or now not in held:
+            found.append({"stage": number, "locked": locked, "now": now if now in held else None})
+    return found
