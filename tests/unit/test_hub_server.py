@@ -85,6 +85,13 @@ def test_everything_survives_a_restart(tmp_path):
         assert server.store.check_access(REPO, server.users[server.token])["private"]
 
 
+def test_a_repository_half_made_is_not_there_and_can_be_made(server):
+    (server.store.root / "repos" / REPO / "refs.json").unlink()  # killed before the last file
+    assert ask(server, "GET", f"/api/models/{REPO}")[0] == 404
+    assert ask(server, "POST", "/api/repos/create", {"organization": "acme", "name": "a"})[0] == 200
+    assert len(server.store.history(REPO, "main")) == 1
+
+
 def test_of_commits_on_one_parent_one_lands(server):
     head, statuses = server.store.resolve(REPO, "main"), []
 
