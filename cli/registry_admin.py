@@ -1,15 +1,19 @@
-"""`plyfold revoke` and `gc`: commands that keep a registry in order."""
+"""`plyfold revoke`, `gc` and `lock`: commands that keep a registry in order."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..core.console import emit_json, print_table, say
 from ..core.digest import short
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ConflictError
 from .options import curriculum_option, json_option, registry_option
+
+if TYPE_CHECKING:
+    from ..registry.store import Store
 
 
 @click.command("revoke")
@@ -91,3 +95,62 @@ def gc_command(
     print(f"{len(rows)} {done}, {sweep.size_bytes:,} bytes; {sweep.num_kept} in use, {sweep.num_young} in their grace")
     if rows and not really:
         say("nothing was changed; plyfold gc --delete removes them")
+
+
+@click.command("lock")
+@click.option(
+    "-o", "--out", "path", type=click.Path(path_type=Path, dir_okay=False), help="File; curriculum.lock.json."
+)
+@click.option("--check", is_flag=True, help="Write nothing; exit 5 where the registry is not at what the file says.")
+@curriculum_option
+@registry_option
+@json_option
+def lock_command(path: Path | None, check: bool, curriculum: str | None, registry: Path | None, as_json: bool) -> None:
+    """Write which adapter each stage is, and where it lies on the Hub.
+
+    The file belongs into your project's version control; gc keeps what it names.
+    """
+    from ..registry.lock import LOCK_FILE, make_lock, write_lock
+    from ..registry.store import find_store
+
+    store = find_store(registry)
+    target = path or Path(LOCK_FILE)
+    if check:
+        _check_lock(store, target, as_json)
+        return
+    lock = make_lock(store, store.default_curriculum(curriculum))
+    write_lock(target, lock)
+    if as_json:
+        emit_json({"path": str(target), "lock": lock.to_json()})
+        return
+    rows = [
+        [number, stage.name or "", short(stage.digest), stage.location or ""] for number, stage in lock.stages.items()
+    ]
+    print_table(["stage", "name", "digest", "on the Hub"], rows, right=["stage"])
+    print(f"wrote {target}")
+
+
+def _check_lock(store: Store, path: Path, as_json: bool) -> None:
+    from ..registry.lock import differences, read_lock
+
+    lock = read_lock(path)
+    found = differences(lock, store)
+    if as_json:
+        value = {"path": str(path), "curriculum": lock.curriculum, "ok": not found}
+        emit_json({**value, "differences": [each.to_json() for each in found]})
+    elif found:
+        rows = [
+            [each.stage, short(each.locked or "(not locked)"), short(each.now or "(none)"), each.what] for each in found
+        ]
+        print_table(["stage", "locked", "registry", "what"], rows, right=["stage"])
+    else:
+        print(f"all {len(lock.stages)} stages of {lock.curriculum} are at what {path} says")
+    if found:
+        first = found[0]
+        raise ConflictError(
+            f"{len(found)} of the stages of {lock.curriculum} differ from the lock file",
+            where=f"{path}, stage {first.stage}",
+            expected=first.locked or "no such stage",
+            found=f"{first.now or 'no such stage'} ({first.what})",
+            next_step="`plyfold pull` fetches what is missing; `plyfold lock` accepts what there is now",
+        )

@@ -7,6 +7,7 @@ adapter and, through its record, everything that adapter came from.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -109,17 +110,37 @@ def read_lock(path: Path) -> Lock:
         ) from error
 
 
-def differences(lock: Lock, store: Store) -> list[dict[str, str | int | None]]:
-    """Where the store departs from a lock, by stage: `{"stage", "locked", "now"}` with digests; None for absent.
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A stage that the registry does not have as the lock says."""
 
-    A locked digest that the store does not hold at all is a difference too, with `now` None.
-    """
+    stage: int
+    locked: str | None
+    """Digest in the lock; None where it has no such stage."""
+    now: str | None
+    """Digest the stage is at; None where there is no such stage."""
+    what: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"stage": self.stage, "locked": self.locked, "now": self.now, "what": self.what}
+
+
+def differences(lock: Lock, store: Store) -> list[Difference]:
+    """Where the registry departs from a lock, in the order of the stages; where they lie on the Hub does not count."""
     stages = store.stages(lock.curriculum)
     held = set(store.digests())
-    found: list[dict[str, str | int | None]] = []
+    found = []
     for number in sorted({*lock.stages, *stages}):
-        locked = lock.stages[number].digest if number in lock.stages else None
-        now = stages.get(number)
-        if locked != now or now not in held:
-            found.append({"stage": number, "locked": locked, "now": now if now in held else None})
+        locked, now = lock.stages.get(number), stages.get(number)
+        if locked is None:
+            what = "not in the lock"
+        elif now is None:
+            what = "no such stage here" + ("" if locked.digest in held else ", and its adapter is not held")
+        elif now != locked.digest:
+            what = "another adapter" + ("" if locked.digest in held else "; the locked one is not held")
+        elif now not in held:
+            what = "its adapter is not held"
+        else:
+            continue
+        found.append(Difference(stage=number, locked=locked.digest if locked else None, now=now, what=what))
     return found
