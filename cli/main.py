@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "revoke": ("registry_admin", "State that an adapter should not be used, nor what was made from it."),
     "gc": ("registry_admin", "Remove what no name, lock file or running server leads to any more."),
     "lock": ("registry_admin", "Write which adapter each stage is, and where, into curriculum.lock.json."),
+    "import": ("registry_admin", "Take a PEFT folder made elsewhere into the registry."),
 }
 """Command -> (module of this package, one line of help). The function is named after the command."""
 

@@ -175,7 +175,7 @@ def _node_text(node: TreeNode) -> str:
         parts.append(f"[dim]{node.record.base.revision[:12]}[/]")
     elif node.digest:
         parts.append(f"[cyan]{short(node.digest)}[/]")
-        parts += ["merge"] if node.kind == "merge" else []
+        parts += [node.record.kind if node.record else "merge"] if node.kind == "merge" else []
         parts += [f"r {node.record.weights.r}"] if node.record else []
     shown = "  ".join(text for metric in node.metrics if (text := _metric_text(metric)))
     variant = node.variant or ""

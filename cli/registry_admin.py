@@ -1,4 +1,4 @@
-"""`plyfold revoke`, `gc` and `lock`: commands that keep a registry in order."""
+"""`plyfold revoke`, `gc`, `lock` and `import`: commands that keep a registry in order."""
 
 from __future__ import annotations
 
@@ -154,3 +154,61 @@ def _check_lock(store: Store, path: Path, as_json: bool) -> None:
             found=f"{first.now or 'no such stage'} ({first.what})",
             next_step="`plyfold pull` fetches what is missing; `plyfold lock` accepts what there is now",
         )
+
+
+@click.command("import")
+@click.argument("folder", metavar="PATH", type=click.Path(path_type=Path))
+@click.option("--name", help="Its name in the registry; else the folder's.")
+@click.option("--stage", type=click.IntRange(1, 999), help="Stage number to take; else it is named beside the stages.")
+@click.option("--base", metavar="REPO@COMMIT", help="Its base, where adapter_config.json does not say it.")
+@click.option("--licence", default="unknown", show_default=True, help="Its licence, where you know it.")
+@curriculum_option
+@registry_option
+@json_option
+def import_command(
+    folder: Path,
+    name: str | None,
+    stage: int | None,
+    base: str | None,
+    licence: str,
+    curriculum: str | None,
+    registry: Path | None,
+    as_json: bool,
+) -> None:
+    """Take a PEFT LoRA folder made elsewhere into the registry, its origin on record as unknown.
+
+    The weights are checked and copied in canonical form; PATH stays as it is. --curriculum may be a new one.
+    """
+    from ..registry.foreign import import_adapter
+    from ..registry.store import find_store
+
+    store = find_store(registry, create=True)
+    entry = import_adapter(
+        store,
+        folder,
+        curriculum=curriculum or (store.default_curriculum() if store.curricula() else "imported"),
+        name=name,
+        stage=stage,
+        base=base,
+        licence=licence,
+    )
+    record = entry.record
+    if as_json:
+        emit_json({"digest": entry.digest, "path": str(entry.path), "record": record.to_json()})
+        return
+    weights = record.weights
+    print_table(
+        ["digest", "adapter", "base", "r", "dtype", "provenance"],
+        [
+            [
+                short(entry.digest),
+                f"{record.curriculum} {record.label}",
+                record.base.repo,
+                weights.r,
+                weights.dtype,
+                "unknown",
+            ]
+        ],
+        right=["r"],
+    )
+    say(f"it lies in {entry.path}; plyfold tree {record.curriculum} shows it")

@@ -243,7 +243,7 @@ def _walk(root: TreeNode) -> Iterator[TreeNode]:
 def _is_plain_sum(record: Record) -> bool:
     """Is a merge the exact sum of its inputs, so that it is the variant of the same stages?"""
     exact = record.recipe.details.get("method", "exact") == "exact"
-    return exact and all(parent.scale == 1.0 for parent in record.parents)
+    return exact and bool(record.parents) and all(parent.scale == 1.0 for parent in record.parents)
 
 
 def _node(store: Store, kind: str, label: str, digest: str) -> TreeNode:
