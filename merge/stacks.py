@@ -90,7 +90,7 @@ class PartReader:
         # Copied rather than mapped: a file cut short under a map is a crash.
         # Not zeroed first, which would keep other threads waiting.
         tensor = torch.empty(entry.shape, dtype=getattr(torch, DTYPES[entry.dtype]))
-        data = memoryview(tensor.view(torch.uint8).numpy()).cast("B")
+        data = tensor.view(torch.uint8).reshape(-1).numpy().data
         if os.preadv(file.fileno(), [data], entry.start) != len(data):
             raise IntegrityError("the file ended inside a tensor", where=f"{header.path} {key}")
         low, high = torch.aminmax(tensor)  # NaN carries through; many times faster than isfinite of all
