@@ -1,4 +1,4 @@
-"""What a store learns over time: its log, statements about objects, and where bases lie on this machine."""
+"""What a store learns over time: names, its log, statements about objects, where bases lie on this machine."""
 
 from __future__ import annotations
 
@@ -68,6 +68,23 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
             raise IntegrityError("not an attestation of its object", where=path, next_step="remove it") from error
         found.append((statement.created, path.stat().st_mtime_ns, path.name, statement))
     return [item[-1] for item in sorted(found, key=lambda item: item[:-1])]
+
+
+def read_ref(path: Path) -> str | None:
+    """The digest a ref is at, or None where there is no such ref.
+
+    Raises:
+        IntegrityError: The file is not a digest.
+    """
+    try:
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        raise IntegrityError(
+            "a ref is not a digest", where=path, found=text[:80], next_step="remove that file and train again"
+        )
+    return text
 
 
 def append_log(path: Path, event: str, **fields: object) -> None:

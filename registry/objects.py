@@ -12,7 +12,8 @@ import shutil
 import stat
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,43 @@ def write_object(folder: Path, record: Record, tmp: Path, objects: Path) -> str:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     return digest
+
+
+@contextmanager
+def scratch_folder(tmp: Path) -> Iterator[Path]:
+    """An empty folder in `tmp`, gone afterwards with what is left in it; old leftovers are swept first."""
+    sweep(tmp)
+    with disk_errors(tmp):
+        folder = Path(tempfile.mkdtemp(dir=tmp, prefix="scratch-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def adopt_object(staged: Path, digest: str, objects: Path) -> Record:
+    """Make a finished folder, its record among its files, one immutable object; return the record it was under.
+
+    Args:
+        staged: Folder on the file system of `objects`; gone afterwards, unless the object was there already.
+        digest: What its record has to be.
+        objects: Folder whose entries are named by 64 hex digits.
+
+    Raises:
+        IntegrityError: Another record, or files that are not what it says; or the same object exists, damaged.
+    """
+    data = read_record_bytes(staged / RECORD_FILE)
+    found = sha256_bytes(data)
+    if found != digest:
+        raise IntegrityError("not the record that was asked for", where=staged, expected=digest, found=found)
+    record = parse_record(data, staged / RECORD_FILE)
+    raise_problems(staged, record, find_problems(staged, record))
+    with disk_errors(objects):
+        for name in (RECORD_FILE, *(entry.path for entry in record.files)):
+            fsync_path(staged / name)
+        _seal(staged)
+        _move_in(staged, objects / digest.removeprefix("sha256:"))
+    return record
 
 
 def read_record(path: Path) -> Record:

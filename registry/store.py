@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,9 +24,8 @@ from typing import Any, Final
 from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, ConflictError, IncompatibleError, IntegrityError, NotFoundError
 from ..core.files import disk_errors, write_bytes
-from . import ledger
+from . import ledger, objects
 from .ledger import Attestation
-from .objects import find_problems, raise_problems, read_record, sweep, sweep_partial_files, write_object
 from .record import CURRICULUM_NAME, Record
 
 FOLDER = ".plyfold"
@@ -103,12 +102,26 @@ class Store:
             IntegrityError: The object exists and is damaged.
             DiskFullError: No room; nothing of it is left.
         """
-        sweep(self._tmp)
-        sweep_partial_files(self._refs, self._attest)
-        digest = write_object(folder, record, self._tmp, self.objects)
+        objects.sweep(self._tmp)
+        objects.sweep_partial_files(self._refs, self._attest)
+        digest = objects.write_object(folder, record, self._tmp, self.objects)
         with self._locked():
             ledger.append_log(self._log, "publish", digest=digest, kind=record.kind, curriculum=record.curriculum)
         return digest
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """An empty folder on the store's file system, gone afterwards with what is left in it."""
+        return objects.scratch_folder(self._tmp)
+
+    def adopt(self, folder: Path, digest: str) -> None:
+        """Move a finished object from `scratch` into the store, byte for byte: a record and the files it declares.
+
+        Raises:
+            IntegrityError: The record is not `digest`, a file is another, or the object exists and is damaged.
+        """
+        record = objects.adopt_object(folder, digest, self.objects)
+        with self._locked():
+            ledger.append_log(self._log, "adopt", digest=digest, kind=record.kind, curriculum=record.curriculum)
 
     def load(self, digest: str) -> Entry:
         """The object of a digest or an unambiguous prefix, every byte of it verified.
@@ -119,14 +132,14 @@ class Store:
             IntegrityError: A file is missing, extra or changed.
         """
         entry = self.peek(digest)
-        raise_problems(entry.path, entry.record, find_problems(entry.path, entry.record))
+        objects.raise_problems(entry.path, entry.record, objects.find_problems(entry.path, entry.record))
         return entry
 
     def peek(self, digest: str) -> Entry:
         """As `load`, but only the record is verified: for listings, never before using the weights."""
         full = self.resolve(digest)
         path = self.objects / full.removeprefix(PREFIX)
-        return Entry(digest=full, path=path, record=read_record(path))
+        return Entry(digest=full, path=path, record=objects.read_record(path))
 
     def resolve(self, digest: str) -> str:
         """The full digest of an object from a digest or a prefix of at least four hex digits.
@@ -187,7 +200,7 @@ class Store:
             entry = self.peek(digest)
             slot = self._slot(entry.record, curriculum, stage)
             path = self._ref_path(curriculum, slot, alias)
-            now = _read_ref(path)
+            now = ledger.read_ref(path)
             if expected != ANY and now != expected:
                 raise ConflictError(
                     f"{curriculum} stage {slot} ({alias}) has moved meanwhile",
@@ -211,7 +224,7 @@ class Store:
             IntegrityError: The ref file is not a digest.
         """
         slot = self._number(curriculum, stage)
-        digest = _read_ref(self._ref_path(curriculum, slot, alias))
+        digest = ledger.read_ref(self._ref_path(curriculum, slot, alias))
         if digest is None:
             known = ", ".join(sorted(path.name for path in (self._refs / curriculum / slot).glob("[!.]*")))
             raise NotFoundError(
@@ -256,14 +269,14 @@ class Store:
         """Stage number -> digest of its `latest`, in order of the numbers; the objects are not opened."""
         found = {}
         for path in (self._refs / curriculum).glob("*/latest"):
-            if path.parent.name.isdecimal() and (digest := _read_ref(path)):
+            if path.parent.name.isdecimal() and (digest := ledger.read_ref(path)):
                 found[int(path.parent.name)] = digest
         return dict(sorted(found.items()))
 
     def merges(self, curriculum: str) -> dict[str, str]:
         """Slug -> digest of every registered composition; the objects are not opened."""
         paths = sorted((self._refs / curriculum / MERGES).glob("[!.]*"))
-        return {path.name: digest for path in paths if (digest := _read_ref(path))}
+        return {path.name: digest for path in paths if (digest := ledger.read_ref(path))}
 
     def stage(self, curriculum: str, stage: int | str) -> Entry:
         """The verified object a stage is at, by number or name.
@@ -385,15 +398,3 @@ class Store:
                 expected=f"the lock within {LOCK_TIMEOUT_S:.0f} s",
                 next_step="let it finish, then run the same command again",
             ) from error
-
-
-def _read_ref(path: Path) -> str | None:
-    try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
-        raise IntegrityError(
-            "a ref is not a digest", where=path, found=text[:80], next_step="remove that file and train again"
-        )
-    return text

@@ -1,0 +1,363 @@
+"""Every request to the Hub: with a timeout, with patience where asking twice is safe, and with plyfold's own errors.
+
+Knows repositories, commits and files; nothing about adapters. huggingface_hub is imported only once a client is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..core.digest import PREFIX
+from ..core.errors import (
+    AuthError,
+    ConfigError,
+    ConflictError,
+    FailedError,
+    NotFoundError,
+    OfflineError,
+    PlyfoldError,
+)
+from ..core.files import DISK_FULL
+
+TRIES = 5
+FIRST_WAIT_S = 0.5
+"""Pause after the first failed try; doubled after each."""
+PATIENCE_S = 20.0
+"""No further try starts later than this after the first: for some requests the Hub's library tries for 23 s itself."""
+TIMEOUT_S = 30.0
+"""Longest silence of a connection; `PLYFOLD_HUB_TIMEOUT` sets another."""
+CHUNK_BYTES = 1 << 20
+
+Answer = TypeVar("Answer")
+
+
+class HubBusyError(OfflineError):
+    """The Hub was not reached or could not answer now: trying again may help."""
+
+
+class HeadMovedError(ConflictError):
+    """The branch is not at the commit that was to be its parent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refs:
+    """Where a repository's names point."""
+
+    branches: dict[str, str]
+    """Branch -> commit."""
+    tags: dict[str, str]
+    """Tag -> commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """One commit of a branch."""
+
+    sha: str
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """What the Hub says of one file of a commit."""
+
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """Digest, for files in large-file storage."""
+    blob_sha1: str
+    """Git's digest, for files in git itself."""
+
+
+def switched_off() -> bool:
+    """Is network use switched off by HF_HUB_OFFLINE?"""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+class HubClient:
+    """The Hub at HF_ENDPOINT, spoken to with the user's token.
+
+    Args:
+        timeout_s: Longest silence of a connection.
+        first_wait_s: Pause after a first failed try.
+    """
+
+    def __init__(self, *, timeout_s: float | None = None, first_wait_s: float = FIRST_WAIT_S) -> None:
+        import httpx2
+        from huggingface_hub import HfApi, constants, set_client_factory
+        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils._http import default_client_factory
+
+        silence_s = timeout_s or _timeout_s()
+        limits = httpx2.Timeout(silence_s, connect=min(10.0, silence_s)).as_dict()
+
+        def limit(request: Any) -> None:
+            # Listings ask for no timeout at all, which would overrule one set on the client.
+            asked = {name: value for name, value in request.extensions.get("timeout", {}).items() if value is not None}
+            request.extensions["timeout"] = {**limits, **asked}
+
+        def client() -> Any:
+            made = default_client_factory()  # its event hook is what keeps HF_HUB_OFFLINE
+            made.event_hooks = {**made.event_hooks, "request": [*made.event_hooks["request"], limit]}
+            return made
+
+        set_client_factory(client)
+        disable_progress_bars()
+        self.endpoint = (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
+        self._api = HfApi(endpoint=self.endpoint)
+        self._first_wait_s = first_wait_s
+
+    # ---- reading: asked again when the Hub is busy
+
+    def refs(self, repo: str) -> Refs:
+        """Branches and tags of a repository."""
+        found = self.patiently(repo, lambda: self._api.list_repo_refs(repo))
+        return Refs(
+            branches={ref.name: ref.target_commit for ref in found.branches},
+            tags={ref.name: ref.target_commit for ref in found.tags},
+        )
+
+    def resolve(self, repo: str, revision: str) -> str:
+        """The commit a branch, tag or other revision is at now; asked of the Hub, never of a cache."""
+        refs = self.refs(repo)
+        sha = refs.branches.get(revision) or refs.tags.get(revision)
+        where = f"{repo}@{revision}"
+        return sha or str(self.patiently(where, lambda: self._api.model_info(repo, revision=revision).sha))
+
+    def commits(self, repo: str, revision: str) -> list[Commit]:
+        """Commits from `revision` back to the first."""
+        found = self.patiently(repo, lambda: self._api.list_repo_commits(repo, revision=revision))
+        return [Commit(sha=each.commit_id, description=each.message or "") for each in found]
+
+    def files(self, repo: str, sha: str) -> dict[str, RemoteFile]:
+        """Path -> file of one commit."""
+        tree = self.patiently(
+            f"{repo}@{sha}", lambda: list(self._api.list_repo_tree(repo, recursive=True, revision=sha))
+        )
+        return {
+            each.path: RemoteFile(
+                size=each.size, sha256=PREFIX + each.lfs.sha256 if each.lfs else None, blob_sha1=each.blob_id
+            )
+            for each in tree
+            if hasattr(each, "blob_id")
+        }
+
+    def repos(self, namespace: str, search: str) -> list[str]:
+        """Ids of the model repositories of a namespace whose name has `search` in it."""
+        found = self.patiently(namespace, lambda: list(self._api.list_models(author=namespace, search=search)))
+        return sorted(each.id for each in found)
+
+    def fetch(self, repo: str, sha: str, path: str, target: Path, *, max_bytes: int, fresh: bool = False) -> str:
+        """Download one file of a commit and return the digest of what came; no cache of this machine takes part.
+
+        Args:
+            repo: Hub id.
+            sha: Commit.
+            path: File of the commit.
+            target: Where to write it.
+            max_bytes: Reading stops at one byte more.
+            fresh: Tell caches on the way to ask the Hub again.
+        """
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+        url = hf_hub_url(repo, path, revision=sha, endpoint=self.endpoint)
+        # Compressed answers would blur the size limit.
+        headers = {**build_hf_headers(library_name="plyfold"), "Accept-Encoding": "identity"}
+        headers |= {"Cache-Control": "no-cache"} if fresh else {}
+
+        def once() -> str:
+            digest, size = hashlib.sha256(), 0
+            with get_session().stream("GET", url, headers=headers) as response, target.open("wb") as file:
+                if response.is_error:
+                    response.read()
+                hf_raise_for_status(response)
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    kept = chunk[: max_bytes + 1 - size]
+                    file.write(kept)
+                    digest.update(kept)
+                    size += len(kept)
+                    if size > max_bytes:
+                        break
+            return PREFIX + digest.hexdigest()
+
+        return self.patiently(f"{repo}@{sha}/{path}", once)
+
+    # ---- writing
+
+    def create_repo(self, repo: str, *, private: bool) -> None:
+        """Make a model repository unless it exists."""
+        self.patiently(repo, lambda: self._api.create_repo(repo, private=private, exist_ok=True))
+
+    def commit(
+        self, repo: str, files: Mapping[str, Path | bytes], *, parent: str | None, title: str, description: str
+    ) -> str:
+        """Make one commit on `main` and return its sha. Tried once: whether it landed only the branch can tell.
+
+        Raises:
+            HeadMovedError: `main` is not at `parent`.
+            HubBusyError: No answer, or one that says to come back; the commit may have landed all the same.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        with ExitStack() as opened:
+            # From an open file the library uploads by plain LFS, which every hub-compatible server takes.
+            operations = [
+                CommitOperationAdd(name, data if isinstance(data, bytes) else opened.enter_context(data.open("rb")))
+                for name, data in files.items()
+            ]
+            made = self._told(
+                repo,
+                lambda: self._api.create_commit(
+                    repo, operations, commit_message=title, commit_description=description, parent_commit=parent
+                ),
+            )
+        return str(made.oid)
+
+    def tag(self, repo: str, tag: str, sha: str) -> None:
+        """Tag a commit; a tag that is there already stays where it is."""
+        self.patiently(repo, lambda: self._api.create_tag(repo, tag=tag, revision=sha, exist_ok=True))
+
+    # ---- how it is asked
+
+    def patiently(self, where: str, ask: Callable[[], Answer]) -> Answer:
+        """Ask up to five times while the Hub is busy.
+
+        Raises:
+            PlyfoldError: As `translate` says.
+        """
+        start_s = time.monotonic()
+        for attempt in range(TRIES):
+            try:
+                return self._told(where, ask)
+            except HubBusyError:
+                if attempt == TRIES - 1 or time.monotonic() - start_s > PATIENCE_S:
+                    raise
+                self.pause(attempt)
+        raise AssertionError("the last try returns or raises")
+
+    def pause(self, attempt: int) -> None:
+        """Wait before the try after `attempt`, counted from 0."""
+        time.sleep(self._first_wait_s * 2**attempt)
+
+    def _told(self, where: str, ask: Callable[[], Answer]) -> Answer:
+        if switched_off():
+            raise offline(where)
+        try:
+            return ask()
+        except PlyfoldError:
+            raise
+        except Exception as error:
+            told = translate(error, f"{self.endpoint}/{where}")
+            if told is None:
+                raise
+            raise told from error
+
+
+def offline(where: str) -> OfflineError:
+    """The error for what only the Hub has while HF_HUB_OFFLINE is set."""
+    return OfflineError(
+        "this is not in the registry and the Hub is switched off (HF_HUB_OFFLINE)",
+        where=where,
+        next_step="unset HF_HUB_OFFLINE and run the same command again",
+    )
+
+
+def translate(error: Exception, where: str) -> PlyfoldError | None:
+    """What an exception of the Hub's library means, or None for one that is not about the Hub.
+
+    NotFoundError, AuthError, ConflictError (HeadMovedError for a stale parent), ConfigError (an unfit name or card),
+    HubBusyError (network, 408, 429, 5xx), FailedError (any other refusal). No text of it holds the token.
+    """
+    import httpx2
+    from huggingface_hub import errors as hub
+
+    found = _plain(str(error).strip().partition("\n")[0])
+    if isinstance(error, hub.OfflineModeIsEnabled):
+        return offline(where)
+    if isinstance(error, (hub.GatedRepoError, hub.LocalTokenNotFoundError)):
+        return _denied(where, "a gated repository" if isinstance(error, hub.GatedRepoError) else "no token")
+    if isinstance(error, hub.HfHubHTTPError):
+        return _of_status(error, where)
+    if isinstance(error, hub.HFValidationError):
+        return ConfigError("not a name the Hub takes", where=where, found=found)
+    if isinstance(error, (httpx2.HTTPError, httpx2.StreamError)) or (
+        isinstance(error, (ConnectionError, TimeoutError)) and error.errno not in DISK_FULL
+    ):
+        return _busy(where, type(error).__name__)
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return translate(error.__cause__, where)  # uploads wrap what happened
+    if isinstance(error, (ValueError, RuntimeError)) and type(error) in (ValueError, RuntimeError):
+        return FailedError("the Hub refused the files", where=where, found=found)
+    return None
+
+
+def _of_status(error: Any, where: str) -> PlyfoldError:
+    status = error.response.status_code
+    said = _plain(str(error.server_message or "").strip().partition("\n")[0])
+    found = f"HTTP {status}" + (f": {said}" if said else "")
+    if status in (401, 403):
+        return _denied(where, found)
+    if status == 404:
+        return NotFoundError(
+            "no such repository, revision or file on the Hub, or not for this token",
+            where=where,
+            found=found,
+            next_step="check the name; for a private repository: hf auth login",
+        )
+    if status == 412:
+        return HeadMovedError("the repository changed meanwhile", where=where, found=found)
+    if status == 409:
+        return ConflictError("the Hub has this already, or is changing it", where=where, found=found)
+    if status in (408, 429) or status >= 500:
+        return _busy(where, found)
+    return FailedError("the Hub refused the request", where=where, found=found)
+
+
+def _denied(where: str, found: str) -> AuthError:
+    from huggingface_hub import get_token
+
+    return AuthError(
+        "the Hub does not allow this" if get_token() else "the Hub asks for a token",
+        where=where,
+        expected="a token that may read this repository, and write it to push",
+        found=found,
+        next_step="run `hf auth login`, or set HF_TOKEN",
+    )
+
+
+def _busy(where: str, found: str) -> HubBusyError:
+    return HubBusyError(
+        "the Hub cannot be reached or cannot answer now",
+        where=where,
+        found=found,
+        next_step="run the same command again later; what is in the registry works without the Hub",
+    )
+
+
+def _plain(text: str) -> str:
+    """At most 200 characters of what a server said, without the token should it echo one."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return (text.replace(token, "***") if token else text)[:200]
+
+
+def _timeout_s() -> float:
+    text = os.environ.get("PLYFOLD_HUB_TIMEOUT")
+    try:
+        seconds = float(text) if text else TIMEOUT_S
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ConfigError("not a number of seconds", where="PLYFOLD_HUB_TIMEOUT", found=text)
+    return seconds
