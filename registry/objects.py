@@ -206,7 +206,7 @@ def raise_problems(path: Path, record: Record, problems: list[Problem]) -> None:
 def sweep(tmp: Path, max_age_s: float = TMP_MAX_AGE_S) -> None:
     """Remove what killed publishes left in `tmp`, judged by the newest file inside; never anything younger."""
     for leftover in tmp.iterdir():
-        if _age_s(leftover, *leftover.rglob("*")) > max_age_s:
+        if _age_s(leftover, "*") > max_age_s:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -218,10 +218,10 @@ def sweep_partial_files(*folders: Path, max_age_s: float = TMP_MAX_AGE_S) -> Non
                 leftover.unlink(missing_ok=True)
 
 
-def _age_s(*paths: Path) -> float:
-    """Seconds since the youngest of `paths` changed; 0 where its owner has just removed it."""
+def _age_s(path: Path, inside: str = "") -> float:
+    """Seconds since a path, or the youngest `inside` it, changed; 0 where its owner, or another sweep, removes it."""
     try:
-        return time.time() - max(path.lstat().st_mtime for path in paths)
+        return time.time() - max(each.lstat().st_mtime for each in (path, *(path.rglob(inside) if inside else ())))
     except OSError:
         return 0.0
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -179,22 +180,22 @@ def test_publishing_beside_it_loses_nothing(store: Store, folder: Path, make_rec
                 os.utime(age_one, (0, 0))
             sweeps.append(delete(store, grace_s=0.0))
 
-    sweeper = threading.Thread(target=sweeping)
-    sweeper.start()
     published = 0
-    try:
+    with ThreadPoolExecutor(1) as pool:
+        sweeper = pool.submit(sweeping)
         end = time.monotonic() + 2
-        while time.monotonic() < end:
-            try:
-                store.set_ref("toy", 1, store.publish(folder, record), "v1")
-            except (NotFoundError, IntegrityError):
-                continue  # swept between the two calls, and said so
-            published += 1
-            assert store.load(store.ref("toy", 1, "v1")).digest == one
-            (store.root / "refs" / "toy" / "1" / "v1").unlink()
-    finally:
-        stop.set()
-        sweeper.join()
+        try:
+            while time.monotonic() < end and not sweeper.done():
+                try:
+                    store.set_ref("toy", 1, store.publish(folder, record), "v1")
+                except (NotFoundError, IntegrityError):
+                    continue  # swept between the two calls, and said so
+                published += 1
+                assert store.load(store.ref("toy", 1, "v1")).digest == one
+                (store.root / "refs" / "toy" / "1" / "v1").unlink()
+        finally:
+            stop.set()
+        sweeper.result()
     assert published
     assert any(item.name == one for done in sweeps for item in done.garbage)
 
