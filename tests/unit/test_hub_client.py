@@ -1,0 +1,120 @@
+"""What exceptions of the Hub's library become, and the limits every request carries."""
+
+from __future__ import annotations
+
+import pytest
+
+httpx2 = pytest.importorskip("httpx2")
+
+from huggingface_hub import errors as hub  # noqa: E402
+
+from plyfold.core.errors import (  # noqa: E402
+    AuthError,
+    ConfigError,
+    ConflictError,
+    FailedError,
+    NotFoundError,
+    OfflineError,
+    PlyfoldError,
+)
+from plyfold.registry.hub_client import HeadMovedError, HubBusyError, HubClient, translate  # noqa: E402
+from plyfold.registry.hub_places import checked_repo, stage_repos  # noqa: E402
+
+TOKEN = "hf_aVerySecretToken"
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+def answered(status: int, kind: type[hub.HfHubHTTPError] = hub.HfHubHTTPError) -> hub.HfHubHTTPError:
+    response = httpx2.Response(status, request=httpx2.Request("GET", "http://hub/api"))
+    return kind(f"refused, {TOKEN}", response=response, server_message=f"you sent {TOKEN}\nmore")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (answered(401), AuthError),
+        (answered(403), AuthError),
+        (answered(401, hub.RepositoryNotFoundError), AuthError),
+        (answered(404, hub.RepositoryNotFoundError), NotFoundError),
+        (answered(404, hub.RevisionNotFoundError), NotFoundError),
+        (answered(404, hub.RemoteEntryNotFoundError), NotFoundError),
+        (answered(403, hub.GatedRepoError), AuthError),
+        (answered(409), ConflictError),
+        (answered(412), HeadMovedError),
+        (answered(408), HubBusyError),
+        (answered(429), HubBusyError),
+        (answered(500), HubBusyError),
+        (answered(503), HubBusyError),
+        (answered(400), FailedError),
+        (httpx2.ConnectError("refused"), HubBusyError),
+        (httpx2.RemoteProtocolError("closed"), HubBusyError),
+        (httpx2.ReadTimeout("slow"), HubBusyError),
+        (ConnectionError("Network error: ..."), HubBusyError),
+        (hub.OfflineModeIsEnabled("off"), OfflineError),
+        (hub.LocalTokenNotFoundError("none"), AuthError),
+        (hub.HFValidationError("bad name"), ConfigError),
+        (ValueError(f"LFS batch API returned errors {TOKEN}"), FailedError),
+    ],
+)
+def test_an_exception_becomes_the_error_of_its_exit_code(error: Exception, told: type[PlyfoldError]) -> None:
+    got = translate(error, "acme/toy")
+    assert type(got) is told
+    assert got.where == "acme/toy"
+    assert TOKEN not in str(got)
+
+
+def test_what_an_upload_wraps_is_unwrapped_and_what_is_ours_is_left() -> None:
+    wrapped = RuntimeError("Error while uploading")
+    wrapped.__cause__ = answered(503)
+    assert type(translate(wrapped, "acme/toy")) is HubBusyError
+    assert translate(KeyError("a bug"), "acme/toy") is None
+    assert translate(OSError(28, "No space left on device"), "acme/toy") is None
+
+
+def test_no_request_goes_without_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import close_session, get_session
+
+    seen = []
+
+    def handle(self: object, request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.extensions["timeout"])
+        return httpx2.Response(200)
+
+    monkeypatch.setattr(httpx2.HTTPTransport, "handle_request", handle)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    HubClient(timeout_s=7)
+    get_session().get("http://hub/api")
+    get_session().get("http://hub/api", timeout=None)  # as the library lists
+    get_session().get("http://hub/api", timeout=3)
+    close_session()
+    assert [each["read"] for each in seen] == [7, 7, 3]
+    monkeypatch.setenv("PLYFOLD_HUB_TIMEOUT", "soon")
+    with pytest.raises(ConfigError, match="seconds"):
+        HubClient()
+
+
+@pytest.mark.parametrize(
+    "repo", ["acme", "acme/", "/x", "acme/a--b", "acme/a..b", "-a/b", "a/b-", f"a/{'b' * 96}", "a b/c"]
+)
+def test_names_the_hub_refuses_are_refused_first(repo: str) -> None:
+    with pytest.raises(ConfigError, match="not the name"):
+        checked_repo(repo)
+
+
+def test_stages_are_read_off_the_names_of_repositories() -> None:
+    repos = [
+        "acme/toy-s02-brevity",
+        "acme/toy-s01-a",
+        "acme/toy-s01-b",
+        "acme/toy-two-s01-a",
+        "acme/toy",
+        "else/toy-s01-a",
+    ]
+    assert stage_repos(repos, "acme", "toy") == {
+        1: ["acme/toy-s01-a", "acme/toy-s01-b"],
+        2: ["acme/toy-s02-brevity"],
+    }
