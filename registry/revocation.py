@@ -6,7 +6,8 @@ was made from the object, through parents and requirements, also where the objec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..core.digest import PREFIX, short
@@ -62,22 +63,25 @@ def revocations(store: Store, digests: Iterable[str]) -> dict[str, list[Revocati
     """
     if not any((store.root / "attest").iterdir()):
         return {}
-    known: dict[str, tuple[list[Revocation], list[str]]] = {}
-    found = {}
-    for digest in digests:
-        reached: list[Revocation] = []
-        queue = {digest: None}
-        for name in _growing(queue):  # breadth first, without recursion
-            if name not in known:
-                record = _record(store, name)
-                above = [parent.digest for parent in record.parents] + record.requires if record else []
-                known[name] = _own(store, name, record), above
-            own, above = known[name]
-            reached += own
-            queue |= dict.fromkeys(above)
-        if reached:
-            found[digest] = reached
-    return found
+    asked = list(digests)
+    own: dict[str, list[Revocation]] = {}
+    children: dict[str, list[str]] = {}
+    queue = list(asked)
+    while queue:
+        name = queue.pop()
+        if name in own:
+            continue
+        record = _record(store, name)
+        own[name] = _own(store, name, record)
+        for above in dict.fromkeys([parent.digest for parent in record.parents] + record.requires) if record else ():
+            children.setdefault(above, []).append(name)
+            queue.append(above)
+    reached: dict[str, list[tuple[int, Revocation]]] = {}
+    for name, stated in own.items():  # from the few that are revoked down to all that stand on them
+        for below, distance in _distances(children, name).items() if stated else ():
+            reached.setdefault(below, []).extend((distance, item) for item in stated)
+    near = {name: sorted(found, key=lambda pair: pair[0]) for name, found in reached.items()}
+    return {name: [item for _, item in near[name]] for name in asked if name in near}
 
 
 def descendants(store: Store, digest: str) -> list[str]:
@@ -87,10 +91,7 @@ def descendants(store: Store, digest: str) -> list[str]:
         record = _record(store, held)
         for above in {*[parent.digest for parent in record.parents], *record.requires} if record else ():
             children.setdefault(above, []).append(held)
-    queue = {store.resolve(digest): None}
-    for name in _growing(queue):
-        queue |= dict.fromkeys(children.get(name, []))
-    return list(queue)[1:]
+    return list(_distances(children, store.resolve(digest)))[1:]
 
 
 def refuse_revoked(store: Store, digests: Iterable[str]) -> None:
@@ -111,13 +112,17 @@ def refuse_revoked(store: Store, digests: Iterable[str]) -> None:
         )
 
 
-def _growing(queue: dict[str, None]) -> Iterator[str]:
-    """The keys in order, with those that are added meanwhile."""
-    done = 0
-    while done < len(queue):
-        batch = list(queue)[done:]
-        done += len(batch)
-        yield from batch
+def _distances(children: Mapping[str, list[str]], start: str) -> dict[str, int]:
+    """`start` and all below it -> number of steps, nearest first; without recursion, since chains may be long."""
+    found = {start: 0}
+    queue = deque([start])
+    while queue:
+        name = queue.popleft()
+        for child in children.get(name, []):
+            if child not in found:
+                found[child] = found[name] + 1
+                queue.append(child)
+    return found
 
 
 def _own(store: Store, digest: str, record: Record | None) -> list[Revocation]:

@@ -47,6 +47,8 @@ def test_it_reaches_what_was_made_from_it_and_nothing_else(store: Store) -> None
     for digest in (two, three, merge):
         with pytest.raises(IntegrityError, match="answers leaked"):
             refuse_revoked(store, [one, digest])
+    revoke(store, one, "older")
+    assert [item.digest for item in revocations(store, [merge])[merge]] == [two, one]  # nearest first
 
 
 def test_it_outlives_the_object(store: Store) -> None:
