@@ -221,7 +221,8 @@ def sweep_partial_files(*folders: Path, max_age_s: float = TMP_MAX_AGE_S) -> Non
 def _age_s(path: Path, inside: str = "") -> float:
     """Seconds since a path, or the youngest `inside` it, changed; 0 where its owner, or another sweep, removes it."""
     try:
-        return time.time() - max(each.lstat().st_mtime for each in (path, *(path.rglob(inside) if inside else ())))
+        paths = [path, *path.rglob(inside)] if inside else [path]
+        return time.time() - max(each.lstat().st_mtime for each in paths)
     except OSError:
         return 0.0
 
