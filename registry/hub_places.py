@@ -11,11 +11,10 @@ from pathlib import Path, PurePosixPath
 from ..core.digest import short
 from ..core.errors import ConfigError, IncompatibleError, NotFoundError, UnsupportedAdapterError
 from .hub_client import HubClient, switched_off
+from .ledger import LOCATION
 from .record import CURRICULUM_NAME, MAX_RECORD_BYTES, Record, check_file_name
 from .store import Store
 
-LOCATION = "location"
-"""Kind of the attestation that says where an adapter lies; payload `{"location": "hf://org/repo@commit[/folder]"}`."""
 DIGEST_LINE = "adapter-digest: "
 """Begins the line of a commit's description that names the adapter it brought."""
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}

@@ -15,6 +15,9 @@ from ..core.errors import ConfigError, IntegrityError
 from ..core.files import write_json
 from .record import MAX_RECORD_BYTES, STAGE_NAME, check_portable, utc_now
 
+LOCATION = "location"
+"""Kind of the attestation that says where an object lies; payload `{"location": "hf://org/repo@commit[/folder]"}`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attestation:

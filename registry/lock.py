@@ -15,12 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import IntegrityError, NotFoundError
 from ..core.files import write_json
+from .ledger import LOCATION
 from .record import CURRICULUM_NAME, MAX_RECORD_BYTES, STAGE_NAME, Commit, Digest, RepoId
 from .store import Store
 
 LOCK_FILE = "curriculum.lock.json"
-LOCATION = "location"
-"""Kind of the attestations that say where an object lies; payload `{"location": "hf://org/repo@commit"}`."""
 
 Location = Annotated[str, Field(pattern=r"^hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}(/[\w./-]+)?$")]
 

@@ -4,11 +4,10 @@
     refs/<curriculum>/<stage number>/<alias>     one line: the digest a stage is at
     refs/<curriculum>/merges/<slug>              the same for compositions
     attest/<hex>/<id>.json       what was learnt about an object later
-    log.jsonl                    every publish and every move of a ref
-    locations.json               where bases lie on this machine; never part of a record
+    log.jsonl  locations.json     every publish and move of a ref; where bases lie here, never part of a record
     cache/ tmp/ locks/           rebuildable, scratch, and locks
 
-Everything is plain files: no server, no network. Names move under one lock and by atomic replacement.
+Plain files: no server, no network. Names move under one lock and by atomic replacement.
 """
 
 from __future__ import annotations
@@ -387,7 +386,7 @@ class Store:
         """The one lock of the store; the system drops it when its holder dies."""
         from filelock import FileLock, Timeout
 
-        path = self.root / "locks" / "refs.lock"
+        path = self.root / "locks/refs.lock"
         try:
             with disk_errors(self.root), FileLock(path, timeout=LOCK_TIMEOUT_S):
                 yield
