@@ -22,7 +22,7 @@ def render(results: dict[str, Any]) -> str:
         "Qwen2.5-3B's shape (36 layers, 252 modules, bf16, 6.2 GB), three rank-16 adapters in float32, random",
         "weights. Every figure is of a whole process, from start to exit, imports included; GB are 10^9 bytes,",
         "resident at peak.",
-        "Ratios are of runs on the same files in the same session.",
+        "Ratios are of runs on the same files, one after another.",
     ]
     for part, section in (
         ("compose", _compose),
