@@ -101,9 +101,10 @@ def merge_command(
 
             refuse_revoked(inputs.store, [entry.digest for entry in inputs.entries])
     planned = plan(inputs, wanted)
+    fold_plan = None
     if wanted.into == "model":
         _import_torch()
-    fold_plan = plan_into_model(planned, inputs, wanted) if wanted.into == "model" else None
+        fold_plan = plan_into_model(planned, inputs, wanted)
     _refuse_early(planned, fold_plan, wanted)
     prepared = _prepare(planned, inputs, wanted)
     report = _report(prepared, fold_plan, inputs, wanted)

@@ -146,11 +146,10 @@ def lease(store: Store, digests: Iterable[str]) -> Iterator[None]:
 def roots(store: Store, lock_files: Iterable[Path] = ()) -> set[str]:
     """Digests named by refs of every alias, by lock files, by pins and by leases of living processes."""
     found = set()
-    for curriculum in store.curricula():
-        found |= {*store.stages(curriculum).values(), *store.merges(curriculum).values()}
-        for path in (store.root / "refs" / curriculum).glob("[0-9]*/[!.]*"):
-            if path.name != "latest":
-                found.add(store.ref(curriculum, path.parent.name, path.name))
+    for path in (store.root / "refs").glob("*/*/[!.]*"):
+        named = ledger.read_ref(path)
+        if named:  # else removed since it was listed
+            found.add(named)
     for lock_file in lock_files:
         found |= {stage.digest for stage in read_lock(lock_file).stages.values()}
     for folder in (store.root / "attest").iterdir():
