@@ -159,7 +159,10 @@ def _prepare(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Prepared:
 def _import_torch() -> None:
     """Import torch with garbage collection paused: it finds nothing there and takes a third of the time."""
     import gc
+    import sys
 
+    if "torch" in sys.modules:
+        return  # in a longer process, what is there already must stay collectable
     gc.disable()
     import torch  # noqa: F401
 
