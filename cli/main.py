@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "log": ("registry", "An adapter and its ancestors, newest first."),
     "show": ("registry", "One adapter's record."),
     "diff": ("diff", "Two adapters side by side: what made them, and how their deltas relate."),
-    "verify": ("registry", "Check every file of the registry against its record."),
+    "verify": ("verify", "Check every file of the registry against its record."),
     "revoke": ("registry_admin", "State that an adapter should not be used, nor what was made from it."),
     "gc": ("registry_admin", "Remove what no name, lock file or running server leads to any more."),
     "lock": ("registry_admin", "Write which adapter each stage is, and where, into curriculum.lock.json."),

@@ -1,4 +1,4 @@
-"""`plyfold tree`, `log`, `show` and `verify`: what the registry holds, drawn, listed and checked."""
+"""`plyfold tree`, `log` and `show`: what the registry holds, drawn and listed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import emit_json, print_table, progress, stdout
+from ..core.console import emit_json, print_table, stdout
 from ..core.digest import short
-from ..core.errors import IntegrityError
 from .options import curriculum_option, json_option, registry_option
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from ..registry.record import Metric, Record
     from ..registry.revocation import Revocation
     from ..registry.store import Store
-    from ..registry.verify import Check
 
 
 @click.command("tree")
@@ -109,48 +107,6 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
         console.print(f"{'revoked':<12} {item.created}  {item.mark(entry.digest)}", markup=False, style="yellow")
     for statement in [each for each in statements if each.kind != REVOKED]:
         console.print(f"{'attested':<12} {_statement_text(statement)}", markup=False)
-
-
-@click.command("verify")
-@click.option("--deep", is_flag=True, help="Also compare tensor headers and adapter configs with the records.")
-@registry_option
-@json_option
-def verify_command(deep: bool, registry: Path | None, as_json: bool) -> None:
-    """Check every file of the registry against its record.
-
-    Ends with exit code 4 when a file is missing, extra or changed, or a name leads nowhere.
-    """
-    from ..registry.store import find_store
-    from ..registry.verify import verify
-
-    store = find_store(registry)
-    checks = []
-    with progress("verify", len(store.digests())) as task:
-        for check in verify(store, deep=deep):
-            checks.append(check)
-            task.advance(note=check.name)
-    faulty = [check for check in checks if check.problems]
-    if as_json:
-        value = {"registry": str(store.root), "deep": deep, "ok": not faulty}
-        emit_json({**value, "checks": [check.to_json() for check in checks]})
-    else:
-        rows = [
-            [short(check.digest), check.name, check.num_files, f"{check.size_bytes / 1e6:,.1f}", _verdict(check)]
-            for check in checks
-        ]
-        print_table(["digest", "what", "files", "MB", "result"], rows, right=["files", "MB"])
-        for check in faulty:
-            for problem in check.problems:
-                stdout().print(f"{short(check.digest)}  {problem}", markup=False)
-    if faulty:
-        first = faulty[0]
-        raise IntegrityError(
-            f"{len(faulty)} of {len(checks)} checks failed",
-            where=f"{first.name} {short(first.digest)}: {first.problems[0].path}",
-            expected=first.problems[0].expected,
-            found=first.problems[0].found or first.problems[0].fault,
-            next_step="remove the damaged objects from objects/sha256, then train or fetch them again",
-        )
 
 
 def print_tree(node: TreeNode) -> None:
@@ -261,9 +217,3 @@ def _record_lines(record: Record) -> list[tuple[str, str]]:
     lines += [("file", f"{item.path}  {item.size:,} bytes  {item.sha256}") for item in record.files]
     lines.append(("licence", record.licence))
     return lines
-
-
-def _verdict(check: Check) -> str:
-    if check.problems:
-        return f"{len(check.problems)} fault{'s' if len(check.problems) > 1 else ''}"
-    return "; ".join(["ok", *check.notes])
