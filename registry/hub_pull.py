@@ -140,8 +140,7 @@ def _fetch_record(run: _Run, place: Place, folder: Path) -> tuple[str, Record]:
             f"no adapter with a record ({RECORD_FILE}) here, or not for this token",
             where=place.location,
             found=error.found,
-            next_step=f"an adapter of another tool: hf download {place.repo} --revision {place.sha} --local-dir DIR, "
-            "then plyfold import DIR",
+            next_step=f"an adapter of another tool: plyfold import {place.location}",
         ) from error
     data = read_record_bytes(path)
     return sha256_bytes(data), parse_record(data, f"{place.location}/{RECORD_FILE}")
