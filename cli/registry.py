@@ -87,7 +87,8 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
     REF is a stage's number or name, a merge's name, CURRICULUM:STAGE, or the start of a digest.
     """
     from ..registry.graph import find
-    from ..registry.revocation import REVOKED, revocations
+    from ..registry.revocation import revocations
+    from ..registry.statements import REVOKED, WITHDRAWN
     from ..registry.store import find_store
 
     store = find_store(registry)
@@ -105,7 +106,7 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
         console.print(f"{label:<12} {text}", markup=False)
     for item in revoked:
         console.print(f"{'revoked':<12} {item.created}  {item.mark(entry.digest)}", markup=False, style="yellow")
-    for statement in [each for each in statements if each.kind != REVOKED]:
+    for statement in [each for each in statements if each.kind not in (REVOKED, WITHDRAWN)]:
         console.print(f"{'attested':<12} {_statement_text(statement)}", markup=False)
 
 

@@ -18,31 +18,37 @@ if TYPE_CHECKING:
 
 @click.command("revoke")
 @click.argument("ref")
-@click.option("--reason", required=True, help="Why it should not be used any more; whoever meets it will read it.")
+@click.option("--reason", required=True, help="Why; whoever meets the adapter will read it.")
+@click.option("--withdraw", "take_back", is_flag=True, help="Take the revocations of this adapter back.")
 @curriculum_option
 @registry_option
 @json_option
-def revoke_command(ref: str, reason: str, curriculum: str | None, registry: Path | None, as_json: bool) -> None:
+def revoke_command(
+    ref: str, reason: str, take_back: bool, curriculum: str | None, registry: Path | None, as_json: bool
+) -> None:
     """State that an adapter should not be used any more.
 
     Nothing is deleted. The adapter and everything made from it are marked in tree, log and show, merge refuses them
-    without --allow-revoked, and serve and eval warn.
+    without --allow-revoked, and serve and eval warn. The next push carries it to the Hub, pull brings it to others.
     """
     from ..registry.graph import find
-    from ..registry.revocation import descendants, revoke
+    from ..registry.revocation import descendants, revoke, withdraw
     from ..registry.store import find_store
 
     store = find_store(registry)
-    done = revoke(store, find(store, ref, curriculum).digest, reason)
-    reached = [store.peek(digest) for digest in descendants(store, done.digest)]
+    digest = find(store, ref, curriculum).digest
+    done = withdraw(store, digest, reason) if take_back else [revoke(store, digest, reason)]
+    reached = [store.peek(each) for each in descendants(store, digest)]
     if as_json:
-        emit_json({**done.to_json(), "reaches": [entry.digest for entry in reached]})
+        value = {"digest": digest, "withdrawn": take_back, "revocations": [each.to_json() for each in done]}
+        emit_json({**value, "reaches": [entry.digest for entry in reached]})
         return
-    rows = [
-        [short(entry.digest), f"{entry.record.curriculum} {entry.record.label}", "made from it"] for entry in reached
-    ]
-    print_table(["digest", "adapter", "state"], [[short(done.digest), done.label, f"revoked: {done.reason}"], *rows])
-    say("merge refuses these from now on; train the stage again to replace it")
+    verb = "no longer revoked" if take_back else "revoked"
+    rows = [[short(digest), done[0].label, f"{verb}: {reason if take_back else done[0].reason}"]]
+    rows += [[short(item.digest), f"{item.record.curriculum} {item.record.label}", "made from it"] for item in reached]
+    print_table(["digest", "adapter", "state"], rows)
+    if not take_back:
+        say("merge refuses these from now on; train the stage again to replace it")
 
 
 @click.command("gc")

@@ -1,23 +1,24 @@
 """Adapters that should not be used any more, and everything that stands on them.
 
-A revocation is a statement beside an object, so the object itself and its digest stay as they are. It reaches whatever
-was made from the object, through parents and requirements, also where the object itself is no longer held.
+A revocation is a statement beside an object, so the object itself and its digest stay as they are, and it travels with
+it over the Hub. It reaches whatever was made from the object, through parents and requirements, also where the object
+itself is not held.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..core.digest import PREFIX, short
-from ..core.errors import ConfigError, IntegrityError, NotFoundError
-from .ledger import read_attestations
-from .record import Record
-from .store import Store
+from pydantic import ValidationError
 
-REVOKED = "revoked"
-"""Kind of the attestations that revoke."""
+from ..core.digest import short
+from ..core.errors import ConfigError, IntegrityError, NotFoundError
+from .record import Record, check_portable, utc_now
+from .statements import Said, Statement, adopt, standing, statements
+from .store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Revocation:
 
     digest: str
     label: str
-    """`1 structure`, or the digest's start where the object is not held."""
+    """`1 structure`, or the name its statement gives where the object is not held."""
     reason: str
     created: str
     """UTC, to the second."""
@@ -46,13 +47,38 @@ def revoke(store: Store, digest: str, reason: str) -> Revocation:
         NotFoundError: No such object.
         ConfigError: No reason, or one that holds a local path.
     """
-    text = " ".join(reason.split())
-    if not text:
-        raise ConfigError("a revocation needs a reason", next_step="add --reason TEXT: whoever meets it will read it")
     entry = store.peek(digest)
-    if not any(item.reason == text for item in _own(store, entry.digest, entry.record)):
-        store.attest(entry.digest, REVOKED, {"reason": text})
-    return next(item for item in _own(store, entry.digest, entry.record) if item.reason == text)
+    said = _said(entry.record, reason)
+    if not any(item.reason == said.reason for item in _own(store, entry.digest, entry.record)):
+        earlier = {item.id for item in statements(store, entry.digest)}
+        new = Statement(digest=entry.digest, kind="revoked", created=utc_now(), payload=said)
+        while new.id in earlier:  # said, withdrawn and said again within a second: one statement, unless time passes
+            time.sleep(0.1)
+            new = new.model_copy(update={"created": utc_now()})
+        adopt(store, [new])
+    return next(item for item in _own(store, entry.digest, entry.record) if item.reason == said.reason)
+
+
+def withdraw(store: Store, digest: str, reason: str) -> list[Revocation]:
+    """Take back all revocations of an adapter itself; return them. Those of its ancestors stay.
+
+    Raises:
+        NotFoundError: No such object, or it is not revoked.
+        ConfigError: No reason, or one that holds a local path.
+    """
+    entry = store.peek(digest)
+    said = _said(entry.record, reason)
+    revoked = standing(statements(store, entry.digest))
+    if not revoked:
+        raise NotFoundError(
+            "the adapter is not revoked",
+            where=f"{entry.record.curriculum} {entry.record.label}  {entry.digest}",
+            next_step="`plyfold log` shows which of its ancestors is",
+        )
+    taken = _own(store, entry.digest, entry.record)
+    said = said.model_copy(update={"withdraws": tuple(item.id for item in revoked)})
+    adopt(store, [Statement(digest=entry.digest, kind="withdrawn", created=utc_now(), payload=said)])
+    return taken
 
 
 def revocations(store: Store, digests: Iterable[str]) -> dict[str, list[Revocation]]:
@@ -126,15 +152,29 @@ def _distances(children: Mapping[str, list[str]], start: str) -> dict[str, int]:
 
 
 def _own(store: Store, digest: str, record: Record | None) -> list[Revocation]:
-    label = record.label if record else short(digest)
-    folder = store.root / "attest"
-    if not (folder / digest.removeprefix(PREFIX)).is_dir():
-        return []
     return [
-        Revocation(digest=digest, label=label, reason=str(item.payload.get("reason", "")), created=item.created)
-        for item in read_attestations(folder, digest)
-        if item.kind == REVOKED
+        Revocation(
+            digest=digest,
+            label=record.label if record else item.payload.label,
+            reason=item.payload.reason,
+            created=item.created,
+        )
+        for item in standing(statements(store, digest))
     ]
+
+
+def _said(record: Record, reason: str) -> Said:
+    text = " ".join(reason.split())
+    try:
+        check_portable(text)
+        return Said(reason=text, label=f"{record.curriculum} {record.label}")
+    except ValidationError as error:
+        raise ConfigError(
+            "a revocation needs a reason",
+            expected="1 to 2,000 characters in a line",
+            found=f"{len(text)} characters" if text else "none",
+            next_step="add --reason TEXT: whoever meets it will read it",
+        ) from error
 
 
 def _record(store: Store, digest: str) -> Record | None:
