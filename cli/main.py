@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lock": ("registry_admin", "Write which adapter each stage is, and where, into curriculum.lock.json."),
     "import": ("registry_admin", "Take a PEFT folder made elsewhere into the registry."),
     "push": ("hub", "Publish stages on the Hugging Face Hub, parents first."),
-    "pull": ("hub", "Fetch adapters from the Hugging Face Hub, every byte checked."),
+    "pull": ("hub_pull", "Fetch adapters from the Hugging Face Hub, every byte checked."),
 }
 """Command -> (module of this package, one line of help). The function is named after the command."""
 
