@@ -9,13 +9,14 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ..core.console import print_error, set_verbosity
 from ..core.errors import ConfigError, FailedError, PlyfoldError
-from ..core.files import DISK_FULL, disk_full
+from ..core.files import DISK_FULL, NOT_ALLOWED, disk_full, not_allowed
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
@@ -130,10 +131,11 @@ def run(arguments: list[str]) -> int:
         click.echo("interrupted; what was complete is kept, run the same command again to continue", err=True)
         return INTERRUPTED
     except OSError as error:
-        if error.errno in DISK_FULL:
-            from pathlib import Path
-
-            return _report(disk_full(Path(error.filename or ".")), debug)
+        for numbers, told in ((DISK_FULL, disk_full), (NOT_ALLOWED, not_allowed)):
+            if error.errno in numbers:
+                clear = told(Path(error.filename or "."))
+                clear.__cause__ = error
+                return _report(clear, debug)
         return _report(_unexpected(error), debug)
     except Exception as error:  # the last line of defence: a user sees one error, not a traceback
         return _report(_unexpected(error), debug)

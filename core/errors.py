@@ -57,6 +57,10 @@ class DiskFullError(PlyfoldError, OSError):
     """No room for what is to be written (exit 1)."""
 
 
+class NotAllowedError(PlyfoldError, PermissionError):
+    """A file or folder that this user may not read or write (exit 1)."""
+
+
 class ConfigError(PlyfoldError, ValueError):
     """A key, value or command line that cannot be meant (exit 2)."""
 

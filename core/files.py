@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import ConflictError, DiskFullError
+from .errors import ConflictError, DiskFullError, NotAllowedError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def fsync_path(path: Path) -> None:
@@ -51,6 +52,16 @@ def disk_full(where: Path, need_bytes: int = 0) -> DiskFullError:
         expected=f"{need_bytes:,} bytes free" if need_bytes else "",
         found=f"{shutil.disk_usage(_existing(where)).free:,} bytes free",
         next_step="free some space and run the same command again; it continues from what is complete",
+    )
+
+
+def not_allowed(where: Path, what: str = "this user may not read or write here") -> NotAllowedError:
+    """The error for a file or folder whose permissions, or whose file system, say no."""
+    return NotAllowedError(
+        what,
+        where=where,
+        expected="permission to read, and to write what is to change",
+        next_step="change its permissions; a registry elsewhere is named by --registry DIR or PLYFOLD_REGISTRY",
     )
 
 

@@ -29,6 +29,16 @@ MEND = "remove that folder, then train, publish or fetch the adapter again"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An object and what it says about itself."""
+
+    digest: str
+    path: Path
+    """Plain PEFT folder; read-only."""
+    record: Record
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One way in which an object differs from its record."""
 

@@ -15,36 +15,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ..core.digest import PREFIX, short
-from ..core.errors import ConfigError, ConflictError, IncompatibleError, IntegrityError, NotFoundError
-from ..core.files import disk_errors, write_bytes
+from ..core.errors import ConfigError, ConflictError, NotFoundError
+from ..core.files import NOT_ALLOWED, disk_errors, not_allowed
 from . import ledger, objects
 from .ledger import Attestation
-from .record import CURRICULUM_NAME, Record
+from .objects import Entry as Entry
+from .record import Record
+from .refs import ANY as ANY
+from .refs import MERGES as MERGES
+from .refs import Refs
 
 FOLDER = ".plyfold"
-MERGES = "merges"
 LOCK_TIMEOUT_S = 30.0
-ANY: Final = "any"
-"""`expected` of `set_ref` that does not look at the old value."""
 
-_ALIAS = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.+*-]{0,126}\Z")
 _PREFIX = re.compile(r"^(?:sha256:)?([0-9a-f]{4,64})$")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """An object and what it says about itself."""
-
-    digest: str
-    path: Path
-    """Plain PEFT folder; read-only."""
-    record: Record
 
 
 def find_store(path: Path | None = None, *, create: bool = False) -> Store:
@@ -56,11 +45,16 @@ def find_store(path: Path | None = None, *, create: bool = False) -> Store:
 
     Raises:
         NotFoundError: There is none and `create` is false.
+        NotAllowedError: It may not be read, or not made here.
     """
     named = path or (Path(value) if (value := os.environ.get("PLYFOLD_REGISTRY")) else None)
     candidates = [named] if named else [folder / FOLDER for folder in (Path.cwd(), *Path.cwd().parents)]
     for candidate in candidates:
-        if (candidate / "objects").is_dir():
+        try:
+            found = (candidate / "objects").is_dir()
+        except PermissionError as error:
+            raise not_allowed(candidate, "the registry cannot be read") from error
+        if found:
             return Store(candidate)
     if create:
         return Store(candidates[0])
@@ -72,8 +66,8 @@ def find_store(path: Path | None = None, *, create: bool = False) -> Store:
     )
 
 
-class Store:
-    """A registry folder, made where it is missing."""
+class Store(Refs):
+    """A registry folder, made where it is missing; one that may not be written is read all the same."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
@@ -84,9 +78,35 @@ class Store:
         self._tmp = self.root / "tmp"
         self._log = self.root / "log.jsonl"
         self._locations = self.root / "locations.json"
-        with disk_errors(self.root):
-            for folder in (self.objects, self.cache, self._refs, self._attest, self._tmp, self.root / "locks"):
-                folder.mkdir(parents=True, exist_ok=True)
+        self._folders = (self.objects, self._refs, self._attest, self._tmp, self.root / "locks", self.cache)
+        try:
+            with disk_errors(self.root):
+                for folder in self._folders:
+                    folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in NOT_ALLOWED:
+                raise
+            if not self.objects.is_dir():
+                raise not_allowed(self.root, "no registry can be made here") from error
+
+    @property
+    def writable(self) -> bool:
+        """May this user add to it?"""
+        effective = os.access in os.supports_effective_ids
+        return all(
+            os.access(folder if folder.exists() else self.root, os.W_OK | os.X_OK, effective_ids=effective)
+            for folder in self._folders
+            if folder != self.cache
+        )
+
+    def require_writable(self) -> None:
+        """Refuse before work is spent on what could not be kept.
+
+        Raises:
+            NotAllowedError: This user may not add to the registry.
+        """
+        if not self.writable:
+            raise not_allowed(self.root, "the registry cannot be written by this user")
 
     # ---- objects
 
@@ -100,17 +120,21 @@ class Store:
             ConfigError: A link, device or unfit file name in it.
             IntegrityError: The object exists and is damaged.
             DiskFullError: No room; nothing of it is left.
+            NotAllowedError: This user may not write here.
         """
-        objects.sweep(self._tmp)
-        objects.sweep_partial_files(self._refs, self._attest)
-        digest = objects.write_object(folder, record, self._tmp, self.objects)
+        with self._writing():
+            objects.sweep(self._tmp)
+            objects.sweep_partial_files(self._refs, self._attest)
+            digest = objects.write_object(folder, record, self._tmp, self.objects)
         with self._locked():
             ledger.append_log(self._log, "publish", digest=digest, kind=record.kind, curriculum=record.curriculum)
         return digest
 
-    def scratch(self) -> AbstractContextManager[Path]:
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
         """An empty folder on the store's file system, gone afterwards with what is left in it."""
-        return objects.scratch_folder(self._tmp)
+        with self._writing(), objects.scratch_folder(self._tmp) as folder:
+            yield folder
 
     def adopt(self, folder: Path, digest: str) -> None:
         """Move a finished object from `scratch` into the store, byte for byte: a record and the files it declares.
@@ -118,7 +142,8 @@ class Store:
         Raises:
             IntegrityError: The record is not `digest`, a file is another, or the object exists and is damaged.
         """
-        record = objects.adopt_object(folder, digest, self.objects)
+        with self._writing():
+            record = objects.adopt_object(folder, digest, self.objects)
         with self._locked():
             ledger.append_log(self._log, "adopt", digest=digest, kind=record.kind, curriculum=record.curriculum)
 
@@ -176,116 +201,6 @@ class Store:
         for digest in self.digests():
             yield self.peek(digest)
 
-    # ---- refs
-
-    def set_ref(
-        self, curriculum: str, stage: int | str, digest: str, alias: str = "latest", *, expected: str | None = ANY
-    ) -> None:
-        """Point a stage's alias at an object (for a composition: stage `merges`, alias the variant's slug).
-
-        Args:
-            curriculum: Name of the curriculum.
-            stage: Stage number, its name, or `merges`.
-            digest: A published object; a stage's own record has to say the same curriculum and stage.
-            alias: `latest`, `v1`, `best`, ...
-            expected: Digest the alias must be at now; None: it must not exist; `ANY`: whatever it is.
-
-        Raises:
-            ConflictError: The alias is not at `expected`, or another process holds the lock.
-            IncompatibleError: The object is of another curriculum or stage.
-            NotFoundError: No such object.
-        """
-        with self._locked():  # from before the look at the object, so that no sweep comes between
-            entry = self.peek(digest)
-            slot = self._slot(entry.record, curriculum, stage)
-            path = self._ref_path(curriculum, slot, alias)
-            now = ledger.read_ref(path)
-            if expected != ANY and now != expected:
-                raise ConflictError(
-                    f"{curriculum} stage {slot} ({alias}) has moved meanwhile",
-                    where=path,
-                    expected=expected or "no such ref yet",
-                    found=now or "no such ref",
-                    next_step="both adapters are safe in the registry; `plyfold show DIGEST` shows either",
-                )
-            if now == entry.digest:
-                return
-            write_bytes(path, f"{entry.digest}\n".encode())
-            ledger.append_log(
-                self._log, "ref", curriculum=curriculum, stage=slot, alias=alias, digest=entry.digest, previous=now
-            )
-
-    def ref(self, curriculum: str, stage: int | str, alias: str = "latest") -> str:
-        """The digest a stage's alias is at.
-
-        Raises:
-            NotFoundError: No such curriculum, stage or alias; the known ones are listed.
-            IntegrityError: The ref file is not a digest.
-        """
-        slot = self._number(curriculum, stage)
-        digest = ledger.read_ref(self._ref_path(curriculum, slot, alias))
-        if digest is None:
-            known = ", ".join(sorted(path.name for path in (self._refs / curriculum / slot).glob("[!.]*")))
-            raise NotFoundError(
-                f"stage {stage} of {curriculum} has no alias {alias!r}",
-                where=self.root,
-                expected=f"one of {known}" if known else f"one of the stages {self._known(curriculum)}",
-                next_step="`plyfold tree` shows what there is; `plyfold train` trains what is missing",
-            )
-        return digest
-
-    def curricula(self) -> list[str]:
-        """Names of the curricula that have a stage or a merge."""
-        return sorted(path.name for path in self._refs.iterdir() if path.is_dir() and any(path.glob("*/[!.]*")))
-
-    def default_curriculum(self, name: str | None = None) -> str:
-        """The named curriculum, or the only one.
-
-        Raises:
-            NotFoundError: No such curriculum, or none at all.
-            ConfigError: Several, and none is named.
-        """
-        known = self.curricula()
-        if name is None and len(known) == 1:
-            return known[0]
-        if name in known:
-            return name
-        if name is None and known:
-            raise ConfigError(
-                "several curricula are registered",
-                where=self.root,
-                expected=f"one of {', '.join(known)}",
-                next_step=f"name it, for example --curriculum {known[0]}",
-            )
-        raise NotFoundError(
-            f"no curriculum {name!r} in the registry" if name else "the registry is empty",
-            where=self.root,
-            expected=f"one of {', '.join(known)}" if known else "",
-            next_step="`plyfold train` or `plyfold quickstart` trains one",
-        )
-
-    def stages(self, curriculum: str) -> dict[int, str]:
-        """Stage number -> digest of its `latest`, in order of the numbers; the objects are not opened."""
-        found = {}
-        for path in (self._refs / curriculum).glob("*/latest"):
-            if path.parent.name.isdecimal() and (digest := ledger.read_ref(path)):
-                found[int(path.parent.name)] = digest
-        return dict(sorted(found.items()))
-
-    def merges(self, curriculum: str) -> dict[str, str]:
-        """Slug -> digest of every registered composition; the objects are not opened."""
-        paths = sorted((self._refs / curriculum / MERGES).glob("[!.]*"))
-        return {path.name: digest for path in paths if (digest := ledger.read_ref(path))}
-
-    def stage(self, curriculum: str, stage: int | str) -> Entry:
-        """The verified object a stage is at, by number or name.
-
-        Raises:
-            NotFoundError: No such stage; the known ones are listed.
-            IntegrityError: Its bytes are damaged.
-        """
-        return self.load(self.ref(curriculum, stage))
-
     # ---- what is learnt later, and what only this machine knows
 
     def attest(self, digest: str, kind: str, payload: Mapping[str, Any]) -> Path:
@@ -300,7 +215,7 @@ class Store:
             NotFoundError: No such object.
             ConfigError: An unfit kind or payload.
         """
-        with disk_errors(self._attest):
+        with self._writing():
             return ledger.write_attestation(self._attest, self.resolve(digest), kind, payload)
 
     def attestations(self, digest: str, kind: str | None = None) -> list[Attestation]:
@@ -328,59 +243,6 @@ class Store:
 
     # ---- inside
 
-    def _known(self, curriculum: str) -> str:
-        named = []
-        for number, digest in self.stages(curriculum).items():
-            name = self._stage_name(digest)
-            named.append(f"{number} ({name})" if name else str(number))
-        return ", ".join(named) or "(none)"
-
-    def _stage_name(self, digest: str) -> str | None:
-        try:
-            stage = self.peek(digest).record.stage
-        except (NotFoundError, IntegrityError):
-            return None  # the number still names it
-        return stage.name if stage else None
-
-    def _number(self, curriculum: str, stage: int | str) -> str:
-        """The ref folder of a stage: its number, or `merges`."""
-        self.default_curriculum(curriculum)
-        text = str(stage)
-        if text == MERGES:
-            return text
-        stages = self.stages(curriculum)
-        if text.isdecimal():
-            if (self._refs / curriculum / str(int(text))).is_dir():
-                return str(int(text))
-        else:
-            for number, digest in stages.items():
-                if self._stage_name(digest) == text:
-                    return str(number)
-        raise NotFoundError(
-            f"no stage {text} in {curriculum}",
-            where=self.root,
-            expected=f"one of {self._known(curriculum)}",
-            next_step="`plyfold train` trains what is missing",
-        )
-
-    def _slot(self, record: Record, curriculum: str, stage: int | str) -> str:
-        own = record.stage
-        fits = str(stage) in (str(own.number), own.name) if own else str(stage) == MERGES
-        if not fits or record.curriculum != curriculum:
-            raise IncompatibleError(
-                "a ref cannot name an object of another stage",
-                expected=f"{curriculum} {stage}",
-                found=f"{record.curriculum} {record.label}",
-            )
-        return str(own.number) if own else MERGES
-
-    def _ref_path(self, curriculum: str, slot: str, alias: str) -> Path:
-        if not re.fullmatch(CURRICULUM_NAME, curriculum):
-            raise ConfigError("not a curriculum name", found=curriculum, expected="a-z, 0-9 and dashes")
-        if not _ALIAS.match(alias):
-            raise ConfigError("not an alias", found=alias, expected="letters, digits and . _ + * -")
-        return self._refs / curriculum / slot / alias
-
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """The one lock of the store; the system drops it when its holder dies."""
@@ -388,7 +250,7 @@ class Store:
 
         path = self.root / "locks/refs.lock"
         try:
-            with disk_errors(self.root), FileLock(path, timeout=LOCK_TIMEOUT_S):
+            with self._writing(), FileLock(path, timeout=LOCK_TIMEOUT_S):
                 yield
         except Timeout as error:
             raise ConflictError(
@@ -397,3 +259,15 @@ class Store:
                 expected=f"the lock within {LOCK_TIMEOUT_S:.0f} s",
                 next_step="let it finish, then run the same command again",
             ) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One clear error where the disk is full, or this user may not write to a path of the store."""
+        self.require_writable()
+        try:
+            with disk_errors(self.root):
+                yield
+        except OSError as error:
+            if error.errno in NOT_ALLOWED and Path(str(error.filename)).is_relative_to(self.root):
+                raise not_allowed(Path(str(error.filename)), "the registry cannot be written by this user") from error
+            raise
