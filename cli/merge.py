@@ -252,7 +252,7 @@ def _publish(inputs: Inputs, prepared: Prepared, wanted: Wanted, report: Report)
         tempfile.TemporaryDirectory(dir=scratch, prefix="merge-") as tmp,
     ):
         composed = _write(prepared, Path(tmp) / slug)
-        record = record_of(composed, inputs.entries, inputs.variant)
+        record = record_of(composed, inputs.entries, inputs.variant, slug)
         digest = _same_merge(store, inputs.variant.curriculum, slug, record.weights.digest)
         if digest is None:
             digest = store.publish(composed.path, record)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..serving.variants import Variant
 
 
-def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Variant) -> Record:
-    """What the registry says about a composition of its stages."""
+def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Variant, slug: str) -> Record:
+    """What the registry says about a composition of its stages, which it names `slug`."""
     plan = composed.prepared.plan
     spec = read_spec(composed.path)
     return Record(
@@ -33,6 +33,7 @@ def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Varian
                 "method": plan.method,
                 "settings": {**plan.settings},
                 "variant": variant.name,
+                "slug": slug,
                 "rank": plan.rank,
                 "relative_error": composed.certificate.relative,
             }
