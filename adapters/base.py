@@ -236,6 +236,8 @@ def ensure_twin(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
             with staged_folder(folder, replace=True) as staged:
                 _make_twin(ref, quantisation, staged)
                 write_json(staged / TWIN_NAME, {"schema": 1, **_twin_identity(ref, quantisation)})
+        else:
+            os.utime(folder)  # in use: what has long been unused may be swept
     return folder
 
 

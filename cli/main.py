@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("diff", "Two adapters side by side: what made them, and how their deltas relate."),
     "verify": ("verify", "Check every file of the registry against its record."),
     "revoke": ("registry_admin", "State that an adapter should not be used, nor what was made from it."),
+    "pin": ("registry_admin", "Keep an adapter from gc, whatever becomes of its names."),
     "gc": ("registry_admin", "Remove what no name, lock file or running server leads to any more."),
     "lock": ("registry_admin", "Write which adapter each stage is, and where, into curriculum.lock.json."),
     "import": ("registry_admin", "Take a PEFT folder made elsewhere into the registry."),

@@ -1,4 +1,4 @@
-"""`plyfold revoke`, `gc`, `lock` and `import`: commands that keep a registry in order."""
+"""`plyfold revoke`, `pin`, `gc`, `lock` and `import`: commands that keep a registry in order."""
 
 from __future__ import annotations
 
@@ -51,6 +51,41 @@ def revoke_command(
         say("merge refuses these from now on; train the stage again to replace it")
 
 
+@click.command("pin")
+@click.argument("ref")
+@click.option("--reason", default="", help="Why it has to stay; gc shows it.")
+@click.option("--remove", is_flag=True, help="Let gc decide about it again, after its time of grace.")
+@curriculum_option
+@registry_option
+@json_option
+def pin_command(
+    ref: str, reason: str, remove: bool, curriculum: str | None, registry: Path | None, as_json: bool
+) -> None:
+    """Keep an adapter and all it came from, whatever becomes of its names.
+
+    Pins are of this registry: they do not travel. gc lists them, show says them.
+    """
+    from ..registry.graph import find
+    from ..registry.pins import pin, unpin
+    from ..registry.store import find_store
+
+    if remove and reason:
+        raise ConfigError("--reason goes with a new pin", found="--remove", next_step="leave one of them out")
+    store = find_store(registry)
+    entry = find(store, ref, curriculum)
+    changed = unpin(store, entry.digest) if remove else [pin(store, entry.digest, reason)]
+    name = f"{entry.record.curriculum} {entry.record.label}"
+    if as_json:
+        value = {"digest": entry.digest, "label": name, "pinned": not remove}
+        emit_json({**value, "removed" if remove else "pins": [each.to_json() for each in changed]})
+        return
+    print(f"{short(entry.digest)}  {name}  {'no longer pinned' if remove else 'pinned'}{_because(reason)}")
+
+
+def _because(reason: str) -> str:
+    return f": {' '.join(reason.split())}" if reason else ""
+
+
 @click.command("gc")
 @click.option("--delete", "really", is_flag=True, help="Delete; without it, only the table is shown.")
 @click.option(
@@ -68,8 +103,8 @@ def gc_command(
 ) -> None:
     """Remove what nothing leads to any more.
 
-    Kept is what a name, a lock file, a pin or a running server needs, with everything it came from. Without --delete
-    nothing is changed.
+    Kept is what a name, a lock file, a pin or a running server needs, with everything it came from. Of the cache goes
+    what nobody has used for the time of grace: it is made again when it is needed. Without --delete nothing is changed.
     """
     from ..registry.gc import delete, plan_sweep
     from ..registry.lock import LOCK_FILE
@@ -84,7 +119,8 @@ def gc_command(
     if as_json:
         value = {"registry": str(store.root), "deleted": really, "lock_files": [str(path) for path in kept_by]}
         counts = {"size_bytes": sweep.size_bytes, "num_kept": sweep.num_kept, "num_young": sweep.num_young}
-        emit_json({**value, **counts, "garbage": [item.to_json() for item in sweep.garbage]})
+        pinned = [each.to_json() for each in sweep.pins]
+        emit_json({**value, **counts, "pins": pinned, "garbage": [item.to_json() for item in sweep.garbage]})
         return
     rows = [
         [
@@ -97,6 +133,8 @@ def gc_command(
     ]
     if rows:
         print_table(["digest", "what", "days", "bytes"], rows, right=["days", "bytes"])
+    for each in sweep.pins:
+        print(f"{short(each.digest)}  stays: pinned {each.created}{_because(each.reason)}")
     done = "deleted" if really else "would go"
     print(f"{len(rows)} {done}, {sweep.size_bytes:,} bytes; {sweep.num_kept} in use, {sweep.num_young} in their grace")
     if rows and not really:

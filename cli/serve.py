@@ -55,7 +55,8 @@ def serve_command(
     if dry_run:
         _show_plan(plan, as_json)
         return 0
-    with lease(store, {entry.digest for variant in plan.variants for entry in variant.entries}):
+    used = {entry.digest for variant in plan.variants for entry in variant.entries}
+    with lease(store, used, [plan.twin, plan.log, *plan.modules.values()]):
         prepare(plan, store)
         say(f"starting vLLM {plan.vllm} on {plan.url}; its log: {plan.log}")
         return run_server(plan, on_ready=lambda: _show_ready(plan, as_json))

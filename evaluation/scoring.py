@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..adapters.base import ensure_twin
+from ..adapters.base import ensure_twin, twin_path
 from ..core.config import EvalConfig
 from ..core.errors import ConfigError
+from ..registry.gc import lease
 from ..serving.options import vllm_version
 from ..serving.variants import Variant, base_of, check_fits, materialise, plan_variant
 from .engines import Engine
@@ -64,10 +65,13 @@ def score_variants(
     check_fits(base, list(plans.values()))
     if config.engine == "vllm":
         vllm_version()
-    adapters = {name: materialise(store, plan).path for name, plan in plans.items()}
-    twin = ensure_twin(base, quantisation, store.cache)
-    with closing(load_engine(config, twin, adapters, asked.stop)) as engine:
-        evaluation = evaluate(problems, engine, list(adapters), asked)
+    used = {entry.digest for plan in plans.values() for entry in plan.entries}
+    cached = [twin_path(base, quantisation, store.cache), *(plan.path for plan in plans.values() if plan.path)]
+    with lease(store, used, cached):
+        adapters = {name: materialise(store, plan).path for name, plan in plans.items()}
+        twin = ensure_twin(base, quantisation, store.cache)
+        with closing(load_engine(config, twin, adapters, asked.stop)) as engine:
+            evaluation = evaluate(problems, engine, list(adapters), asked)
     folder = write_evaluation(evaluation, _fresh(runs / chosen[0].curriculum / "eval"))
     attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, source)
     return evaluation, folder

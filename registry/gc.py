@@ -1,9 +1,10 @@
-"""What a registry no longer needs: objects nothing leads to, and what killed runs have left.
+"""What a registry no longer needs: objects nothing leads to, unused parts of its cache, and what killed runs have left.
 
 Kept is whatever a ref, a lock file, a pin or the lease of a running process names, and everything it came from, through
 parents and requirements. The rest goes once nobody has touched it for the time of grace. The whole decision is made
 again under the store's lock, and an object leaves by one rename, so that a publish or a move of a ref beside it either
-keeps the object or finds it gone, never half of it. Neither the Hub nor its cache is ever touched.
+keeps the object or finds it gone, never half of it. Entries of the cache are judged by their last use, and stay while a
+running server has them on its lease. Neither the Hub nor its cache is ever touched.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,33 +24,15 @@ from typing import Any
 from ..core.digest import PREFIX, short
 from ..core.errors import IntegrityError, NotFoundError
 from . import ledger
+from .garbage import Garbage, leftovers, size_of, take_cached, unused_cache
 from .lock import read_lock
-from .objects import TMP_MAX_AGE_S, sweep, sweep_partial_files
+from .objects import sweep_partial_files
+from .pins import PIN as PIN
+from .pins import Pin, pins
 from .store import Store
 
 GRACE_S = 14 * 86400.0
-"""Objects published, named or unnamed within this time are never taken."""
-PIN = "pin"
-"""Kind of the attestations that keep an object, whatever refs say."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Garbage:
-    """One thing that would go."""
-
-    kind: str
-    """`object` or `leftover`."""
-    name: str
-    """Digest, or name in `tmp/`."""
-    label: str
-    path: Path
-    size_bytes: int
-    age_s: float
-    """Seconds since it was published or last named."""
-
-    def to_json(self) -> dict[str, Any]:
-        value = {"kind": self.kind, "name": self.name, "label": self.label}
-        return {**value, "size_bytes": self.size_bytes, "age_s": round(self.age_s)}
+"""What was published, named, unnamed or used within this time is never taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +44,8 @@ class Sweep:
     """Objects that something leads to."""
     num_young: int
     """Objects nothing leads to, within the time of grace."""
+    pins: list[Pin]
+    """What stays because it was pinned."""
 
     @property
     def size_bytes(self) -> int:
@@ -74,7 +59,8 @@ def plan_sweep(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float 
     Args:
         store: The registry.
         lock_files: `curriculum.lock.json` of projects that use the store.
-        grace_s: Seconds for which an object stays after it was published, or a ref came to or left it.
+        grace_s: Seconds for which an object stays after it was published, or a ref or pin came to or left it, and an
+            entry of the cache after it was used.
 
     Raises:
         IntegrityError: A ref, a lock file, or the record of an object that is needed cannot be read, so that what it
@@ -92,11 +78,15 @@ def plan_sweep(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float 
         if age_s <= grace_s:
             young += 1
             continue
-        size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
-        garbage.append(
-            Garbage(kind="object", name=digest, label=_label(store, digest), path=path, size_bytes=size, age_s=age_s)
-        )
-    return Sweep(garbage=[*garbage, *_leftovers(store)], num_kept=len(kept & {*store.digests()}), num_young=young)
+        label, size = _label(store, digest), size_of(path)
+        garbage.append(Garbage(kind="object", name=digest, label=label, path=path, size_bytes=size, age_s=age_s))
+    cached = unused_cache(store, grace_s, {name for held in _leases(store) for name in held.get("cache", [])})
+    return Sweep(
+        garbage=[*garbage, *cached, *leftovers(store)],
+        num_kept=len(kept & {*store.digests()}),
+        num_young=young,
+        pins=pins(store),
+    )
 
 
 def delete(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float = GRACE_S) -> Sweep:
@@ -117,24 +107,45 @@ def delete(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float = GR
                     continue
                 ledger.append_log(store.root / "log.jsonl", "gc", digest=item.name)
                 moved.append(aside)
+            elif item.kind == "cache":
+                taken = take_cached(store, item, grace_s)
+                if taken is None:
+                    continue
+                moved.append(taken)
+            else:
+                moved.append(item.path)
             gone.append(item)
     for aside in moved:  # out of the lock: nobody can find these any more, and a kill leaves them to the next sweep
-        shutil.rmtree(aside, ignore_errors=True)
-    sweep(store.root / "tmp")
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
     sweep_partial_files(store.root / "refs", store.root / "attest")
-    return Sweep(garbage=gone, num_kept=plan.num_kept, num_young=plan.num_young + len(plan.garbage) - len(gone))
+    stayed = {item.name for item in plan.garbage if item.kind == "object"} - {item.name for item in gone}
+    return replace(plan, garbage=gone, num_young=plan.num_young + len(stayed))
 
 
 @contextmanager
-def lease(store: Store, digests: Iterable[str]) -> Iterator[None]:
-    """Keep objects while this block runs, whatever happens to their refs; the system ends it with the process."""
+def lease(store: Store, digests: Iterable[str], cached: Iterable[Path] = ()) -> Iterator[None]:
+    """Keep objects and parts of the cache while this block runs; the system ends it with the process.
+
+    Args:
+        store: The registry.
+        digests: Objects, kept whatever happens to their refs.
+        cached: Paths in the store's cache, kept however old they are; they need not be made yet.
+
+    Raises:
+        NotAllowedError: This user may not write to the registry.
+    """
+    store.require_writable()
+    names = sorted(path.relative_to(store.cache).as_posix() for path in cached)
     folder = store.root / "locks" / "leases"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{uuid.uuid4().hex}.json"
     draft = path.with_suffix(".draft")  # a lease appears only once it is held: an unheld one is a dead one
     with draft.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        json.dump({"schema": 1, "digests": sorted(digests)}, file)
+        json.dump({"schema": 1, "digests": sorted(digests), "cache": names}, file)
         file.flush()
         draft.rename(path)
         try:
@@ -152,11 +163,8 @@ def roots(store: Store, lock_files: Iterable[Path] = ()) -> set[str]:
             found.add(named)
     for lock_file in lock_files:
         found |= {stage.digest for stage in read_lock(lock_file).stages.values()}
-    for folder in (store.root / "attest").iterdir():
-        digest = PREFIX + folder.name
-        if any(item.kind == PIN for item in ledger.read_attestations(folder.parent, digest)):
-            found.add(digest)
-    return found | _leased(store)
+    found |= {each.digest for each in pins(store)}
+    return found | {digest for held in _leases(store) for digest in held["digests"]}
 
 
 def reachable(store: Store, names: Iterable[str]) -> set[str]:
@@ -180,17 +188,19 @@ def reachable(store: Store, names: Iterable[str]) -> set[str]:
     return seen
 
 
-def _leased(store: Store) -> set[str]:
-    found: set[str] = set()
+def _leases(store: Store) -> list[dict[str, Any]]:
+    """What living processes hold."""
+    found = []
     for path in (store.root / "locks").glob("leases/*.json"):
         try:
             with path.open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)  # its holder is dead
+            with suppress(PermissionError):
+                path.unlink(missing_ok=True)  # its holder is dead
         except FileNotFoundError:
             continue
         except BlockingIOError:
-            found |= set(ledger.read_json(path)["digests"])
+            found.append(ledger.read_json(path))
     return found
 
 
@@ -210,21 +220,6 @@ def _touched(store: Store) -> dict[str, float]:
 
 def _age_s(path: Path, touched: float) -> float:
     return time.time() - max(path.lstat().st_mtime, touched)
-
-
-def _leftovers(store: Store) -> list[Garbage]:
-    """What killed runs have left in `tmp/`, judged by its youngest file."""
-    found = []
-    for path in sorted((store.root / "tmp").iterdir()):
-        try:
-            files = [each.lstat() for each in (path, *path.rglob("*"))]
-        except OSError:
-            continue  # its owner is at work
-        age_s = time.time() - max(status.st_mtime for status in files)
-        if age_s > TMP_MAX_AGE_S:
-            size = sum(status.st_size for status in files[1:])
-            found.append(Garbage(kind="leftover", name=path.name, label="tmp", path=path, size_bytes=size, age_s=age_s))
-    return found
 
 
 def _label(store: Store, digest: str) -> str:

@@ -73,6 +73,13 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
     return [item[-1] for item in sorted(found, key=lambda item: item[:-1])]
 
 
+def remove_attestations(folder: Path, digest: str, kind: str) -> None:
+    """Take back statements of one kind about `digest` that never left this machine."""
+    for path in (folder / digest.removeprefix(PREFIX)).glob("[!.]*.json"):
+        if read_json(path).get("kind") == kind:
+            path.unlink(missing_ok=True)
+
+
 def read_ref(path: Path) -> str | None:
     """The digest a ref is at, or None where there is no such ref.
 

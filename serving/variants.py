@@ -8,6 +8,7 @@ re-reads adapter folders while it serves, and keys its prefix cache by path.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -178,6 +179,8 @@ def materialise(store: Store, variant: Variant | VariantPlan) -> Materialised:
         if digest is None:
             digest = compose(plan.composition, plan.path, replace=plan.path.exists()).digest
             write_json(note, {"schema": 1, "digest": digest})
+        else:
+            os.utime(plan.path)  # in use: what has long been unused may be swept
     return Materialised(variant=plan.variant, path=plan.path, r=plan.r, digest=digest, entries=plan.entries)
 
 

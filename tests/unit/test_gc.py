@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -16,8 +17,10 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.core.errors import IntegrityError, NotFoundError
-from plyfold.registry.gc import PIN, delete, lease, plan_sweep
+from plyfold.registry.garbage import take_cached
+from plyfold.registry.gc import delete, lease, plan_sweep
 from plyfold.registry.lock import make_lock, write_lock
+from plyfold.registry.pins import pin, pins, unpin
 from plyfold.registry.store import Store, find_store
 
 OLD_S = 30 * 86400.0
@@ -114,8 +117,42 @@ def test_a_lock_file_keeps(store: Store, tmp_path: Path) -> None:
 
 def test_a_pin_keeps(store: Store) -> None:
     one, two = unnamed(store)
-    store.attest(one, PIN, {"reason": "cited in a paper"})
+    assert pin(store, one[:20], "cited in\n a paper") == pin(store, one, "cited in a paper")
+    assert [(each.digest, each.reason) for each in pins(store)] == [(one, "cited in a paper")]
     assert names(store) == {two}
+    pin(store, one)
+    pin(store, two)
+    assert names(store) == set()
+    store.attest(one, "eval", {"metrics": []})
+    assert [each.reason for each in unpin(store, one)] == ["cited in a paper", ""]
+    assert [each.digest for each in pins(store)] == [two]
+    assert [item.kind for item in store.attestations(one)] == ["eval"]
+    with pytest.raises(NotFoundError, match="no pin"):
+        unpin(store, one)
+    unpin(store, two)
+    assert names(store) == set()  # both are in their grace again
+    age(store)
+    assert names(store) == {one, two}
+
+
+def test_the_pin_command_is_seen_in_show_and_gc(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    one = unnamed(store)[0]
+    assert run(["pin", one[:20], "--reason", "cited"]) == 0
+    assert "toy 1 structure  pinned: cited" in capsys.readouterr().out
+    assert run(["show", one[:20]]) == 0
+    assert '"cited"' in capsys.readouterr().out
+    assert run(["gc"]) == 0
+    assert "pinned 20" in (shown := capsys.readouterr().out)
+    assert ": cited" in shown
+    assert run(["gc", "--json"]) == 0
+    assert [each["digest"] for each in json.loads(capsys.readouterr().out)["pins"]] == [one]
+    assert run(["pin", one, "--remove", "--reason", "no"]) == 2
+    capsys.readouterr()
+    assert run(["pin", one, "--remove", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["pinned"], value["removed"][0]["reason"]) == (False, "cited")
+    assert run(["pin", one, "--remove"]) == 3
+    assert run(["pin", "7"]) == 3
 
 
 def test_a_living_lease_keeps_and_a_dead_one_does_not(store: Store) -> None:
@@ -224,9 +261,85 @@ def test_leftovers_of_kills_go_after_an_hour(store: Store) -> None:
     then = time.time() - 3700
     for path in (old / "part", old):
         os.utime(path, (then, then))
+    staged = store.cache / "twins" / ".base-0123.tmp-abc"
+    staged.mkdir(parents=True)
+    os.utime(staged, (then, then))
     assert [(item.name, item.size_bytes) for item in plan_sweep(store).garbage if item.kind == "leftover"] == [
-        ("publish-old", 5)
+        ("publish-old", 5),
+        ("twins/.base-0123.tmp-abc", 0),
     ]
+    owner = os.open(staged, os.O_RDONLY)
+    fcntl.flock(owner, fcntl.LOCK_EX)  # as who stages it does
     delete(store)
     assert not old.exists()
     assert young.exists()
+    assert staged.exists()
+    os.close(owner)
+    delete(store)
+    assert not staged.exists()
+
+
+class TestTheCache:
+    """Whatever is in the cache can be made again; what nobody has used for the time of grace goes."""
+
+    @pytest.fixture
+    def entries(self, store: Store) -> dict[str, Path]:
+        found = {}
+        for name in ("twins/base-0123", "variants/toy-s1-0123", "serve/8000.log"):
+            path = found[name] = store.cache / name
+            path.parent.mkdir(parents=True)
+            if path.suffix == ".log":
+                path.write_bytes(b"12345")
+            else:
+                path.mkdir()
+                (path / "model.safetensors").write_bytes(b"12345")
+                path.with_name(f"{path.name}.json").write_text("{}")
+            self.unused(path)
+        return found
+
+    def unused(self, path: Path) -> None:
+        os.utime(path, (time.time() - OLD_S,) * 2)
+
+    def listed(self, store: Store, **options: Any) -> list[tuple[str, int]]:
+        return [(item.name, item.size_bytes) for item in plan_sweep(store, **options).garbage if item.kind == "cache"]
+
+    def test_the_unused_goes(self, store: Store, entries: dict[str, Path]) -> None:
+        assert self.listed(store) == [(name, 5) for name in entries]
+        assert all(path.exists() for path in entries.values())
+        delete(store)
+        assert not [path for folder in store.cache.iterdir() for path in folder.glob("[!.]*")]
+        assert not list((store.root / "tmp").iterdir())
+
+    @pytest.mark.parametrize("name", ["twins/base-0123", "variants/toy-s1-0123", "serve/8000.log"])
+    def test_the_used_and_the_leased_stay(self, store: Store, entries: dict[str, Path], name: str) -> None:
+        with lease(store, [], [entries[name]]):
+            assert name not in dict(self.listed(store, grace_s=0.0))
+            delete(store, grace_s=0.0)
+            assert entries[name].exists()
+        os.utime(entries[name])
+        assert self.listed(store) == []
+        assert [each for each, _ in self.listed(store, grace_s=0.0)] == [name]
+
+    def test_what_is_being_made_or_was_just_used_stays(self, store: Store, entries: dict[str, Path]) -> None:
+        from filelock import FileLock
+
+        name = "variants/toy-s1-0123"
+        (item,) = [item for item in plan_sweep(store).garbage if item.name == name]
+        with FileLock(entries[name].parent / ".toy-s1-0123.lock"):
+            assert name not in {each.name for each in delete(store).garbage}
+        assert entries[name].is_dir()
+        os.utime(entries[name])
+        assert take_cached(store, item, 60.0) is None  # used after the look
+        assert entries[name].is_dir()
+
+    def test_taking_a_variant_or_a_twin_makes_it_young(self, make_store: Any, tiny_base: Any, tmp_path: Path) -> None:
+        from plyfold.serving.variants import materialise, parse_variant, twin_of
+
+        store = make_store(tmp_path / "toy", tiny_base(dtype="float32"), stages=1)
+        variant = parse_variant("1", "tiny")
+        for _ in range(2):
+            paths = [materialise(store, variant).path, twin_of(store, [variant])]
+            assert self.listed(store) == []
+            for path in paths:
+                self.unused(path)
+        assert len(self.listed(store)) == 2
