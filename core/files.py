@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,18 @@ def refuse_existing(out: Path, *, replace: bool = False) -> None:
         raise ConflictError(
             "the output folder exists already", where=out, next_step="choose another folder, or remove this one"
         )
+
+
+def read_capped(path: Path, max_bytes: int) -> bytes:
+    """A plain file's bytes, never more than the cap plus one; a pipe or device is not waited for.
+
+    Raises:
+        OSError: There is no such file, it may not be read, or it is no plain file.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        return file.read(max_bytes + 1)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -119,7 +119,7 @@ def adopt_object(staged: Path, digest: str, objects: Path) -> Record:
     Raises:
         IntegrityError: Another record, or files that are not what it says; or the same object exists, damaged.
     """
-    data = read_record_bytes(staged / RECORD_FILE)
+    data = _record_bytes(staged / RECORD_FILE)
     found = sha256_bytes(data)
     if found != digest:
         raise IntegrityError("not the record that was asked for", where=staged, expected=digest, found=found)
@@ -143,15 +143,7 @@ def read_record(path: Path) -> Record:
     where = path / RECORD_FILE
     if not path.is_dir():
         raise NotFoundError("no such object in the store", where=path)
-    try:
-        data = read_record_bytes(where)
-    except OSError as error:
-        raise IntegrityError(
-            "the record cannot be read; nothing was loaded",
-            where=where,
-            found=error.strerror or str(error),
-            next_step=MEND,
-        ) from error
+    data = _record_bytes(where)
     expected, found = f"sha256:{path.name}", sha256_bytes(data)
     if len(data) <= MAX_RECORD_BYTES and found != expected:
         raise IntegrityError(
@@ -162,6 +154,18 @@ def read_record(path: Path) -> Record:
             next_step=MEND,
         )
     return parse_record(data, where)
+
+
+def _record_bytes(where: Path) -> bytes:
+    try:
+        return read_record_bytes(where)
+    except OSError as error:
+        raise IntegrityError(
+            "the record cannot be read; nothing was loaded",
+            where=where,
+            found=error.strerror or str(error),
+            next_step=MEND,
+        ) from error
 
 
 def find_problems(path: Path, record: Record, *, hashes: bool = True) -> list[Problem]:

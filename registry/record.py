@@ -8,15 +8,17 @@ below it. What is learnt later (scores, locations) is attested beside the object
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from ..core.digest import canonical_json, sha256_bytes
 from ..core.errors import ConfigError, IntegrityError
+from ..core.files import read_capped
 
 RECORD_FILE = "lineage.json"
 RECORD_SCHEMA = "plyfold/adapter-record/1"
@@ -25,13 +27,14 @@ MAX_RECORD_BYTES = 1_000_000
 
 CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 STAGE_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
+UTC_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
 _LOCAL_PATH = re.compile(r"(?:/(?!/)\S|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\\w|file:/)")
 _SUSPECT = ('"/', '"~', '"\\', ":/", ":\\", "NaN", "Infinity")
 """One of them is in the JSON text of whatever `check_portable` refuses, and of some that it does not."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-RepoId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=200)]
+RepoId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$", max_length=200)]
 
 
 class _Part(BaseModel):
@@ -163,16 +166,14 @@ class Record(_Part):
     files: list[FileEntry] = Field(default_factory=list)
     """Payload files; `Store.publish` fills it."""
     licence: str = "other"
-    created: str = Field(default_factory=lambda: utc_now(), pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+    created: str = Field(default_factory=lambda: utc_now(), pattern=UTC_TIME)
     """UTC, to the second."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.kind == "stage") != (self.stage is not None) and self.kind != "foreign":
             raise ValueError(f"a record of kind {self.kind} {'needs' if self.kind == 'stage' else 'has no'} stage")
-        paths = [entry.path for entry in self.files]
-        if len(set(paths)) != len(paths):
-            raise ValueError("a payload file is listed twice")
+        _check_names([entry.path for entry in self.files])
         text = self.model_dump_json(by_alias=True)
         if any(part in text for part in _SUSPECT):  # else no walk, which would take most of the time of a record
             check_portable(self.model_dump(mode="json", by_alias=True))
@@ -200,7 +201,7 @@ def parse_record(data: bytes, where: object = "") -> Record:
     """Read a record from untrusted bytes.
 
     Raises:
-        IntegrityError: Too large, not JSON, or not a record.
+        IntegrityError: Too large, not canonical JSON, or not a record.
     """
     if len(data) > MAX_RECORD_BYTES:
         raise IntegrityError(
@@ -211,23 +212,42 @@ def parse_record(data: bytes, where: object = "") -> Record:
             next_step="fetch the adapter again",
         )
     try:
-        return Record.model_validate_json(data)
+        record = Record.model_validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field, fault = ".".join(str(part) for part in first["loc"])[:200], first["msg"][:500]
         raise IntegrityError(
             "not an adapter record this version understands",
             where=where,
             expected=f"schema {RECORD_SCHEMA}",
-            found=f"{field}: {first['msg']}" if field else first["msg"],
+            found=f"{field}: {fault}" if field else fault,
             next_step="fetch or publish the adapter again; a newer plyfold may read newer records",
         ) from error
+    if not _spells(record, data):
+        raise IntegrityError(
+            "the record is not spelt as records are, so another program may read it otherwise",
+            where=where,
+            expected="canonical JSON: every field, once, in the order of the names, without spaces",
+            next_step="fetch or publish the adapter again",
+        )
+    return record
+
+
+def _spells(record: Record, data: bytes) -> bool:
+    """Are these the only bytes that mean this record? Of a name given twice, some readers take the first value."""
+    try:
+        return record.to_bytes() == data
+    except ValueError:  # a number of thousands of digits
+        return False
 
 
 def read_record_bytes(path: Path) -> bytes:
-    """Bytes of a record file, never more than the cap plus one."""
-    with path.open("rb") as file:
-        return file.read(MAX_RECORD_BYTES + 1)
+    """Bytes of a record file, never more than the cap plus one.
+
+    Raises:
+        OSError: There is none, or it is no plain file.
+    """
+    return read_capped(path, MAX_RECORD_BYTES)
 
 
 def utc_now() -> str:
@@ -239,14 +259,32 @@ def check_file_name(path: str) -> None:
     """Refuse a payload name that could leave its folder or hide in it.
 
     Raises:
-        ConfigError: Absolute, `..`, empty, backslash, control character, or the record's own name.
+        ConfigError: Absolute, `..`, empty, too long, a backslash, what cannot be seen, or the record's own name.
     """
     parts = path.split("/")
-    bad = any(part in ("", ".", "..") for part in parts) or re.search(r"[\\\x00-\x1f:]", path)
-    if bad or len(path) > 255 or PurePosixPath(path).is_absolute() or path == RECORD_FILE:
+    bad = any(part in ("", ".", "..") for part in parts) or not path.isprintable() or re.search(r"[\\:]", path)
+    too_long = len(path) > 255 or any(len(part.encode()) > 255 for part in parts)
+    if bad or too_long or parts[0].casefold() == RECORD_FILE:
         raise ConfigError(
-            "not a name for a payload file", found=repr(path), expected="a relative path inside the adapter folder"
+            "not a name for a payload file",
+            found=ascii(path[:100]),
+            expected="a relative path inside the adapter folder",
         )
+
+
+def _check_names(paths: Sequence[str]) -> None:
+    """Refuse a file list that not every folder can hold.
+
+    Raises:
+        ValueError: A name twice, or twice where upper and lower case or spellings of a letter are the same, or as a
+            file and as a folder.
+    """
+    alike = {unicodedata.normalize("NFC", path).casefold() for path in paths}
+    if len(alike) != len(paths):
+        raise ValueError("a payload file is listed twice")
+    folders = {path[:at] for path in alike for at, sign in enumerate(path) if sign == "/"}
+    if folders & alike:
+        raise ValueError("a payload file is listed as a folder, too")
 
 
 def check_portable(value: object) -> None:
