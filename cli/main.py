@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("registry", "One adapter's record."),
     "diff": ("diff", "Two adapters side by side: what made them, and how their deltas relate."),
     "verify": ("verify", "Check every file of the registry against its record."),
+    "sign": ("sign", "Sign adapters with a local key; verify --signature checks it."),
     "revoke": ("registry_admin", "State that an adapter should not be used, nor what was made from it."),
     "pin": ("registry_admin", "Keep an adapter from gc, whatever becomes of its names."),
     "gc": ("registry_admin", "Remove what no name, lock file or running server leads to any more."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,18 @@ def dry_run_option(function: Command) -> Command:
 def config_option(function: Command) -> Command:
     """`-c FILE` as `config: str | None`."""
     return click.option("-c", "--config", help="A YAML file, or a packaged config: sandbox, gsm8k.")(function)
+
+
+def public_key_option(function: Command) -> Command:
+    """`--public-key PEM`, any number of times, as `public_keys: tuple[Path, ...]`."""
+    return click.option(
+        "--public-key",
+        "public_keys",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        envvar="PLYFOLD_PUBLIC_KEY",
+        help=f"PEM file; any of several will do. Else PLYFOLD_PUBLIC_KEY, several with {os.pathsep} between.",
+    )(function)
 
 
 def parse_stages(text: str) -> list[int]:

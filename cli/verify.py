@@ -6,29 +6,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ..core.console import emit_json, print_table, progress, stdout
 from ..core.digest import short
 from ..core.errors import IntegrityError
-from .options import json_option, registry_option
+from .options import json_option, public_key_option, registry_option
 
 if TYPE_CHECKING:
+    from ..registry.signing import SignatureCheck
+    from ..registry.store import Store
     from ..registry.verify import Check
 
 
 @click.command("verify")
 @click.option("--deep", is_flag=True, help="Also compare tensor headers and adapter configs with the records.")
+@click.option("--signature", is_flag=True, help="Also require a signature by a --public-key of every adapter.")
+@public_key_option
 @registry_option
 @json_option
-def verify_command(deep: bool, registry: Path | None, as_json: bool) -> None:
+def verify_command(
+    deep: bool, signature: bool, public_keys: tuple[Path, ...], registry: Path | None, as_json: bool
+) -> None:
     """Check every file of the registry against its record.
 
-    Ends with exit code 4 when a file is missing, extra or changed, or a name leads nowhere.
+    Ends with exit code 4 when a file is missing, extra or changed, a name leads nowhere, or, with --signature, an
+    adapter is not signed by any of the keys.
     """
     from ..registry.store import find_store
     from ..registry.verify import verify
 
+    given = click.get_current_context().get_parameter_source("public_keys")
+    signature = signature or given is ParameterSource.COMMANDLINE  # a key that is named is never passed over
     store = find_store(registry)
+    signatures = _check_signatures(store, public_keys) if signature else {}
     checks = []
     with progress("verify", len(store.digests())) as task:
         for check in verify(store, deep=deep):
@@ -36,14 +47,21 @@ def verify_command(deep: bool, registry: Path | None, as_json: bool) -> None:
             task.advance(note=check.name)
     faulty = [check for check in checks if check.problems]
     if as_json:
-        value = {"registry": str(store.root), "deep": deep, "ok": not faulty}
-        emit_json({**value, "checks": [check.to_json() for check in checks]})
+        value = {
+            "registry": str(store.root),
+            "deep": deep,
+            "ok": not faulty and all(each.good for each in signatures.values()),
+        }
+        extra = {"signatures": [each.to_json() for each in signatures.values()]} if signature else {}
+        emit_json({**value, "checks": [check.to_json() for check in checks], **extra})
     else:
         rows = [
             [short(check.digest), check.name, check.num_files, f"{check.size_bytes / 1e6:,.1f}", _verdict(check)]
+            + ([signatures[check.digest].verdict if check.digest in signatures else ""] if signature else [])
             for check in checks
         ]
-        print_table(["digest", "what", "files", "MB", "result"], rows, right=["files", "MB"])
+        columns = ["digest", "what", "files", "MB", "result"] + (["signature"] if signature else [])
+        print_table(columns, rows, right=["files", "MB"])
         for check in faulty:
             for problem in check.problems:
                 stdout().print(f"{short(check.digest)}  {problem}", markup=False)
@@ -56,6 +74,19 @@ def verify_command(deep: bool, registry: Path | None, as_json: bool) -> None:
             found=first.problems[0].found or first.problems[0].fault,
             next_step="remove the damaged objects from objects/sha256, then train or fetch them again",
         )
+    for each in signatures.values():
+        each.require()
+
+
+def _check_signatures(store: Store, public_keys: tuple[Path, ...]) -> dict[str, SignatureCheck]:
+    from ..registry.signing import verify_signature
+
+    with progress("signatures", len(store.digests())) as task:
+        found = {}
+        for digest in store.digests():
+            found[digest] = verify_signature(store, digest, *public_keys)
+            task.advance()
+    return found
 
 
 def _verdict(check: Check) -> str:

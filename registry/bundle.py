@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -96,7 +97,7 @@ class Bundle(_Part):
         """`sha256:` of the PEM public key it says it verifies with; empty for certificates and identities."""
         named = self.material.get("publicKey")
         hint = named.get("hint") if isinstance(named, dict) else None
-        return PREFIX + hint if isinstance(hint, str) and hint else ""
+        return PREFIX + hint if isinstance(hint, str) and re.fullmatch(r"[0-9a-f]{64}", hint) else ""
 
     def to_bytes(self) -> bytes:
         """Canonical JSON of the parts that are read, which model-signing reads too."""

@@ -22,7 +22,7 @@ from .signing_keys import fingerprint, is_encrypted, load_public_keys, pem, publ
 from .store import Entry, Store
 
 SIGNATURE = "signature"
-"""Kind of the attestations that hold a signature; payload `{"bundle": "<the JSON of model.sig>"}`."""
+"""Kind of the attestations that hold a signature; payload `{"bundle": "<the JSON of model.sig>", "key": ...}`."""
 BESIDE = (
     "README.md",
     "model.sig",
@@ -51,6 +51,10 @@ class SignatureCheck:
     found: str = ""
     """What is wrong; empty when good."""
 
+    @property
+    def good(self) -> bool:
+        return self.verdict == "good"
+
     def to_json(self) -> dict[str, str]:
         return asdict(self)
 
@@ -60,7 +64,7 @@ class SignatureCheck:
         Raises:
             IntegrityError: The verdict is not `good`.
         """
-        if self.verdict != "good":
+        if not self.good:
             missing = self.verdict == "missing"
             raise IntegrityError(
                 f"adapter {short(self.digest)} " + ("is not signed" if missing else "has no good signature"),
@@ -220,7 +224,7 @@ def _kept(store: Store, digest: str) -> list[Bundle]:
 
 def _keep(store: Store, digest: str, bundle: Bundle) -> None:
     # As text: base64 that starts with a slash is no local path.
-    store.attest(digest, SIGNATURE, {"bundle": bundle.to_bytes().decode()})
+    store.attest(digest, SIGNATURE, {"bundle": bundle.to_bytes().decode(), "key": bundle.key})
 
 
 def _difference(bundle: Bundle, record: Record, digest: str) -> tuple[str, str] | None:
@@ -240,7 +244,7 @@ def _find_fault(
     if difference := _difference(bundle, record, digest):
         return difference
     if bundle.key not in keys:
-        return _by(keys), f"a signature by {bundle.key or 'a certificate or an identity'}"
+        return _by(keys), f"a signature by {bundle.key or 'what is no public key'}"
     if (found := sha256_file(folder / RECORD_FILE)) != digest:
         return f"{RECORD_FILE} {digest}", f"{RECORD_FILE} {found}"
     if problems := find_problems(folder, record):
