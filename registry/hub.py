@@ -1,33 +1,41 @@
-"""Publish adapters on the Hub: one repository per stage, one commit per adapter, parents first.
+"""Publish adapters on the Hub: one repository per stage or merge, one commit per adapter, parents first.
 
-A commit's description names the adapter it brought. That line, not the answer to a request, tells whether a push
-landed: it is looked for before every try, so a lost answer, a repeated push and a race all end in one commit.
+Here it is decided what travels, and refused what may not; `hub_commit` brings each repository to where it should be.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ..core.digest import short
-from ..core.errors import ConflictError, IntegrityError, NotFoundError
-from . import card
-from .hub_client import PATIENCE_S, TRIES, Commit, HeadMovedError, HubBusyError, HubClient, RemoteFile
-from .hub_places import DIGEST_LINE, attest_location, check_shareable, location, repo_of
+from ..core.errors import ConfigError, IncompatibleError, NotFoundError
+from .card_facts import Kin
+from .companions import REVOCATIONS_FILE, SIGNATURE_FILE
+from .hub_client import HubClient
+from .hub_commit import Outcome, Wanted, publish
+from .hub_places import attest_location, check_shareable, location, repo_of
 from .hub_pull import Pulled, pull
 from .record import RECORD_FILE
-from .store import Entry, Store
+from .revocation import revocations
+from .signing import sign, signature_of
+from .statements import statements
+from .store import MERGES, Entry, Store
 
-__all__ = ["Pulled", "Pushed", "pull", "push", "repo_of"]
+__all__ = ["Pulled", "Pushed", "Signer", "choose", "pull", "push", "repo_of"]
 
-MAIN = "main"
-CARD_FILE = "README.md"
+PLANNED = "would be pushed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signer:
+    """A key to sign with."""
+
+    key: Path
+    """PEM file of an elliptic-curve private key."""
+    password: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +46,22 @@ class Pushed:
     name: str
     """Curriculum and label: `gsm8k 1 structure`."""
     repo: str
-    commit: str | None
-    """The commit that holds it; None in a dry run."""
+    size_bytes: int
+    """Of the record and the files it declares."""
     status: str
-    """`pushed`, `already there`, or `would be pushed` in a dry run."""
-    head: str | None
-    """Where `main` is: another commit when a later adapter has followed."""
+    """`pushed`, `companions updated`, `already there`, or `would be pushed` in a dry run."""
+    companions: tuple[str, ...]
+    """What is said about it here and so travels beside it: revocations.json, model.sig."""
+    asked_for: bool
+    """False for ancestors."""
+    commit: str | None = None
+    """The commit that holds it; None in a dry run."""
+    head: str | None = None
+    """Where `main` is."""
+    superseded: bool = False
+    """A later adapter leads on `main`."""
+    note: str = ""
+    """What a person should know."""
 
     @property
     def location(self) -> str | None:
@@ -52,7 +70,46 @@ class Pushed:
 
     def to_json(self) -> dict[str, Any]:
         value = {"digest": self.digest, "name": self.name, "repo": self.repo, "commit": self.commit}
-        return {**value, "location": self.location, "status": self.status, "head": self.head}
+        value |= {"location": self.location, "status": self.status, "head": self.head, "superseded": self.superseded}
+        return value | {
+            "asked_for": self.asked_for,
+            "size_bytes": self.size_bytes,
+            "companions": list(self.companions),
+            "note": self.note,
+        }
+
+
+def choose(store: Store, curriculum: str, stages: Sequence[int] | None, merges: Sequence[str] | None) -> list[str]:
+    """Digests of what is to be published: stages by number, then merges by slug.
+
+    Args:
+        store: The registry.
+        curriculum: Name of the curriculum.
+        stages: None is all of them, or none where merges are named.
+        merges: Slugs; `all` is every one.
+
+    Raises:
+        NotFoundError: No such stage or merge; the known ones are listed.
+        ConfigError: A merge is named twice.
+    """
+    known = store.merges(curriculum)
+    if stages is None:
+        stages = [] if merges else list(store.stages(curriculum))
+    slugs = list(known) if merges and list(merges) == ["all"] else list(merges or ())
+    if len(set(slugs)) != len(slugs):
+        raise ConfigError("a merge is named twice", found=",".join(slugs), next_step="name every merge once")
+    lacking = [slug for slug in slugs if slug not in known]
+    if lacking or (merges and not slugs):
+        raise NotFoundError(
+            f"no merge {lacking[0]!r} of {curriculum} in the registry" if lacking else f"no merge of {curriculum} yet",
+            where=store.root,
+            expected=f"one of {', '.join(known)}" if known else "",
+            next_step=f"plyfold merge --curriculum {curriculum} --stages ... makes one",
+        )
+    digests = [store.ref(curriculum, number) for number in stages] + [
+        store.ref(curriculum, MERGES, slug) for slug in slugs
+    ]
+    return list(dict.fromkeys(digests))
 
 
 def push(
@@ -62,14 +119,16 @@ def push(
     *,
     private: bool = True,
     tag: str | None = None,
+    allow_dirty: bool = False,
+    signer: Signer | None = None,
     dry_run: bool = False,
     client: HubClient | None = None,
     done: Callable[[Pushed], object] = lambda pushed: None,
 ) -> list[Pushed]:
-    """Publish adapters, each after the adapters it came from.
+    """Publish adapters, each after the adapters it came from, with what is said about them.
 
-    Everything that can be refused is refused before the first request. What lies in a repository already stays as it
-    is, and nothing is ever removed.
+    Everything that can be refused is refused before the first request. What lies in a repository already stays in its
+    history; revocations are added to what others said, never taken away.
 
     Args:
         store: The registry.
@@ -77,7 +136,9 @@ def push(
         namespace: User or organisation.
         private: For repositories that are made now.
         tag: Name to give to each commit as well.
-        dry_run: Check all that can be checked here, send nothing.
+        allow_dirty: Publish also what code with uncommitted changes made.
+        signer: Sign what is asked for, and put these signatures in the place of others.
+        dry_run: Check all that can be checked here, send nothing, sign nothing.
         client: How to reach the Hub.
         done: Called after each adapter.
 
@@ -85,29 +146,106 @@ def push(
         One per adapter, in the order of publishing.
 
     Raises:
-        NotFoundError: An adapter or ancestor is not in the registry.
-        IntegrityError: Its bytes are damaged here, or arrived changed.
-        UnsupportedAdapterError, IncompatibleError: It may not travel (`check_shareable`).
+        NotFoundError: An adapter or ancestor is not in the registry, or no such key.
+        IntegrityError: Its bytes are damaged here, or arrived changed; or a statement about it is not readable.
+        UnsupportedAdapterError, IncompatibleError: It may not travel (`check_shareable`, dirty code).
         ConflictError: Another adapter came to the same repository meanwhile, or `tag` names another commit.
-        OfflineError, AuthError: The Hub cannot be reached, or does not allow it.
+        OfflineError, AuthError: The Hub cannot be reached, or does not allow it; or the key does not open.
     """
     entries = _parents_first(store, digests)
     for entry in entries:
         check_shareable(entry.path, entry.record)
-    repos = {entry.digest: repo_of(namespace, entry.record) for entry in entries}
+        if not allow_dirty:
+            _refuse_dirty(entry)
+    asked = {store.resolve(digest) for digest in digests}
+    reaching = revocations(store, [entry.digest for entry in entries])
+    if signer and not dry_run:
+        for digest in sorted(asked):
+            sign(store, digest, signer.key, signer.password)
+    kin = {entry.digest: _kin(entry) for entry in entries}
+    plans = [
+        (
+            Wanted(
+                store=store,
+                entry=entry,
+                repo=repo_of(namespace, entry.record),
+                private=private,
+                tag=tag,
+                revocations=tuple(reaching.get(entry.digest, ())),
+                replace_signature=signer is not None and entry.digest in asked,
+                kin=kin,  # which learns where each of them lies before its children are published
+            ),
+            entry.digest in asked,
+        )
+        for entry in entries
+    ]
+    planned = [_pushed(wanted, asked_for=own, signing=signer is not None and own) for wanted, own in plans]
     if dry_run:
-        return [_pushed(entry, repos[entry.digest], None, "would be pushed", None) for entry in entries]
+        return planned
     client = client or HubClient()
-    places: dict[str, str] = {}
     results = []
-    for entry in entries:
-        result = _push_one(client, entry, repos[entry.digest], places, private, tag)
+    for (wanted, _), plan in zip(plans, planned, strict=True):
+        outcome = publish(client, wanted)
+        result = _with(plan, outcome)
         assert result.location is not None
-        places[entry.digest] = result.location
-        attest_location(store, entry.digest, result.location)
+        kin[result.digest] = replace(kin[result.digest], location=result.location)
+        attest_location(store, result.digest, result.location)
         done(result)
         results.append(result)
     return results
+
+
+def _pushed(wanted: Wanted, *, asked_for: bool, signing: bool) -> Pushed:
+    """What is known of an adapter before anything is sent."""
+    entry = wanted.entry
+    revoked = bool(statements(wanted.store, entry.digest))
+    signed = signing or signature_of(wanted.store, entry.digest) is not None
+    return Pushed(
+        digest=entry.digest,
+        name=wanted.name,
+        repo=wanted.repo,
+        size_bytes=sum(item.size for item in entry.record.files) + (entry.path / RECORD_FILE).stat().st_size,
+        status=PLANNED,
+        companions=(*([REVOCATIONS_FILE] if revoked else []), *([SIGNATURE_FILE] if signed else [])),
+        asked_for=asked_for,
+    )
+
+
+def _with(plan: Pushed, outcome: Outcome) -> Pushed:
+    return replace(
+        plan,
+        commit=outcome.commit,
+        head=outcome.head,
+        status=outcome.status,
+        superseded=outcome.superseded,
+        note=outcome.note,
+    )
+
+
+def _kin(entry: Entry) -> Kin:
+    record = entry.record
+    return Kin(
+        name=f"{record.curriculum} {record.label}",
+        stage=record.stage.number if record.stage else None,
+        r=record.weights.r,
+    )
+
+
+def _refuse_dirty(entry: Entry) -> None:
+    """Refuse an adapter whose code nobody can look up.
+
+    Raises:
+        IncompatibleError: It was made with changes that were not committed.
+    """
+    record = entry.record
+    if record.code.dirty:
+        raise IncompatibleError(
+            "the adapter was made by code with uncommitted changes, which nobody else can look up",
+            where=f"{record.curriculum} {record.label}  {entry.digest}",
+            expected="code as a commit holds it",
+            found=f"plyfold {record.code.version}, commit {record.code.git or 'unknown'} with changes",
+            next_step="commit the changes and make it again, or add --allow-dirty: its page then says so",
+        )
 
 
 def _parents_first(store: Store, digests: Sequence[str]) -> list[Entry]:
@@ -135,140 +273,3 @@ def _parents_first(store: Store, digests: Sequence[str]) -> list[Entry]:
 
 def _named(entry: Entry) -> list[str]:
     return sorted({*(parent.digest for parent in entry.record.parents), *entry.record.requires})
-
-
-def _push_one(
-    client: HubClient, entry: Entry, repo: str, places: Mapping[str, str], private: bool, tag: str | None
-) -> Pushed:
-    """Look, commit, look again: see the module's first lines."""
-    client.create_repo(repo, private=private)
-    busy: HubBusyError | HeadMovedError | None = None
-    seen: str | None = None
-    start_s = time.monotonic()
-    for attempt in count():
-        refs = client.refs(repo)
-        head = refs.branches.get(MAIN)
-        commits = client.commits(repo, head) if head else []
-        sha = _landed(client, entry, repo, commits)
-        _check_tag(repo, tag, refs.tags, sha)
-        if sha:
-            status = "pushed" if busy else "already there"
-            break
-        if isinstance(busy, HeadMovedError):
-            _refuse_other(entry, repo, commits, seen, head)
-        if busy and (attempt == TRIES or time.monotonic() - start_s > PATIENCE_S):
-            raise busy
-        try:
-            sha = head = client.commit(
-                repo,
-                _files(entry, repo, places),
-                parent=head,
-                title=f"{entry.record.curriculum} {entry.record.label}",
-                description=DIGEST_LINE + entry.digest,
-            )
-        except (HubBusyError, HeadMovedError) as error:
-            busy, seen = error, head
-            client.pause(attempt)
-            continue
-        difference = _difference(entry, client.files(repo, sha))
-        if difference:
-            raise IntegrityError(
-                "the Hub holds other bytes than were sent",
-                where=f"{location(repo, sha)}/{difference[0]}",
-                expected=difference[1],
-                found=difference[2],
-                next_step="run the same command again; it makes a new commit",
-            )
-        status = "pushed"
-        break
-    assert sha is not None
-    if tag and refs.tags.get(tag) != sha:
-        client.tag(repo, tag, sha)
-        _check_tag(repo, tag, client.refs(repo).tags, sha)
-    return _pushed(entry, repo, sha, status, head)
-
-
-def _pushed(entry: Entry, repo: str, sha: str | None, status: str, head: str | None) -> Pushed:
-    name = f"{entry.record.curriculum} {entry.record.label}"
-    return Pushed(digest=entry.digest, name=name, repo=repo, commit=sha, status=status, head=head)
-
-
-def _files(entry: Entry, repo: str, places: Mapping[str, str]) -> dict[str, Path | bytes]:
-    """What the commit holds: the object as it is, and around it what can be made again from the record."""
-    record = entry.record
-    files: dict[str, Path | bytes] = {CARD_FILE: card.render(record, repo=repo, parents=places).encode()}
-    if scores := card.eval_results(record):
-        files[".eval_results/plyfold.yaml"] = scores.encode()
-    names = [RECORD_FILE, *(item.path for item in record.files)]
-    return files | {name: entry.path / name for name in names}
-
-
-def _landed(client: HubClient, entry: Entry, repo: str, commits: Sequence[Commit]) -> str | None:
-    """The newest commit that says it brought this adapter, and did."""
-    for commit in commits:
-        if _brought(commit) == entry.digest and not _difference(entry, client.files(repo, commit.sha)):
-            return commit.sha
-    return None
-
-
-def _brought(commit: Commit) -> str | None:
-    lines = (line.strip() for line in commit.description.splitlines())
-    return next((line.removeprefix(DIGEST_LINE) for line in lines if line.startswith(DIGEST_LINE)), None)
-
-
-def _difference(entry: Entry, remote: Mapping[str, RemoteFile]) -> tuple[str, str, str] | None:
-    """(file, expected, found) of the first file of the object that the Hub holds otherwise."""
-    local = {item.path: item.sha256 for item in entry.record.files} | {RECORD_FILE: entry.digest}
-    for name, digest in local.items():
-        file = remote.get(name)
-        if file is None:
-            return name, digest, "no such file"
-        if file.sha256 is not None:
-            expected, found = digest, file.sha256
-        else:  # in git itself, whose own digest is all the Hub tells
-            expected, found = f"git:{_blob_sha1(entry.path / name)}", f"git:{file.blob_sha1}"
-        if expected != found:
-            return name, expected, found
-    return None
-
-
-def _blob_sha1(path: Path) -> str:
-    data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def _refuse_other(entry: Entry, repo: str, commits: Sequence[Commit], seen: str | None, head: str | None) -> None:
-    """Refuse to follow an adapter that came while this one was on its way.
-
-    Raises:
-        ConflictError: A commit since `seen` brought another adapter.
-    """
-    for commit in commits:
-        if commit.sha == seen:
-            return
-        other = _brought(commit)
-        if other and other != entry.digest:
-            raise ConflictError(
-                f"another adapter came to {repo} while {short(entry.digest)} was being pushed",
-                where=location(repo, commit.sha),
-                expected=f"main at {short(seen, 8) if seen else 'no commit'}, to be followed by {entry.digest}",
-                found=f"main at {short(head or '', 8)}, which brought {other}",
-                next_step="your adapter is safe in the registry; look at the other one, then push again to follow it",
-            )
-
-
-def _check_tag(repo: str, tag: str | None, tags: Mapping[str, str], sha: str | None) -> None:
-    """Refuse a tag that names another commit.
-
-    Raises:
-        ConflictError: It does.
-    """
-    there = tags.get(tag) if tag else None
-    if there and there != sha:
-        raise ConflictError(
-            f"the tag {tag} is taken",
-            where=repo,
-            expected=sha or "no such tag yet",
-            found=there,
-            next_step="choose another --tag",
-        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,22 +199,38 @@ class HubClient:
         self.patiently(repo, lambda: self._api.create_repo(repo, private=private, exist_ok=True))
 
     def commit(
-        self, repo: str, files: Mapping[str, Path | bytes], *, parent: str | None, title: str, description: str
+        self,
+        repo: str,
+        files: Mapping[str, Path | bytes],
+        *,
+        deleted: Sequence[str] = (),
+        parent: str | None,
+        title: str,
+        description: str,
     ) -> str:
         """Make one commit on `main` and return its sha. Tried once: whether it landed only the branch can tell.
+
+        Args:
+            repo: Hub id.
+            files: Path -> what it is to hold.
+            deleted: Files of `parent` that go.
+            parent: Where `main` has to be.
+            title: First line of the message.
+            description: The rest of it.
 
         Raises:
             HeadMovedError: `main` is not at `parent`.
             HubBusyError: No answer, or one that says to come back; the commit may have landed all the same.
         """
-        from huggingface_hub import CommitOperationAdd
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         with ExitStack() as opened:
             # From an open file the library uploads by plain LFS, which every hub-compatible server takes.
-            operations = [
+            operations: list[Any] = [
                 CommitOperationAdd(name, data if isinstance(data, bytes) else opened.enter_context(data.open("rb")))
                 for name, data in files.items()
             ]
+            operations += [CommitOperationDelete(name, is_folder=False) for name in deleted]
             made = self._told(
                 repo,
                 lambda: self._api.create_commit(

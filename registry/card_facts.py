@@ -1,0 +1,103 @@
+"""What a card tells beside the record: where the ancestors lie, what was measured later, who revoked the adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .record import MAX_RECORD_BYTES, Metric, Record
+from .revocation import Revocation
+from .scores import EVAL
+from .store import Entry, Store
+
+COMPOSITION_FILE = "composition.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kin:
+    """An adapter that a record names."""
+
+    name: str
+    """Curriculum and label: `gsm8k 1 structure`."""
+    stage: int | None = None
+    """Its number in the same curriculum."""
+    r: int = 0
+    """Rank."""
+    location: str | None = None
+    """`hf://org/repo@commit`, where that is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known about an adapter that its record does not hold."""
+
+    kin: Mapping[str, Kin] = field(default_factory=dict)
+    """Digest -> adapter that the record names."""
+    metrics: tuple[Metric, ...] = ()
+    """Scores attested after it was made."""
+    variant: str = ""
+    """What was scored, when that is more than this adapter: `1+2`."""
+    composition: Mapping[str, Any] = field(default_factory=dict)
+    """`composition.json` of a merge."""
+    revocations: tuple[Revocation, ...] = ()
+    """Those that reach it, nearest first."""
+
+
+def facts_of(
+    store: Store,
+    entry: Entry,
+    kin: Mapping[str, Kin],
+    revocations: tuple[Revocation, ...] = (),
+) -> Facts:
+    """Gather what a registry knows about one of its adapters.
+
+    Raises:
+        IntegrityError: An attestation is not readable.
+    """
+    variant, metrics = _scores(store, entry)
+    return Facts(
+        kin=kin,
+        metrics=metrics,
+        variant=variant,
+        composition=_composition(entry),
+        revocations=revocations,
+    )
+
+
+def is_plain_sum(record: Record) -> bool:
+    """Is a merge the exact sum of its inputs, so that it scores as they do together?"""
+    exact = record.recipe.details.get("method") == "exact"
+    return exact and bool(record.parents) and all(parent.scale == 1.0 for parent in record.parents)
+
+
+def _scores(store: Store, entry: Entry) -> tuple[str, tuple[Metric, ...]]:
+    """The latest scores of exactly the adapters that are active when this one is used as it was made."""
+    record = entry.record
+    if record.kind == "merge":
+        together = {parent.digest for parent in record.parents} if is_plain_sum(record) else set()
+    else:
+        together = {entry.digest, *(item.digest for item in record.parents if item.role == "active_during_training")}
+    base = f"{record.base.repo}@{record.base.revision}"
+    held = set(store.digests())
+    said = [item for digest in together & held for item in store.attestations(digest, EVAL)]
+    for item in sorted(said, key=lambda item: item.created, reverse=True):
+        inputs = item.payload.get("inputs")
+        if isinstance(inputs, dict) and set(inputs.values()) == together and item.payload.get("base") == base:
+            metrics = tuple(Metric.model_validate(each) for each in item.payload.get("metrics", []))
+            return (str(item.payload.get("variant", "")) if len(together) > 1 else ""), metrics
+    return "", ()
+
+
+def _composition(entry: Entry) -> Mapping[str, Any]:
+    """`composition.json`, or nothing where it is missing or of another shape: the card then tells less."""
+    if entry.record.kind != "merge" or all(item.path != COMPOSITION_FILE for item in entry.record.files):
+        return {}
+    with (entry.path / COMPOSITION_FILE).open("rb") as file:
+        data = file.read(MAX_RECORD_BYTES + 1)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,383 @@
+"""Bring one adapter's repository to where it should be: look, commit, look again.
+
+A commit's description names the adapter it brought. That line, not the answer to a request, tells whether a push
+landed: it is looked for before every try, so a lost answer, a repeated push and a race all end in one commit. What
+lies beside the adapter (`companions`) is compared with what is said here before every try in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from ..core.digest import PREFIX, sha256_bytes, short
+from ..core.errors import ConflictError, IntegrityError
+from . import card
+from .card_facts import Kin, facts_of
+from .companions import MAX_COMPANION_BYTES, REVOCATIONS_FILE, SIGNATURE_FILE, companions
+from .hub_client import PATIENCE_S, TRIES, Commit, HeadMovedError, HubBusyError, HubClient, RemoteFile
+from .hub_places import DIGEST_LINE, location
+from .record import RECORD_FILE
+from .revocation import Revocation
+from .signing import signature_of, signs
+from .statements import parse_statements, standing, statements, to_bytes
+from .store import Entry, Store
+
+MAIN = "main"
+CARD_FILE = "README.md"
+SCORES_FILE = ".eval_results/plyfold.yaml"
+COMPANION_LINE = "companions-of: "
+"""Begins the description of a commit that changed only what lies beside an adapter."""
+
+PUSHED, UPDATED, THERE = "pushed", "companions updated", "already there"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One adapter and how it is to be published."""
+
+    store: Store
+    entry: Entry
+    repo: str
+    private: bool
+    """For a repository that is made now."""
+    tag: str | None = None
+    revocations: tuple[Revocation, ...] = ()
+    """Those that reach it, as far as is known here."""
+    replace_signature: bool = False
+    """Put our signature in the place of another."""
+    kin: Mapping[str, Kin] = field(default_factory=dict)
+    """Digest -> adapter its record names."""
+
+    @property
+    def name(self) -> str:
+        """Curriculum and label: `gsm8k 1 structure`."""
+        return f"{self.entry.record.curriculum} {self.entry.record.label}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Where a repository is now."""
+
+    commit: str
+    """The commit that brought the adapter."""
+    head: str
+    status: str
+    """`pushed`, `companions updated` or `already there`."""
+    superseded: bool
+    """Another adapter has followed it on `main`."""
+    note: str = ""
+    """What a person should know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """A commit to make."""
+
+    title: str
+    description: str
+    files: dict[str, Path | bytes]
+    status: str
+    deleted: tuple[str, ...] = ()
+    note: str = ""
+
+
+class _Repository:
+    """What the Hub says of one repository at one moment."""
+
+    def __init__(self, client: HubClient, repo: str, trees: dict[str, dict[str, RemoteFile]]) -> None:
+        refs = client.refs(repo)
+        self.client, self.repo, self.tags = client, repo, refs.tags
+        self.head = refs.branches.get(MAIN)
+        self.commits: list[Commit] = client.commits(repo, self.head) if self.head else []
+        self._trees = trees
+
+    def tree(self, sha: str | None) -> dict[str, RemoteFile]:
+        """Files of a commit, which never change and so are asked for once."""
+        if sha is None:
+            return {}
+        if sha not in self._trees:
+            self._trees[sha] = self.client.files(self.repo, sha)
+        return self._trees[sha]
+
+    def read(self, store: Store, path: str, file: RemoteFile) -> bytes:
+        """A small file at the head, checked against what the tree says of it.
+
+        Raises:
+            IntegrityError: Twice other bytes came.
+        """
+        assert self.head is not None
+        with store.scratch() as folder:
+            for fresh in (False, True):
+                target = folder / "file"
+                self.client.fetch(self.repo, self.head, path, target, max_bytes=MAX_COMPANION_BYTES, fresh=fresh)
+                data = target.read_bytes()
+                if _holds(file, data) or file.size > MAX_COMPANION_BYTES:  # the reader says that it is too large
+                    return data
+        raise IntegrityError(
+            "a file came changed from the Hub, twice",
+            where=f"{location(self.repo, self.head)}/{path}",
+            expected=_expected(file),
+            next_step="try another network, or run the same command again later",
+        )
+
+
+def publish(client: HubClient, wanted: Wanted) -> Outcome:
+    """Make sure that the repository has the adapter, and at its head what is said about it.
+
+    Raises:
+        IntegrityError: The Hub holds other bytes than were sent, or a companion there is not readable.
+        ConflictError: Another adapter came meanwhile, or the tag names another commit.
+        OfflineError, AuthError: The Hub cannot be reached, or does not allow it.
+    """
+    repo, entry = wanted.repo, wanted.entry
+    client.create_repo(repo, private=wanted.private)
+    trees: dict[str, dict[str, RemoteFile]] = {}
+    tried: list[str] = []
+    busy: HubBusyError | HeadMovedError | None = None
+    seen: str | None = None
+    note = ""
+    start_s = time.monotonic()
+    for attempt in count():
+        now = _Repository(client, repo, trees)
+        sha, head = _landed(now, entry), now.head
+        _check_tag(repo, wanted.tag, now.tags, sha)
+        if sha is None and isinstance(busy, HeadMovedError):
+            _refuse_other(wanted, now, seen)
+        change = _beside(now, wanted) if sha else _whole(now, wanted)
+        if change is None:
+            break
+        if busy and (attempt == TRIES or time.monotonic() - start_s > PATIENCE_S):
+            raise busy
+        tried.append(change.status)
+        try:
+            head = client.commit(
+                repo,
+                change.files,
+                deleted=change.deleted,
+                parent=now.head,
+                title=change.title,
+                description=change.description,
+            )
+        except (HubBusyError, HeadMovedError) as error:
+            busy, seen = error, now.head
+            client.pause(attempt)
+            continue
+        _check_arrived(wanted, head, change, client.files(repo, head))
+        sha, note = sha or head, change.note
+        break
+    assert sha is not None
+    assert head is not None
+    if wanted.tag and now.tags.get(wanted.tag) != sha:
+        client.tag(repo, wanted.tag, sha)
+        _check_tag(repo, wanted.tag, client.refs(repo).tags, sha)
+    status = PUSHED if PUSHED in tried else UPDATED if tried else THERE
+    return Outcome(
+        commit=sha, head=head, status=status, superseded=head != sha and not _leads(now.commits, entry, sha), note=note
+    )
+
+
+# ---- what to commit
+
+
+def _whole(now: _Repository, wanted: Wanted) -> _Change:
+    """The commit that brings the adapter: the object as it is, and around it what can be made again or is said."""
+    entry, store = wanted.entry, wanted.store
+    # A repository of one commit was just made; asking what it holds would be one more request for every push.
+    tree = now.tree(now.head) if len(now.commits) > 1 or statements(store, entry.digest) else {}
+    there = {}
+    if REVOCATIONS_FILE in tree:
+        there[REVOCATIONS_FILE] = now.read(store, REVOCATIONS_FILE, tree[REVOCATIONS_FILE])
+    said_about = companions(store, entry.digest, there, location(now.repo, now.head or ""))
+    facts = facts_of(store, entry, wanted.kin, _reaching(wanted, said_about))
+    files: dict[str, Path | bytes] = {CARD_FILE: card.render(entry.record, repo=now.repo, facts=facts).encode()}
+    if scores := card.eval_results(entry.record, facts):
+        files[SCORES_FILE] = scores.encode()
+    files |= said_about
+    deleted = tuple(name for name in (SIGNATURE_FILE, SCORES_FILE) if name in tree and name not in files)
+    files |= {name: entry.path / name for name in (RECORD_FILE, *(item.path for item in entry.record.files))}
+    return _Change(
+        title=wanted.name, description=DIGEST_LINE + entry.digest, files=files, deleted=deleted, status=PUSHED
+    )
+
+
+def _beside(now: _Repository, wanted: Wanted) -> _Change | None:
+    """The commit that adds what is said about an adapter that is there; None where nothing is new."""
+    entry, store = wanted.entry, wanted.store
+    said, signature = statements(store, entry.digest), signature_of(store, entry.digest)
+    ours = ({REVOCATIONS_FILE: to_bytes(said)} if said else {}) | ({SIGNATURE_FILE: signature} if signature else {})
+    if not ours:
+        return None
+    tree = now.tree(now.head)
+    leads = _difference(entry, tree) is None
+    if not leads:
+        ours.pop(SIGNATURE_FILE, None)  # it would be taken for the signature of the adapter that leads
+    there = {
+        name: data if _holds(tree[name], data) else now.read(store, name, tree[name])
+        for name, data in ours.items()
+        if name in tree
+    }
+    if SIGNATURE_FILE in there and not _signs(store, entry, there[SIGNATURE_FILE]):
+        del there[SIGNATURE_FILE]
+    at = location(now.repo, now.head or "")
+    joined = companions(store, entry.digest, there, at, replace_signature=wanted.replace_signature)
+    files: dict[str, Path | bytes] = {name: joined[name] for name in ours if joined[name] != there.get(name)}
+    if not files:
+        return None
+    note = ""
+    if REVOCATIONS_FILE in files and leads:
+        if _own_card(now, tree):
+            facts = facts_of(store, entry, wanted.kin, _reaching(wanted, joined))
+            files[CARD_FILE] = card.render(entry.record, repo=now.repo, facts=facts).encode()
+        else:
+            note = f"{CARD_FILE} of {now.repo} was edited on the Hub and is left as it is: say there what was revoked"
+    what = {REVOCATIONS_FILE: "revocations", SIGNATURE_FILE: "signature"}
+    title = " and ".join(word for name, word in what.items() if name in files)
+    return _Change(
+        title=f"{title} of {wanted.name}",
+        description=COMPANION_LINE + entry.digest,
+        files=files,
+        status=UPDATED,
+        note=note,
+    )
+
+
+def _signs(store: Store, entry: Entry, data: bytes) -> bool:
+    """Is a signature that is there of this adapter, and not left from another or no signature at all?"""
+    try:
+        return signs(store, entry.digest, data)
+    except IntegrityError:
+        return False
+
+
+def _own_card(now: _Repository, tree: Mapping[str, RemoteFile]) -> bool:
+    """Is the page at the head as a push left it?"""
+    last = next(commit for commit in now.commits if _named(commit, DIGEST_LINE) or _named(commit, COMPANION_LINE))
+    return last.sha == now.head or now.tree(last.sha).get(CARD_FILE) == tree.get(CARD_FILE)
+
+
+def _reaching(wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Revocation, ...]:
+    """The revocations that reach an adapter: its own as they will stand beside it, its ancestors' as known here."""
+    digest = wanted.entry.digest
+    said = parse_statements(files[REVOCATIONS_FILE]) if REVOCATIONS_FILE in files else []
+    own = [
+        Revocation(digest=digest, label=wanted.entry.record.label, reason=item.payload.reason, created=item.created)
+        for item in standing(item for item in said if item.digest == digest)
+    ]
+    return (*own, *(item for item in wanted.revocations if item.digest != digest))
+
+
+# ---- what is there
+
+
+def _landed(now: _Repository, entry: Entry) -> str | None:
+    """The newest commit that says it brought this adapter, and did."""
+    for commit in now.commits:
+        if _named(commit, DIGEST_LINE) == entry.digest and _difference(entry, now.tree(commit.sha)) is None:
+            return commit.sha
+    return None
+
+
+def _leads(commits: Sequence[Commit], entry: Entry, sha: str) -> bool:
+    """Is this adapter the last that came?"""
+    brought = next((name for commit in commits if (name := _named(commit, DIGEST_LINE))), entry.digest)
+    return brought == entry.digest
+
+
+def _named(commit: Commit, line_start: str) -> str | None:
+    lines = (line.strip() for line in commit.description.splitlines())
+    return next((line.removeprefix(line_start) for line in lines if line.startswith(line_start)), None)
+
+
+def _difference(entry: Entry, remote: Mapping[str, RemoteFile]) -> tuple[str, str, str] | None:
+    """(file, expected, found) of the first file of the object that the Hub holds otherwise."""
+    local = {item.path: item.sha256 for item in entry.record.files} | {RECORD_FILE: entry.digest}
+    for name, digest in local.items():
+        file = remote.get(name)
+        if file is None:
+            return name, digest, "no such file"
+        # In git itself all the Hub tells is git's own digest.
+        expected = digest if file.sha256 is not None else f"git:{_blob_sha1((entry.path / name).read_bytes())}"
+        if expected != _expected(file):
+            return name, expected, _expected(file)
+    return None
+
+
+def _check_arrived(wanted: Wanted, sha: str, change: _Change, remote: Mapping[str, RemoteFile]) -> None:
+    """Refuse a commit that holds other bytes than were sent.
+
+    Raises:
+        IntegrityError: It does; the first such file is named.
+    """
+    difference = _difference(wanted.entry, remote) if change.status == PUSHED else None
+    for name, data in change.files.items():
+        file = remote.get(name)
+        if difference is None and isinstance(data, bytes) and not (file and _holds(file, data)):
+            difference = name, sha256_bytes(data), _expected(file) if file else "no such file"
+    if difference:
+        raise IntegrityError(
+            "the Hub holds other bytes than were sent",
+            where=f"{location(wanted.repo, sha)}/{difference[0]}",
+            expected=difference[1],
+            found=difference[2],
+            next_step="run the same command again; it makes a new commit",
+        )
+
+
+def _expected(file: RemoteFile) -> str:
+    return file.sha256 if file.sha256 is not None else f"git:{file.blob_sha1}"
+
+
+def _holds(file: RemoteFile, data: bytes) -> bool:
+    """Is `data` what the Hub says the file holds?"""
+    own = PREFIX + hashlib.sha256(data).hexdigest() if file.sha256 is not None else f"git:{_blob_sha1(data)}"
+    return own == _expected(file)
+
+
+def _blob_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+# ---- refusals
+
+
+def _refuse_other(wanted: Wanted, now: _Repository, seen: str | None) -> None:
+    """Refuse to follow an adapter that came while this one was on its way.
+
+    Raises:
+        ConflictError: A commit since `seen` brought another adapter.
+    """
+    digest = wanted.entry.digest
+    for commit in now.commits:
+        if commit.sha == seen:
+            return
+        other = _named(commit, DIGEST_LINE)
+        if other and other != digest:
+            raise ConflictError(
+                f"another adapter came to {now.repo} while {short(digest)} was being pushed",
+                where=location(now.repo, commit.sha),
+                expected=f"main at {short(seen, 8) if seen else 'no commit'}, to be followed by {digest}",
+                found=f"main at {short(now.head or '', 8)}, which brought {other}",
+                next_step="your adapter is safe in the registry; look at the other one, then push again to follow it",
+            )
+
+
+def _check_tag(repo: str, tag: str | None, tags: Mapping[str, str], sha: str | None) -> None:
+    """Refuse a tag that names another commit.
+
+    Raises:
+        ConflictError: It does.
+    """
+    there = tags.get(tag) if tag else None
+    if there and there != sha:
+        raise ConflictError(
+            f"the tag {tag} is taken",
+            where=repo,
+            expected=sha or "no such tag yet",
+            found=there,
+            next_step="choose another --tag",
+        )
