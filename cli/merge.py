@@ -82,8 +82,9 @@ def merge_command(
 ) -> None:
     """Compose adapters into one, or fold them into a checkpoint.
 
-    Give --stages of the registry, or the PATHs of plain PEFT folders. The error of the result is computed and shown
-    before a byte is written.
+    Give --stages of the registry, or the PATHs of plain PEFT folders; instead of a PATH, CURRICULUM:NAME or the start
+    of a digest names an adapter of the registry, such as an imported one. The error of the result is computed and
+    shown before a byte is written.
     """
     wanted = Wanted(**options)
     if bool(paths) == (stages is not None):
@@ -93,7 +94,9 @@ def merge_command(
             next_step="plyfold merge --stages 1,2,3, or plyfold merge PATH PATH",
         )
     if stages is None:
-        inputs = from_folders(paths, wanted.weights)
+        inputs = from_folders(
+            paths, wanted.weights, curriculum=curriculum, registry=registry, allow_revoked=allow_revoked
+        )
     else:
         inputs = from_registry(stages, wanted.weights, curriculum, registry)
         if inputs.store and not allow_revoked:
@@ -105,7 +108,7 @@ def merge_command(
     if wanted.into == "model":
         _import_torch()
         fold_plan = plan_into_model(planned, inputs, wanted)
-    _refuse_early(planned, fold_plan, wanted)
+    _refuse_early(planned, fold_plan, inputs, wanted)
     prepared = _prepare(planned, inputs, wanted)
     report = _report(prepared, fold_plan, inputs, wanted)
     if not as_json:
@@ -131,8 +134,8 @@ def merge_command(
     report.refuse_unfaithful()
 
 
-def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, wanted: Wanted) -> None:
-    """Refuse before work is spent on it: an output folder that exists, a disk without room."""
+def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, inputs: Inputs, wanted: Wanted) -> None:
+    """Refuse before work is spent on it: an output that exists or may not be written, a disk without room."""
     from ..core.files import refuse_existing, require_space
     from ..merge.plan import HEADER_ALLOWANCE_BYTES
 
@@ -140,6 +143,8 @@ def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, wanted: Wanted)
     if wanted.out:
         refuse_existing(wanted.out)
     if fold_plan is None:
+        if inputs.store and not (wanted.out or wanted.dry_run):
+            inputs.store.require_writable()
         require_space(out, plan.bytes_out + HEADER_ALLOWANCE_BYTES)
         return
     from ..merge.fold import space_needed
@@ -237,21 +242,17 @@ def _write_fold(plan: FoldPlan, prepared: Prepared, out: Path) -> FoldReport:
 
 def _publish(inputs: Inputs, prepared: Prepared, wanted: Wanted, report: Report) -> None:
     """Compose into the registry, under `merges/<slug>`, and copy it out where asked."""
-    import shutil
-    import tempfile
-
-    from ..core.files import disk_errors, staged_folder
+    from ..core.files import disk_errors
     from .merge_record import record_of
 
     assert inputs.store is not None
     assert inputs.variant is not None
     store, slug = inputs.store, _slug(inputs.variant, prepared)
-    scratch = store.root / "tmp"  # what a kill leaves here is swept by a later publish
-    with (
-        disk_errors(scratch, prepared.plan.bytes_out),
-        tempfile.TemporaryDirectory(dir=scratch, prefix="merge-") as tmp,
-    ):
-        composed = _write(prepared, Path(tmp) / slug)
+    if not store.writable:
+        _write_with_record(inputs, prepared, wanted, report)
+        return
+    with store.scratch() as tmp, disk_errors(tmp, prepared.plan.bytes_out):
+        composed = _write(prepared, tmp / slug)
         record = record_of(composed, inputs.entries, inputs.variant, slug)
         digest = _same_merge(store, inputs.variant.curriculum, slug, record.weights.digest)
         if digest is None:
@@ -259,10 +260,40 @@ def _publish(inputs: Inputs, prepared: Prepared, wanted: Wanted, report: Report)
             store.set_ref(inputs.variant.curriculum, "merges", digest, slug)
     entry = store.load(digest)
     if wanted.out:
-        with staged_folder(wanted.out) as folder:
-            for source in sorted(entry.path.iterdir()):
-                shutil.copyfile(source, folder / source.name)
+        _copy(entry.path, wanted.out)
     report.published(composed, entry.digest, slug, entry.path, wanted.out)
+
+
+def _write_with_record(inputs: Inputs, prepared: Prepared, wanted: Wanted, report: Report) -> None:
+    """Compose stages of a registry that may not be written into a folder elsewhere, as a copy out of it would be."""
+    import tempfile
+    from dataclasses import replace
+
+    from ..registry.objects import write_object
+    from .merge_record import record_of
+
+    assert inputs.store is not None
+    assert inputs.variant is not None
+    assert wanted.out is not None  # else refused early
+    wanted.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    slug = _slug(inputs.variant, prepared)
+    with tempfile.TemporaryDirectory(dir=wanted.out.absolute().parent, prefix=".merge-") as name:
+        tmp = Path(name)
+        composed = _write(prepared, tmp / slug)
+        digest = write_object(composed.path, record_of(composed, inputs.entries, inputs.variant, slug), tmp, tmp)
+        _copy(tmp / digest.removeprefix("sha256:"), wanted.out)
+    warn(f"{inputs.store.root} cannot be written by this user: the merge lies in {wanted.out} and is not named there")
+    report.composed(replace(composed, path=wanted.out))
+
+
+def _copy(folder: Path, out: Path) -> None:
+    import shutil
+
+    from ..core.files import staged_folder
+
+    with staged_folder(out) as staged:
+        for source in sorted(folder.iterdir()):
+            shutil.copyfile(source, staged / source.name)
 
 
 def _same_merge(store: Store, curriculum: str, slug: str, tensors: str) -> str | None:

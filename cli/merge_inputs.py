@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.console import warn
+from ..core.digest import short
 from ..core.errors import ConfigError, NotFoundError
 from .options import parse_stages
 
@@ -53,16 +55,62 @@ class Wanted:
     dry_run: bool
 
 
-def from_folders(paths: tuple[Path, ...], weights: str | None) -> Inputs:
-    """Plain PEFT folders, with one weight each."""
+def from_folders(
+    paths: tuple[Path, ...],
+    weights: str | None,
+    *,
+    curriculum: str | None = None,
+    registry: Path | None = None,
+    allow_revoked: bool = False,
+) -> Inputs:
+    """Plain PEFT folders, with one weight each; what is no folder is looked up in the registry by its name."""
     from ..merge.parts import Part
+    from ..registry.copies import read_copy, refuse_revoked_copies, revoked_copies
 
     factors = _weights(weights, len(paths))
+    store = _registry_if_any(registry)
+    folders = [_folder_of(path, store, curriculum) for path in paths]
+    copies = [copy for folder in folders if (copy := read_copy(folder))]
+    if store is not None and allow_revoked:
+        for item in revoked_copies(store, copies):
+            warn(f"revoked: {item.label} ({short(item.digest)}): {item.reason}")
+    elif store is not None:
+        refuse_revoked_copies(store, copies)
     names = [Part(path).name for path in paths]
     labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     return Inputs(
-        parts=tuple(Part(path, weight, label) for path, weight, label in zip(paths, factors, labels, strict=True))
+        parts=tuple(Part(path, weight, label) for path, weight, label in zip(folders, factors, labels, strict=True))
     )
+
+
+def _registry_if_any(registry: Path | None) -> Store | None:
+    """The registry that is named or found here; plain folders need none."""
+    from ..registry.store import find_store
+
+    try:
+        return find_store(registry)
+    except NotFoundError:
+        if registry is not None:
+            raise
+        return None
+
+
+def _folder_of(path: Path, store: Store | None, curriculum: str | None) -> Path:
+    """The folder itself, or that of the adapter which has this name in the registry."""
+    from ..registry.graph import find
+
+    if store is None or path.exists() or len(path.parts) != 1:
+        return path
+    try:
+        return store.load(find(store, str(path), curriculum).digest).path
+    except (NotFoundError, ConfigError) as error:
+        raise NotFoundError(
+            "neither a folder nor an adapter of the registry",
+            where=path,
+            expected="a PEFT folder, CURRICULUM:STAGE, CURRICULUM:NAME or the start of a digest",
+            found=error.what,
+            next_step="`plyfold tree` lists what is registered",
+        ) from error
 
 
 def from_registry(stages: str, weights: str | None, curriculum: str | None, registry: Path | None) -> Inputs:
@@ -177,11 +225,11 @@ def _twin(inputs: Inputs, wanted: Wanted) -> Path:
     from dataclasses import replace
 
     from ..adapters.base import ensure_twin, twin_path
-    from ..serving.variants import base_of
+    from ..serving.bases import base_of
 
     assert inputs.store is not None
     assert inputs.variant is not None
-    ref, quantisation = base_of(inputs.store, [inputs.variant])
+    ref, quantisation = base_of(inputs.store, [inputs.variant], told=lambda text: None)  # the report tells it
     folder, _ = _base(wanted)
     if folder:
         ref = replace(ref, path=folder)

@@ -9,6 +9,7 @@ from ..core.digest import short
 from ..core.errors import IntegrityError, NotFoundError
 from ..registry.revocation import revocations
 from ..registry.scores import scores, variant_name
+from ..serving.bases import assumed, shared_base
 
 if TYPE_CHECKING:
     from ..registry.record import Metric
@@ -81,7 +82,8 @@ def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> 
         )
     revoked = [item for found in revocations(store, selected).values() for item in found]
     warnings += [f"revoked: {item.label} ({short(item.digest)}): {item.reason}" for item in dict.fromkeys(revoked)]
-    quantisation = entries[0].record.base.quantisation or {}
+    warnings += assumed(entries)
+    quantisation = shared_base(entries).quantisation or {}
     return Lineage(
         variant=variant.name,
         ancestry=tuple(ancestry),

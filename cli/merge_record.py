@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..adapters.spec import read_spec
 from ..registry.record import Parent, Recipe, Record, Weights
+from ..serving.bases import shared_base
 from ..stages.provenance import describe_code
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Varian
     return Record(
         kind="merge",
         curriculum=variant.curriculum,
-        base=entries[0].record.base,
+        base=shared_base(entries),
         parents=[
             Parent(role="merge_input", digest=entry.digest, scale=part.weight)
             for entry, part in zip(entries, plan.parts, strict=True)

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 
 from ..core.console import warn
 from ..core.digest import digest_json, short
-from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, NotFoundError, ShapeMismatchError
+from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, ShapeMismatchError
 from ..core.files import write_json
 from ..merge.parts import Part
 from ..merge.plan import ComposePlan, plan_compose
+from .bases import base_of as base_of
+from .bases import shared_base
+from .bases import twin_of as twin_of
 
 if TYPE_CHECKING:
-    from ..adapters.base import BaseRef, Quantisation
-    from ..registry.record import BaseRecord
+    from ..adapters.base import BaseRef
     from ..registry.store import Entry, Store
 
 BASE = "base"
@@ -131,14 +133,15 @@ def plan_variant(store: Store, variant: Variant) -> VariantPlan:
     Raises:
         NotFoundError: A stage the curriculum does not have; the known ones are listed.
         IntegrityError: A stage's bytes are damaged.
-        BaseMismatchError: The stages were trained on different bases, or quantisations of it.
+        BaseMismatchError: The stages were trained on different bases, or quantisations of it; one that does not say
+            how its base was quantised fits all.
         IncompatibleError: Shapes that differ, or a feature that cannot be composed.
     """
     entries = tuple(store.stage(variant.curriculum, number) for number in variant.stages)
     if not entries:
         store.default_curriculum(variant.curriculum)
         return VariantPlan(variant=variant, entries=(), composition=None, path=None)
-    _same_base({entry.record.label: entry.record.base for entry in entries})
+    shared_base(entries)
     parts = [
         Part(path=entry.path, weight=weight, label=entry.record.label, digest=entry.digest)
         for entry, (_, weight) in zip(entries, variant.terms(), strict=True)
@@ -192,51 +195,6 @@ def _warn_of_revoked(store: Store, plan: VariantPlan) -> None:
         warn(f"{plan.variant.alias} stands on {item.label} ({short(item.digest)}), revoked: {item.reason}")
 
 
-def base_of(store: Store, variants: Sequence[Variant]) -> tuple[BaseRef, Quantisation]:
-    """The one base that all variants stand on, as their stages' records name it, and where it lies here.
-
-    Raises:
-        BaseMismatchError: Variants of different bases, revisions or quantisations.
-        NotFoundError: A stage or curriculum that does not exist.
-        IncompatibleError: A record does not say how its base was quantised.
-        OfflineError, AuthError: The base is neither where it was last seen nor in the Hub cache, and cannot be had.
-    """
-    from ..adapters.base import BaseRef, Quantisation, resolve_base
-    from ..core.config import BaseConfig
-
-    found: dict[str, BaseRecord] = {}
-    for variant in variants:
-        curriculum = store.default_curriculum(variant.curriculum)
-        for stage in variant.stages or list(store.stages(curriculum))[:1]:
-            entry = store.peek(store.ref(curriculum, stage))
-            found[f"{curriculum} {entry.record.label}"] = entry.record.base
-    if not found:
-        raise NotFoundError("no stage says which base to serve", where=store.root, next_step="plyfold train")
-    record = _same_base(found)
-    if record.quantisation is None:
-        raise IncompatibleError(
-            "a record does not say how its base was quantised while training", where=next(iter(found))
-        )
-    known = store.base_path(record.repo, record.revision)
-    if known is not None:
-        ref = BaseRef(repo=record.repo, revision=record.revision, path=known)
-    else:
-        ref = resolve_base(BaseConfig(repo=record.repo, revision=record.revision))
-    return ref, Quantisation(**record.quantisation)  # type: ignore[arg-type]
-
-
-def twin_of(store: Store, variants: Sequence[Variant]) -> Path:
-    """The dequantised base that all variants stand on, made in the store's cache where it is missing.
-
-    Raises:
-        As `base_of`, and DiskFullError.
-    """
-    from ..adapters.base import ensure_twin
-
-    ref, quantisation = base_of(store, variants)
-    return ensure_twin(ref, quantisation, store.cache)
-
-
 def check_fits(base: BaseRef, plans: Sequence[VariantPlan]) -> None:
     """Refuse adapters that are not of this base.
 
@@ -288,30 +246,6 @@ def check_sizes(model: Path, adapters: Mapping[str, Mapping[str, tuple[int, int]
                     expected=f"(O, I) = {weight.shape}",
                     found=size,
                 )
-
-
-def _same_base(found: Mapping[str, BaseRecord]) -> BaseRecord:
-    """The base that all named records share."""
-    (first, base), *others = found.items()
-    for name, other in others:
-        if _identity(other) != _identity(base):
-            raise BaseMismatchError(
-                "the stages were trained on different bases",
-                where=name,
-                expected=f"{_describe(base)}, as {first}",
-                found=_describe(other),
-                next_step="serve variants of one base at a time",
-            )
-    return base
-
-
-def _identity(base: BaseRecord) -> tuple[str, str, str]:
-    return base.repo, base.revision, digest_json(base.quantisation or {})
-
-
-def _describe(base: BaseRecord) -> str:
-    quantisation = ", ".join(f"{key} {value}" for key, value in sorted((base.quantisation or {}).items()))
-    return f"{base.repo}@{base.revision[:12]} ({quantisation or 'not quantised'})"
 
 
 def _noted_digest(note: Path) -> str | None:

@@ -239,7 +239,7 @@ def _check_base(config: CurriculumConfig, store: Store, base: BaseRef, quantisat
         for what, found, expected in (
             ("base", base.repo, known.repo),
             ("revision of the base", base.revision, known.revision),
-            ("quantisation", quantisation.to_json(), known.quantisation),
+            ("quantisation", quantisation.to_json(), known.quantisation or quantisation.to_json()),  # may be unknown
         ):
             if found != expected:
                 raise BaseMismatchError(

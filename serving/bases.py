@@ -1,0 +1,154 @@
+"""The one base that variants stand on: which model at which commit, and how it was quantised while they were trained.
+
+Adapters of other tools do not say how their base was quantised. That is unknown, which is not the same as different:
+they go with stages of the same commit that say it, and what is assumed is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.console import warn
+from ..core.digest import digest_json
+from ..core.errors import BaseMismatchError, IncompatibleError, IntegrityError, NotFoundError
+
+if TYPE_CHECKING:
+    from ..adapters.base import BaseRef, Quantisation
+    from ..registry.record import BaseRecord
+    from ..registry.store import Entry, Store
+    from .variants import Variant
+
+
+def base_of(
+    store: Store, variants: Sequence[Variant], *, told: Callable[[str], object] = warn
+) -> tuple[BaseRef, Quantisation]:
+    """The one base that all variants stand on, as their stages' records name it, and where it lies here.
+
+    Stages that do not say how their base was quantised are taken to be as those that do, and that is told.
+
+    Args:
+        store: The registry.
+        variants: All of one base.
+        told: Called with what was assumed.
+
+    Raises:
+        BaseMismatchError: Variants of different bases, revisions or quantisations.
+        NotFoundError: A stage or curriculum that does not exist.
+        IncompatibleError: No record says how its base was quantised.
+        OfflineError, AuthError: The base is neither where it was last seen nor in the Hub cache, and cannot be had.
+    """
+    from ..adapters.base import BaseRef, Quantisation, resolve_base
+    from ..core.config import BaseConfig
+
+    found: dict[str, BaseRecord] = {}
+    others: dict[str, BaseRecord] = {}
+    for variant in variants:
+        curriculum = store.default_curriculum(variant.curriculum)
+        stages = store.stages(curriculum)
+        for stage in variant.stages or list(stages)[:1]:
+            entry = store.peek(store.ref(curriculum, stage))
+            found[f"{curriculum} {entry.record.label}"] = entry.record.base
+        others |= {f"{curriculum} {number}": base for number, base in _bases(store, stages)}
+    if not found:
+        raise NotFoundError("no stage says which base to serve", where=store.root, next_step="plyfold train")
+    record = _same_base(found)
+    if record.quantisation is None:  # then as the rest of its curriculum
+        told_by = next((name for name, base in others.items() if _says_how(base, record)), None)
+        if told_by is None:
+            raise IncompatibleError(
+                "no record says how the base was quantised while training",
+                where=next(iter(found)),
+                next_step="if it was trained on the base in NF4, import it again with --quantisation nf4",
+            )
+        found[told_by] = record = others[told_by]
+    for text in _assumed(found):
+        told(text)
+    known = store.base_path(record.repo, record.revision)
+    if known is not None:
+        ref = BaseRef(repo=record.repo, revision=record.revision, path=known)
+    else:
+        ref = resolve_base(BaseConfig(repo=record.repo, revision=record.revision))
+    return ref, Quantisation(**record.quantisation)  # type: ignore[arg-type]
+
+
+def shared_base(entries: Sequence[Entry]) -> BaseRecord:
+    """The base of stages that go together, with how it was quantised where one of them says it.
+
+    Raises:
+        BaseMismatchError: They are of different bases, revisions or quantisations.
+    """
+    return _same_base(_by_label(entries))
+
+
+def assumed(entries: Sequence[Entry]) -> list[str]:
+    """What is taken for granted where some stages say how their base was quantised and others do not."""
+    return _assumed(_by_label(entries))
+
+
+def twin_of(store: Store, variants: Sequence[Variant]) -> Path:
+    """The dequantised base that all variants stand on, made in the store's cache where it is missing.
+
+    Raises:
+        As `base_of`, and DiskFullError.
+    """
+    from ..adapters.base import ensure_twin
+
+    ref, quantisation = base_of(store, variants)
+    return ensure_twin(ref, quantisation, store.cache)
+
+
+def _by_label(entries: Sequence[Entry]) -> dict[str, BaseRecord]:
+    return {entry.record.label: entry.record.base for entry in entries}
+
+
+def _bases(store: Store, stages: Mapping[int, str]) -> Iterator[tuple[int, BaseRecord]]:
+    for number, digest in stages.items():
+        with suppress(NotFoundError, IntegrityError):  # its own use tells
+            yield number, store.peek(digest).record.base
+
+
+def _same_base(found: Mapping[str, BaseRecord]) -> BaseRecord:
+    """The base that all named records share; an unknown quantisation is not another one."""
+    first = next((name for name, base in found.items() if base.quantisation is not None), next(iter(found)))
+    base = found[first]
+    for name, other in found.items():
+        known = other.quantisation is None or digest_json(other.quantisation) == digest_json(base.quantisation)
+        if (other.repo, other.revision) != (base.repo, base.revision) or not known:
+            raise BaseMismatchError(
+                "the stages were trained on different bases",
+                where=name,
+                expected=f"{_describe(base)}, as {first}",
+                found=_describe(other),
+                next_step="serve variants of one base at a time",
+            )
+    return base
+
+
+def _says_how(base: BaseRecord, unknown: BaseRecord) -> bool:
+    same = (base.repo, base.revision) == (unknown.repo, unknown.revision)
+    return same and base.quantisation is not None
+
+
+def _assumed(found: Mapping[str, BaseRecord]) -> list[str]:
+    says = next((name for name, base in found.items() if base.quantisation is not None), None)
+    if says is None:
+        return []
+    return [
+        f"{name} does not say how its base was quantised while training: it is put on the base of {says}, "
+        f"{_quantised(found[says])}, which may not be the one it was trained on"
+        for name, base in found.items()
+        if base.quantisation is None
+    ]
+
+
+def _describe(base: BaseRecord) -> str:
+    return f"{base.repo}@{base.revision[:12]} ({_quantised(base)})"
+
+
+def _quantised(base: BaseRecord) -> str:
+    if base.quantisation is None:
+        return "quantisation not on record"
+    return ", ".join(f"{key} {value}" for key, value in sorted(base.quantisation.items())) or "not quantised"
