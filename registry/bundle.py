@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +19,8 @@ from ..core.errors import IntegrityError
 
 MAX_SIGNATURE_BYTES = 400_000
 """Largest bundle read: a thousand files in one adapter."""
+MAX_DEPTH = 32
+"""Deepest nesting read."""
 
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -101,7 +104,7 @@ class Bundle(_Part):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON of the parts that are read, which model-signing reads too."""
-        return canonical_json(self.model_dump(mode="json", by_alias=True))
+        return canonical_json(self.model_dump(by_alias=True))
 
 
 def parse_bundle(data: bytes, where: object = "") -> Bundle:
@@ -128,12 +131,23 @@ def parse_bundle(data: bytes, where: object = "") -> Bundle:
 
 
 def _parse_json(data: bytes) -> object:
-    """JSON without NaN and infinity, which Python's parser takes and JSON does not have."""
+    """JSON without NaN and infinity, which Python's parser takes, and no deeper than any call stack can hold."""
 
     def refuse(name: str) -> object:
         raise ValueError(f"{name} is no JSON")
 
-    return json.loads(data.decode(), parse_constant=refuse)
+    value: object = json.loads(data.decode(), parse_constant=refuse)
+    level, depth = [value], 0
+    while level:
+        level = [child for item in level if isinstance(item, dict | list) for child in _children(item)]
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _children(item: dict[str, object] | list[object]) -> Iterable[object]:
+    return item.values() if isinstance(item, dict) else item
 
 
 def _fault(error: Exception) -> str:

@@ -36,7 +36,12 @@ TINY_MODULES: dict[str, tuple[int, int]] = {
 
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
-REQUIRABLE = {"vllm": "vLLM is not installed", "data": "PLYFOLD_DATA", "browser": "no browser"}
+REQUIRABLE = {
+    "vllm": "vLLM is not installed",
+    "data": "PLYFOLD_DATA",
+    "browser": "no browser",
+    "sign": "model-signing is not installed",
+}
 """Name for `--require` -> words of the skips it forbids."""
 
 
