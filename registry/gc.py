@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import time
 import uuid
@@ -19,7 +20,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from ..core.digest import PREFIX, short
 from ..core.errors import IntegrityError, NotFoundError
@@ -188,20 +188,34 @@ def reachable(store: Store, names: Iterable[str]) -> set[str]:
     return seen
 
 
-def _leases(store: Store) -> list[dict[str, Any]]:
+def _leases(store: Store) -> list[dict[str, list[str]]]:
     """What living processes hold."""
     found = []
     for path in (store.root / "locks").glob("leases/*.json"):
         try:
-            with path.open() as file:
+            with open(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(PermissionError):
                 path.unlink(missing_ok=True)  # its holder is dead
         except FileNotFoundError:
             continue
         except BlockingIOError:
-            found.append(ledger.read_json(path))
+            found.append(_lease(path))
+        except OSError:
+            continue  # a folder, a socket, a link to nowhere: nobody's lease
     return found
+
+
+def _lease(path: Path) -> dict[str, list[str]]:
+    value = ledger.read_json(path)
+    held = {key: value.get(key, []) for key in ("digests", "cache")}
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in held.values()):
+        raise IntegrityError(
+            "the lease of a running process is not readable, so what it uses is not known",
+            where=path,
+            next_step="let that process end, or remove the file",
+        )
+    return held
 
 
 def _touched(store: Store) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.digest import PREFIX, canonical_json, digest_json, short
 from ..core.errors import ConfigError, IntegrityError
-from ..core.files import write_json
+from ..core.files import read_capped, write_json
 from .record import MAX_RECORD_BYTES, STAGE_NAME, check_portable, utc_now
 
 LOCATION = "location"
@@ -87,9 +87,11 @@ def read_ref(path: Path) -> str | None:
         IntegrityError: The file is not a digest.
     """
     try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
+        text = read_capped(path, 100).decode("ascii", "replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        text = error.strerror or str(error)
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise IntegrityError(
             "a ref is not a digest", where=path, found=text[:80], next_step="remove that file and train again"
@@ -103,6 +105,7 @@ def append_log(path: Path, event: str, **fields: object) -> None:
     A line that does not fit on the disk is taken back, and a line torn by a crash is closed first.
     """
     line = canonical_json({"time": utc_now(), "event": event, **fields}) + b"\n"
+    _require_plain(path)
     with path.open("ab+") as file:
         size = file.seek(0, os.SEEK_END)
         if size:
@@ -119,45 +122,71 @@ def append_log(path: Path, event: str, **fields: object) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The log's events, oldest first; a line torn by a crash is left out."""
-    if not path.is_file():
+    """The log's events, oldest first; a line torn by a crash, or longer than any record, is left out."""
+    if not path.exists():
         return []
+    _require_plain(path)
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(MAX_RECORD_BYTES), b""):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
     return rows
 
 
 def write_location(path: Path, repo: str, revision: str, base: Path) -> None:
     """Note where a base lies; the caller holds the store's lock."""
-    value = read_json(path) if path.is_file() else {}
-    bases = {**value.get("bases", {}), f"{repo}@{revision}": str(base.expanduser().resolve())}
-    write_json(path, {**value, "bases": bases})
+    bases = {**_bases(path), f"{repo}@{revision}": str(base.expanduser().resolve())}
+    write_json(path, {"bases": bases})
 
 
 def read_location(path: Path, repo: str, revision: str) -> Path | None:
     """Where a base was last seen, if it is still there."""
-    value = read_json(path).get("bases", {}).get(f"{repo}@{revision}") if path.is_file() else None
-    return Path(value) if value and Path(value).is_dir() else None
+    value = _bases(path).get(f"{repo}@{revision}")
+    try:
+        return Path(value) if value and Path(value).is_dir() else None
+    except OSError:  # not a path any system takes
+        return None
+
+
+def _bases(path: Path) -> dict[str, str]:
+    value = read_json(path).get("bases", {}) if path.exists() else {}
+    if not isinstance(value, dict) or not all(isinstance(base, str) for base in value.values()):
+        raise IntegrityError("not a file of this registry", where=path, next_step="remove it")
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the store, never more than a record's cap.
 
     Raises:
-        IntegrityError: Too large, not JSON, or not an object.
+        IntegrityError: Too large, not JSON, not an object, or no plain file.
     """
-    with path.open("rb") as file:
-        data = file.read(MAX_RECORD_BYTES + 1)
     try:
+        data = read_capped(path, MAX_RECORD_BYTES)
+        if len(data) > MAX_RECORD_BYTES:
+            raise ValueError("too large")
         value = json.loads(data)
-        if len(data) > MAX_RECORD_BYTES or not isinstance(value, dict):
+        if not isinstance(value, dict):
             raise ValueError("not an object")
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError("not a file of this registry", where=path, next_step="remove it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(
+            "not a file of this registry", where=path, found=str(error)[:200], next_step="remove it"
+        ) from error
     return value
+
+
+def _require_plain(path: Path) -> None:
+    """Refuse a pipe or a folder in the place of a file, which would be waited for or fail halfway.
+
+    Raises:
+        IntegrityError: It is one.
+    """
+    if path.exists() and not path.is_file():
+        raise IntegrityError(
+            "not a file of this registry", where=path, found="a folder, pipe or device", next_step="remove it"
+        )

@@ -7,21 +7,24 @@ adapter and, through its record, everything that adapter came from.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..core.digest import canonical_json
 from ..core.errors import IntegrityError, NotFoundError
-from ..core.files import write_json
+from ..core.files import read_capped, write_json
 from .ledger import LOCATION
 from .record import CURRICULUM_NAME, MAX_RECORD_BYTES, STAGE_NAME, Commit, Digest, RepoId
 from .store import Store
 
 LOCK_FILE = "curriculum.lock.json"
 
-Location = Annotated[str, Field(pattern=r"^hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}(/[\w./-]+)?$")]
+PLACE = r"^hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+@[0-9a-f]{40}(/[A-Za-z0-9_./-]+)?$"
+Location = Annotated[str, Field(pattern=PLACE)]
 
 
 class _Part(BaseModel):
@@ -67,7 +70,8 @@ def make_lock(store: Store, curriculum: str) -> Lock:
     stages = {}
     for number, digest in store.stages(curriculum).items():
         record = store.peek(digest).record
-        places = [str(item.payload.get("location", "")) for item in store.attestations(digest, LOCATION)]
+        said = (str(item.payload.get("location", "")) for item in store.attestations(digest, LOCATION))
+        places = [place for place in said if re.fullmatch(PLACE, place)]
         stages[number] = LockedStage(
             name=record.stage.name if record.stage else None,
             digest=digest,
@@ -90,15 +94,17 @@ def read_lock(path: Path) -> Lock:
         IntegrityError: Too large, not JSON, or not a lock file this version understands.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_RECORD_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise NotFoundError("no such lock file", where=path, next_step="`plyfold lock` writes one") from error
-    try:
+        data = read_capped(path, MAX_RECORD_BYTES)
         if len(data) > MAX_RECORD_BYTES:
             raise ValueError("too large")
-        return Lock.model_validate(json.loads(data))
-    except (ValueError, RecursionError) as error:
+        value = json.loads(data, object_pairs_hook=_once)
+        lock = Lock.model_validate(value)
+        if canonical_json(lock.model_dump(mode="json", by_alias=True, exclude_unset=True)) != canonical_json(value):
+            raise ValueError("a value of another type than it should have")
+        return lock
+    except FileNotFoundError as error:
+        raise NotFoundError("no such lock file", where=path, next_step="`plyfold lock` writes one") from error
+    except (OSError, ValueError, RecursionError) as error:
         fault = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         raise IntegrityError(
             "not a lock file this version understands",
@@ -107,6 +113,14 @@ def read_lock(path: Path) -> Lock:
             found=f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault else str(error)[:80],
             next_step="`plyfold lock` writes it anew",
         ) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name is given twice: which of the two would be meant?"""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a name is given twice")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,14 +221,17 @@ def sweep(tmp: Path, max_age_s: float = TMP_MAX_AGE_S) -> None:
     """Remove what killed publishes left in `tmp`, judged by the newest file inside; never anything younger."""
     for leftover in tmp.iterdir():
         if _age_s(leftover, "*") > max_age_s:
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_symlink() or not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sweep_partial_files(*folders: Path, max_age_s: float = TMP_MAX_AGE_S) -> None:
     """Remove half-written refs and attestations (dot files) that a kill left; never anything younger."""
     for folder in folders:
         for leftover in folder.rglob(".*"):
-            if _age_s(leftover) > max_age_s:
+            if _age_s(leftover) > max_age_s and (leftover.is_symlink() or not leftover.is_dir()):
                 leftover.unlink(missing_ok=True)
 
 

@@ -23,6 +23,9 @@ MERGES = "merges"
 ANY: Final = "any"
 """`expected` of `set_ref` that does not look at the old value."""
 
+NUMBER = r"[1-9][0-9]{0,2}"
+"""A stage's number, as its folder is named; digits of other scripts would be another folder of the same stage."""
+
 _ALIAS = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.+*-]{0,126}\Z")
 
 
@@ -136,7 +139,7 @@ class Refs:
         """Stage number -> digest of its `latest`, in order of the numbers; the objects are not opened."""
         found = {}
         for path in (self._refs / curriculum).glob("*/latest"):
-            if path.parent.name.isdecimal() and (digest := ledger.read_ref(path)):
+            if re.fullmatch(NUMBER, path.parent.name) and (digest := ledger.read_ref(path)):
                 found[int(path.parent.name)] = digest
         return dict(sorted(found.items()))
 
@@ -177,7 +180,7 @@ class Refs:
         if text == MERGES:
             return text
         stages = self.stages(curriculum)
-        if text.isdecimal():
+        if re.fullmatch(NUMBER, text):
             if (self._refs / curriculum / str(int(text))).is_dir():
                 return str(int(text))
         else:
