@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from ..core.digest import short
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
+from .ancestry import known_record
 from .record import Record, check_portable, utc_now
 from .statements import Said, Statement, adopt, standing, statements
 from .store import Store
@@ -180,5 +181,7 @@ def _said(record: Record, reason: str) -> Said:
 def _record(store: Store, digest: str) -> Record | None:
     try:
         return store.peek(digest).record
-    except (NotFoundError, IntegrityError):
+    except NotFoundError:
+        return known_record(store, digest)
+    except IntegrityError:
         return None

@@ -117,11 +117,6 @@ def test_a_fault_on_the_way_down_is_mended_or_refused(
 ) -> None:
     place = locations(pushed, pushed.ref("toy", 1))[0]
     fault = hub.fault(f"GET .*({file})", kind)
-    if file == "lineage.json" and kind == "flip":  # nothing says yet which record it should be
-        with pytest.raises((IntegrityError, NotFoundError)):
-            pull(away, place, client=client)
-        assert is_empty(away)
-        return
     (got,) = pull(away, place, client=client)
     assert fault.hits == 1
     assert got.digest == pushed.ref("toy", 1)
@@ -199,7 +194,7 @@ def test_a_folder_of_a_repository_is_pulled(hub: Hub, store: Store, away: Store,
     [
         (["../evil"], "record"),
         (["/etc/passwd"], "record"),
-        (["a", "a/b"], "file list"),
+        (["a", "a/b"], "record"),
         ([], "file list"),
         (["adapter_model.bin"], "pickle"),
     ],

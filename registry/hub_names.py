@@ -1,0 +1,63 @@
+"""The names that pulled adapters get here: `latest` of their stage, or the slug of a merge."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+
+from ..core.digest import short
+from ..core.errors import ConflictError, IntegrityError, NotFoundError
+from .hub_lineage import Wanted
+from .record import Record
+from .store import MERGES, Store
+
+
+def before(store: Store, wanted: Wanted) -> str | None:
+    """What the stage's `latest` is at, if that changes."""
+    stage = wanted.record.stage
+    if stage is None or not wanted.asked_for:
+        return None
+    now = store.stages(wanted.record.curriculum).get(stage.number)
+    return now if now != wanted.digest else None
+
+
+def name(store: Store, wanted: Wanted) -> str | None:
+    """Point the stage's `latest` at an adapter; ancestors only fill gaps. Return the name of what is no stage."""
+    record = wanted.record
+    if record.stage is None:
+        return _name_merge(store, wanted)
+    if wanted.asked_for:
+        store.set_ref(record.curriculum, record.stage.number, wanted.digest)
+    elif record.stage.number not in store.stages(record.curriculum):
+        with suppress(ConflictError):
+            store.set_ref(record.curriculum, record.stage.number, wanted.digest, expected=None)
+    return None
+
+
+def _name_merge(store: Store, wanted: Wanted) -> str:
+    record = wanted.record
+    taken = store.merges(record.curriculum)
+    if known := next((alias for alias, digest in taken.items() if digest == wanted.digest), None):
+        return known
+    slug = _slug(store, record)
+    if slug and slug not in taken:
+        with suppress(ConflictError):
+            store.set_ref(record.curriculum, MERGES, wanted.digest, slug, expected=None)
+            return slug
+    alias = f"pulled-{short(wanted.digest)}"
+    store.set_ref(record.curriculum, MERGES, wanted.digest, alias)
+    return alias
+
+
+def _slug(store: Store, record: Record) -> str | None:
+    """The name a record gives its merge, if it is of their kind and cannot be taken for a stage or a digest."""
+    slug = record.recipe.details.get("slug")
+    kind = rf"{re.escape(record.curriculum)}-(?:s[0-9]|base)[A-Za-z0-9_.+-]{{0,100}}"
+    if not isinstance(slug, str) or not re.fullmatch(kind, slug):
+        return None
+    for digest in store.stages(record.curriculum).values():
+        with suppress(NotFoundError, IntegrityError):  # such a stage is found by its number only
+            stage = store.peek(digest).record.stage
+            if stage and stage.name == slug:
+                return None
+    return slug
