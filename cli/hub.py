@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,29 +12,54 @@ from ..core.console import emit_json, print_table, progress, stdout, warn
 from ..core.digest import short
 from ..core.errors import ConfigError
 from .options import dry_run_option, json_option, parse_stages, registry_option
+from .sign import KEY_VARIABLE, signing_password
 
 if TYPE_CHECKING:
-    from ..registry.hub import Pushed
+    from ..registry.collection import Collected
+    from ..registry.hub import Pushed, Signer
 
 
 @click.command("push")
 @click.argument("target", metavar="NS/CURRICULUM")
 @click.option("--stages", help="Stages to publish, as 1,2,3; all of them by default.")
+@click.option("--merges", help="Merges to publish by their names, as gsm8k-s1.s2,..., or all; none by default.")
 @click.option("--public", is_flag=True, help="Make new repositories public; private otherwise.")
 @click.option("--tag", help="Also give this name to the commits, as v1.")
+@click.option(
+    "--sign",
+    "signing_key",
+    is_flag=False,
+    flag_value="",
+    metavar="[KEY.pem]",
+    help=f"Sign what is published with this key, or the one {KEY_VARIABLE} names, as model.sig.",
+)
+@click.option("--allow-dirty", is_flag=True, help="Publish what code with uncommitted changes made; its page says so.")
+@click.option("--no-collection", is_flag=True, help="Leave the curriculum's collection alone.")
 @registry_option
 @dry_run_option
 @json_option
 def push_command(
-    target: str, stages: str | None, public: bool, tag: str | None, registry: Path | None, dry_run: bool, as_json: bool
+    target: str,
+    stages: str | None,
+    merges: str | None,
+    public: bool,
+    tag: str | None,
+    signing_key: str | None,
+    allow_dirty: bool,
+    no_collection: bool,
+    registry: Path | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Publish stages of a curriculum on the Hub, a repository each.
+    """Publish stages and merges of a curriculum on the Hub, a repository each.
 
-    NS is a user or organisation; stage 1 "structure" of gsm8k goes to NS/gsm8k-s01-structure. Whatever a stage was
-    trained on is published before it. What is there already is left as it is, so the same command may be run again.
-    HF_ENDPOINT and HF_TOKEN are honoured.
+    NS is a user or organisation; stage 1 "structure" of gsm8k goes to NS/gsm8k-s01-structure. Whatever an adapter came
+    from is published before it, and a collection lists them all. What is there already is left as it is, so the same
+    command may be run again: it adds revocations and signatures that are new. HF_ENDPOINT and HF_TOKEN are honoured.
     """
-    from ..registry.hub import push
+    from ..registry.collection import Collected, collect
+    from ..registry.hub import choose, push
+    from ..registry.hub_client import HubClient
     from ..registry.store import find_store
 
     namespace, _, name = target.partition("/")
@@ -41,8 +67,10 @@ def push_command(
         raise ConfigError("where to?", found=target, expected="NS/CURRICULUM, as acme/gsm8k")
     store = find_store(registry)
     curriculum = store.default_curriculum(name)
-    numbers = parse_stages(stages) if stages else list(store.stages(curriculum))
-    digests = [store.ref(curriculum, number) for number in numbers]
+    slugs = [slug.strip() for slug in merges.split(",")] if merges is not None else None
+    digests = choose(store, curriculum, parse_stages(stages) if stages else None, slugs)
+    signer = _signer(signing_key)
+    client = None if dry_run else HubClient()
     with progress("push") as task:
         results = push(
             store,
@@ -50,24 +78,80 @@ def push_command(
             namespace,
             private=not public,
             tag=tag,
+            allow_dirty=allow_dirty,
+            signer=signer,
             dry_run=dry_run,
+            client=client,
             done=lambda result: task.advance(note=result.name),
         )
+        collected = None if no_collection else Collected(title=curriculum)
+        if collected and client:
+            published = [(each.repo, store.peek(each.digest).record) for each in results]
+            collected = collect(client, namespace, curriculum, published, private=not public)
     if as_json:
-        emit_json({"registry": str(store.root), "dry_run": dry_run, "pushed": [each.to_json() for each in results]})
-        return
-    print_table(
-        ["digest", "adapter", "result", "where"],
-        [[short(each.digest), each.name, each.status, each.location or each.repo] for each in results],
-    )
-    asked = set(digests)
-    for each in results:
-        if each.digest in asked and each.head != each.commit:
-            warn(_superseded(each))
-    if not dry_run:
-        stdout().print(
-            f"fetch them anywhere: plyfold pull {target} --stages {','.join(map(str, numbers))}", markup=False
+        emit_json(
+            {
+                "registry": str(store.root),
+                "dry_run": dry_run,
+                "private": not public,
+                "tag": tag,
+                "pushed": [each.to_json() for each in results],
+                "collection": collected.to_json() if collected else None,
+            }
         )
+    else:
+        numbers = ",".join(str(each.stage) for each in results if each.asked_for and each.stage)
+        fetch = [f"plyfold pull {target} --stages {numbers}"] if numbers else []
+        fetch += [f"plyfold pull hf://{each.repo}" for each in results if each.asked_for and not each.stage]
+        _print(results, collected, fetch=fetch, visibility="public" if public else "private", planned=dry_run)
+    for each in results:
+        if each.asked_for and each.superseded:
+            warn(_superseded(each))
+        if each.note:
+            warn(each.note)
+    if collected and collected.fault:
+        warn(f"all adapters are there, but their collection is not complete: {collected.fault}")
+
+
+def _signer(key: str | None) -> Signer | None:
+    from ..registry.hub import Signer
+
+    if key is None:
+        return None
+    key = key or os.environ.get(KEY_VARIABLE, "")
+    if not key:
+        raise ConfigError(
+            "no key to sign with", expected="a PEM file", next_step=f"push --sign KEY.pem, or set {KEY_VARIABLE}"
+        )
+    return Signer(key=Path(key), password=signing_password(Path(key)))
+
+
+def _print(
+    results: list[Pushed], collected: Collected | None, *, fetch: list[str], visibility: str, planned: bool
+) -> None:
+    print_table(
+        ["digest", "adapter", "MB", "beside it", "result", "where"],
+        [
+            [
+                short(each.digest),
+                each.name,
+                f"{each.size_bytes / 1e6:,.1f}",
+                ", ".join(each.companions),
+                each.status,
+                each.location or each.repo,
+            ]
+            for each in results
+        ],
+        right=["MB"],
+    )
+    if planned:
+        listed = f"; listed in the collection {collected.title!r}" if collected else ""
+        stdout().print(f"new repositories would be {visibility}{listed}; nothing was sent", markup=False)
+        return
+    if collected and collected.url:
+        stdout().print(f"collection: {collected.url}", markup=False)
+    for line in fetch:
+        stdout().print(f"fetch anywhere: {line}", markup=False)
 
 
 def _superseded(pushed: Pushed) -> str:

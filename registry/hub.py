@@ -45,6 +45,8 @@ class Pushed:
     digest: str
     name: str
     """Curriculum and label: `gsm8k 1 structure`."""
+    stage: int | None
+    """Its number; None for a merge."""
     repo: str
     size_bytes: int
     """Of the record and the files it declares."""
@@ -203,6 +205,7 @@ def _pushed(wanted: Wanted, *, asked_for: bool, signing: bool) -> Pushed:
     return Pushed(
         digest=entry.digest,
         name=wanted.name,
+        stage=entry.record.stage.number if entry.record.stage else None,
         repo=wanted.repo,
         size_bytes=sum(item.size for item in entry.record.files) + (entry.path / RECORD_FILE).stat().st_size,
         status=PLANNED,

@@ -19,7 +19,8 @@ from ..core.errors import ConflictError, IntegrityError
 from . import card
 from .card_facts import Kin, facts_of
 from .companions import MAX_COMPANION_BYTES, REVOCATIONS_FILE, SIGNATURE_FILE, companions
-from .hub_client import PATIENCE_S, TRIES, Commit, HeadMovedError, HubBusyError, HubClient, RemoteFile
+from .hub_client import PATIENCE_S, TRIES, Commit, HubClient, RemoteFile
+from .hub_errors import HeadMovedError, HubBusyError
 from .hub_places import DIGEST_LINE, location
 from .record import RECORD_FILE
 from .revocation import Revocation

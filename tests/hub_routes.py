@@ -1,7 +1,7 @@
 """The requests that huggingface_hub makes, and the Hub's answers to them over a `HubStore`, without HTTP.
 
 Known are model repositories, commits with compare-and-swap, branches, tags, Git LFS and the Hub's error headers; not
-known are Xet, collections, pull requests, datasets and links that expire.
+known are Xet, pull requests, datasets and links that expire. Collections are added by hub_collections.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from . import hub_collections  # noqa: F401  (adds its routes)
 from .hub_routes import HubSite, Reply, Request, as_json
 
 STATUS_FAULTS = {

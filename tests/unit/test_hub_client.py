@@ -17,7 +17,8 @@ from plyfold.core.errors import (  # noqa: E402
     OfflineError,
     PlyfoldError,
 )
-from plyfold.registry.hub_client import HeadMovedError, HubBusyError, HubClient, translate  # noqa: E402
+from plyfold.registry.hub_client import HubClient  # noqa: E402
+from plyfold.registry.hub_errors import HeadMovedError, HubBusyError, translate  # noqa: E402
 from plyfold.registry.hub_places import checked_repo, stage_repos  # noqa: E402
 
 TOKEN = "hf_aVerySecretToken"
