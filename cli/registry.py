@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import emit_json, print_table, stdout
+from ..core.console import LONG_TABLE, emit_json, print_table, printable, stdout
 from ..core.digest import short
 from .options import curriculum_option, json_option, registry_option
 
 if TYPE_CHECKING:
-    from rich.tree import Tree
+    from collections.abc import Iterator
 
     from ..registry.graph import Ancestor, TreeNode
     from ..registry.ledger import Attestation
@@ -34,17 +34,17 @@ def tree_command(name: str | None, curriculum: str | None, registry: Path | None
     marked stale; what is not in the registry is marked missing. Without a name, all curricula are drawn.
     """
     from ..registry.graph import tree
+    from ..registry.snapshot import Snapshot
     from ..registry.store import find_store
 
-    store = find_store(registry)
+    store = Snapshot.of(find_store(registry))
     wanted = name or curriculum
     names = [store.default_curriculum(wanted)] if wanted else store.curricula() or [store.default_curriculum()]
     trees = [tree(store, each) for each in names]
     if as_json:
         emit_json({"registry": str(store.root), "curricula": [node.to_json() for node in trees]})
         return
-    for node in trees:
-        print_tree(node)
+    print_tree(*trees)
 
 
 @click.command("log")
@@ -60,9 +60,10 @@ def log_command(ref: str | None, curriculum: str | None, registry: Path | None, 
     """
     from ..registry.graph import chain, find
     from ..registry.revocation import revocations
+    from ..registry.snapshot import Snapshot
     from ..registry.store import find_store
 
-    store = find_store(registry)
+    store = Snapshot.of(find_store(registry))
     links = chain(store, find(store, ref or _last_stage(store, curriculum), curriculum).digest)
     marked = revocations(store, [link.digest for link in links])
     if as_json:
@@ -110,38 +111,57 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
         console.print(f"{'attested':<12} {_statement_text(statement)}", markup=False)
 
 
-def print_tree(node: TreeNode) -> None:
-    """Draw a curriculum on stdout."""
+def print_tree(*curricula: TreeNode) -> None:
+    """Draw curricula on stdout."""
+    if sum(map(_size, curricula)) > LONG_TABLE:  # plain lines: rich takes a second for a thousand
+        print(*(line for node in curricula for line in _lines(node)), sep="\n")
+        return
+    from rich.text import Text
     from rich.tree import Tree
 
-    drawn = Tree(_node_text(node), guide_style="dim")
-    _grow(drawn, node)
-    stdout().print(drawn, soft_wrap=False)  # long lines wrap inside the guides
+    def grow(drawn: Tree, node: TreeNode) -> None:
+        for child in node.children:
+            grow(drawn.add(text(child)), child)
+
+    def text(node: TreeNode) -> Text:
+        return Text("  ").join(Text(part, style) for part, style in _node_parts(node))
+
+    for node in curricula:
+        drawn = Tree(text(node), guide_style="dim")
+        grow(drawn, node)
+        stdout().print(drawn, soft_wrap=False)  # long lines wrap inside the guides
 
 
-def _grow(drawn: Tree, node: TreeNode) -> None:
+def _size(node: TreeNode) -> int:
+    return 1 + sum(_size(child) for child in node.children)
+
+
+def _lines(node: TreeNode, first: str = "", rest: str = "") -> Iterator[str]:
+    yield first + "  ".join(part for part, _ in _node_parts(node))
     for child in node.children:
-        _grow(drawn.add(_node_text(child)), child)
+        last = child is node.children[-1]
+        yield from _lines(child, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))
 
 
-def _node_text(node: TreeNode) -> str:
-    from rich.markup import escape
-
-    parts = [f"[bold]{escape(node.label)}[/]"]
+def _node_parts(node: TreeNode) -> list[tuple[str, str]]:
+    """What is said of a node, each part with its style."""
+    parts = [(node.label, "bold")]
     if node.kind == "base" and node.record:
-        parts.append(f"[dim]{node.record.base.revision[:12]}[/]")
+        parts.append((node.record.base.revision[:12], "dim"))
     elif node.digest:
-        parts.append(f"[cyan]{short(node.digest)}[/]")
-        parts += [node.record.kind if node.record else "merge"] if node.kind == "merge" else []
-        parts += [f"r {node.record.weights.r}"] if node.record else []
+        parts.append((short(node.digest), "cyan"))
+        parts += [(node.record.kind if node.record else "merge", "")] if node.kind == "merge" else []
+        parts += [(f"r {node.record.weights.r}", "")] if node.record else []
     shown = "  ".join(text for metric in node.metrics if (text := _metric_text(metric)))
     variant = node.variant or ""
     if shown:
-        parts.append(escape(f"as {variant}: {shown}" if "+" in variant else shown))
+        parts.append((f"as {variant}: {shown}" if "+" in variant else shown, ""))
+    if node.overlap:
+        parts.append((f"overlap: {node.overlap}", "yellow"))
     if node.marks:
         more = f" (and {len(node.marks) - 1} more)" if len(node.marks) > 1 else ""
-        parts.append(f"[yellow]{escape(node.marks[0] + more)}[/]")
-    return "  ".join(parts)
+        parts.append((node.marks[0] + more, "yellow"))
+    return [(printable(text), style) for text, style in parts]
 
 
 def _metric_text(metric: Metric) -> str:
@@ -157,6 +177,8 @@ def _metric_text(metric: Metric) -> str:
 
 def _statement_text(statement: Attestation) -> str:
     payload = statement.payload
+    if statement.kind == "signature":
+        return f"{statement.created}  signed by {payload.get('key')} (plyfold verify --signature checks it)"
     if statement.kind != "eval" or "variant" not in payload:
         return f"{statement.created}  {statement.kind}  {json.dumps(payload, ensure_ascii=False)}"
     numbers = "  ".join(f"{item['name']} {item['value']:.4g}" for item in payload.get("metrics", []))

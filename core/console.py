@@ -21,6 +21,11 @@ JSON_SCHEMA = 1
 PLAIN_INTERVAL_S = 5.0
 """Seconds between progress lines when no terminal watches."""
 
+LONG_TABLE = 200
+"""Rows above which a table is set without rich, which takes a second for a thousand."""
+LONG_JSON = 200_000
+"""Characters above which JSON goes on one line: indenting takes four times as long, and nobody reads it."""
+
 _settings = {"verbosity": 0}
 
 
@@ -69,7 +74,9 @@ def print_error(error: PlyfoldError) -> None:
 
 def emit_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout, with the schema version first."""
-    print(json.dumps({"schema": JSON_SCHEMA, **value}, indent=2, ensure_ascii=False, allow_nan=False))
+    full = {"schema": JSON_SCHEMA, **value}
+    text = json.dumps(full, ensure_ascii=False, allow_nan=False)
+    print(text if len(text) > LONG_JSON else json.dumps(full, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(
@@ -81,6 +88,9 @@ def print_table(
     caption: str = "",
 ) -> None:
     """A table on stdout. `right` names the columns set flush right."""
+    if len(rows) > LONG_TABLE:
+        _print_long_table(columns, rows, title, right, caption)
+        return
     from rich import box
     from rich.table import Table
 
@@ -90,6 +100,22 @@ def print_table(
     for row in rows:
         table.add_row(*(_escape(str(cell)) for cell in row))
     stdout().print(table)
+
+
+def _print_long_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], title: str, right: Sequence[str], caption: str
+) -> None:
+    from rich.cells import cell_len
+
+    cells = [list(columns), *([printable(str(cell)) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        gaps = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
+        flushed = zip(columns, row, gaps, strict=True)
+        lines.append("  ".join(gap + cell if name in right else cell + gap for name, cell, gap in flushed))
+    lines.insert(1, "─" * (sum(widths) + 2 * len(widths) - 2))
+    print(*filter(None, [title, *(f"  {line}".rstrip() for line in lines), caption]), sep="\n")
 
 
 class Task(Protocol):
@@ -171,9 +197,14 @@ class _PlainTask:
         say(f"{self._label}  {counted}{now_s - self._start_s:.0f} s  {self._note}".rstrip())
 
 
+def printable(text: str) -> str:
+    """Names come from files of strangers: none may move the cursor, recolour the screen or be unprintable."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    # Names come from files of strangers: none may move the cursor, recolour the screen or be unprintable.
-    plain = (char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
-    return escape("".join(plain))
+    return escape(printable(text))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
-from .objects import find_problems
-from .record import Metric, Record
+from .overlap import Overlap, nearest
+from .record import Metric, Parent, Record
 from .revocation import revocations
-from .scores import BASE_VARIANT, scores, variant_name
+from .scores import BASE_VARIANT, Score, scored, variant_name
+from .snapshot import Snapshot
 from .store import Entry, Store
+
+MAX_DEPTH = 40
+"""Levels of stages drawn below each other; readers of JSON have limits too."""
 
 
 @dataclass(kw_only=True)
@@ -32,6 +36,8 @@ class TreeNode:
     marks: list[str] = field(default_factory=list)
     """`revoked: ...`, `stale: ...`, `missing`, `damaged: ...`."""
     metrics: list[Metric] = field(default_factory=list)
+    overlap: Overlap | None = None
+    """An adapter below those metrics that was trained on the rows they are of."""
     children: list[TreeNode] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -50,9 +56,18 @@ class TreeNode:
             "variant": self.variant,
             "marks": self.marks,
             "metrics": [metric.model_dump(mode="json") for metric in self.metrics],
+            "overlap": self.overlap.to_json() if self.overlap else None,
             "children": [child.to_json() for child in self.children],
         }
         return value
+
+
+class _Place(NamedTuple):
+    """Where a stage was drawn."""
+
+    node: TreeNode
+    under: TreeNode
+    depth: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,28 +106,33 @@ def find(store: Store, ref: str, curriculum: str | None = None) -> Entry:
 def chain(store: Store, digest: str) -> list[Ancestor]:
     """An adapter and all it came from, each before its own parents; ancestors not held are listed, not opened.
 
+    Without recursion, since chains may be long; whatever a store claims, no adapter is visited twice.
+
     Raises:
         NotFoundError: The adapter itself is not in the store.
         IntegrityError: A record on the way is damaged.
     """
-    seen: set[str] = set()
-    ordered: list[Ancestor] = []
-
-    def visit(name: str, role: str) -> None:
-        seen.add(name)
+    store = Snapshot.of(store)
+    start = store.peek(digest)
+    seen = {start.digest}
+    done: list[Ancestor] = []
+    path: list[tuple[Ancestor, Iterator[Parent]]] = [
+        (Ancestor(digest=start.digest, entry=start, role="self"), iter(start.record.parents))
+    ]
+    while path:
+        _, parents = path[-1]
+        parent = next((item for item in parents if item.digest not in seen), None)
+        if parent is None:
+            done.append(path.pop()[0])
+            continue
+        seen.add(parent.digest)
         try:
-            entry = store.peek(name)
+            entry = store.peek(parent.digest)
         except NotFoundError:
-            if role == "self":
-                raise
             entry = None
-        for parent in entry.record.parents if entry else []:
-            if parent.digest not in seen:
-                visit(parent.digest, parent.role)
-        ordered.append(Ancestor(digest=entry.digest if entry else name, entry=entry, role=role))
-
-    visit(store.resolve(digest), "self")
-    return ordered[::-1]
+        above = iter(entry.record.parents if entry else ())
+        path.append((Ancestor(digest=parent.digest, entry=entry, role=parent.role), above))
+    return done[::-1]
 
 
 def stale(store: Store, curriculum: str, wanted: Mapping[int, str] | None = None) -> dict[int, list[str]]:
@@ -126,17 +146,24 @@ def stale(store: Store, curriculum: str, wanted: Mapping[int, str] | None = None
         curriculum: Name of the curriculum.
         wanted: Stage number -> digest of the configuration it should have; None leaves configurations alone.
     """
+    store = Snapshot.of(store)
     stages = store.stages(curriculum)
+    numbers = {digest: number for number, digest in stages.items()}
     reasons: dict[int, list[str]] = {}
     for number, digest in stages.items():  # in order, so that a parent's own reasons are known
-        found = _reasons(store, curriculum, digest, stages, reasons, (wanted or {}).get(number))
+        found = _reasons(store, curriculum, digest, numbers, reasons, (wanted or {}).get(number))
         if found:
             reasons[number] = found
     return reasons
 
 
 def _reasons(
-    store: Store, curriculum: str, digest: str, stages: dict[int, str], known: dict[int, list[str]], wanted: str | None
+    store: Snapshot,
+    curriculum: str,
+    digest: str,
+    numbers: Mapping[str, int],
+    known: Mapping[int, list[str]],
+    wanted: str | None,
 ) -> list[str]:
     try:
         entry = store.peek(digest)
@@ -144,9 +171,10 @@ def _reasons(
         return ["its files are not in the registry"]
     except IntegrityError:
         return ["its record is damaged"]
-    reasons = ["a file is missing or changed in size"] if find_problems(entry.path, entry.record, hashes=False) else []
+    reasons = ["a file is missing or changed in size"] if store.damage(entry) else []
+    stages = store.stages(curriculum)
     for parent in entry.record.parents:
-        number = _number_of(store, curriculum, parent.digest, stages)
+        number = _number_of(store, curriculum, parent.digest, numbers)
         now = stages.get(number) if number else None
         if now != parent.digest:
             was = f"it was trained on {short(parent.digest)}"
@@ -158,11 +186,10 @@ def _reasons(
     return reasons
 
 
-def _number_of(store: Store, curriculum: str, digest: str, stages: Mapping[int, str]) -> int | None:
+def _number_of(store: Store, curriculum: str, digest: str, numbers: Mapping[str, int]) -> int | None:
     """The stage an adapter is, or was before it was trained again; None where that is unknown."""
-    for number, current in stages.items():
-        if current == digest:
-            return number
+    if digest in numbers:
+        return numbers[digest]
     try:
         record = store.peek(digest).record
     except (NotFoundError, IntegrityError):
@@ -170,31 +197,36 @@ def _number_of(store: Store, curriculum: str, digest: str, stages: Mapping[int, 
     return record.stage.number if record.stage and record.curriculum == curriculum else None
 
 
-def _parent_numbers(store: Store, curriculum: str, record: Record, stages: Mapping[int, str]) -> list[int]:
-    numbers = (_number_of(store, curriculum, parent.digest, stages) for parent in record.parents)
-    return sorted({number for number in numbers if number})
+def _parent_numbers(store: Store, curriculum: str, record: Record, numbers: Mapping[str, int]) -> list[int]:
+    found = (_number_of(store, curriculum, parent.digest, numbers) for parent in record.parents)
+    return sorted({number for number in found if number})
 
 
 def tree(store: Store, curriculum: str) -> TreeNode:
     """The curriculum as base -> stages -> merges, each under the last stage it was made on.
 
+    Below `MAX_DEPTH` levels, what was made on a stage stands beside it.
+
     Raises:
         NotFoundError: No such curriculum.
         IntegrityError: A ref or an attestation is not readable.
     """
+    store = Snapshot.of(store)
     store.default_curriculum(curriculum)
     stages = store.stages(curriculum)
+    numbers = {digest: number for number, digest in stages.items()}
     outdated = stale(store, curriculum)
-    scored = scores(store, curriculum)
+    measured = scored(store, curriculum)
+    overlapping = _overlapping(store, measured)
     root = TreeNode(kind="curriculum", label=curriculum)
     bases: dict[tuple[str, str], TreeNode] = {}
-    placed: dict[int, TreeNode] = {}
+    placed: dict[int, _Place] = {}
 
     def base_node(record: Record) -> TreeNode:
         key = record.base.repo, record.base.revision
         if key not in bases:
             bases[key] = TreeNode(kind="base", label=record.base.repo, record=record, variant=BASE_VARIANT)
-            bases[key].metrics = scored.get(BASE_VARIANT, [])
+            bases[key].metrics = measured[BASE_VARIANT].metrics if BASE_VARIANT in measured else []
             root.children.append(bases[key])
         return bases[key]
 
@@ -202,27 +234,49 @@ def tree(store: Store, curriculum: str) -> TreeNode:
         """Hang a node below its last parent, and give it the scores of the variant it completes."""
         above = list(placed)  # what is missing or damaged cannot say its parents: it goes below the last stage
         if node.record:
-            above = _parent_numbers(store, curriculum, node.record, stages)
+            above = _parent_numbers(store, curriculum, node.record, numbers)
             if node.kind == "stage" or _is_plain_sum(node.record):
                 node.variant = variant_name([*above, *own])
-            node.metrics = scored.get(node.variant or "") or node.record.metrics
+            score = measured.get(node.variant or "")
+            node.metrics = score.metrics if score else node.record.metrics
+            node.overlap = overlapping.get(node.variant or "")
         known = [number for number in above if number in placed]
-        under = placed[known[-1]] if known else base_node(node.record) if node.record else root
+        below = placed[known[-1]] if known else None
+        if below is None:
+            under, depth = base_node(node.record) if node.record else root, 1
+        elif below.depth < MAX_DEPTH:
+            under, depth = below.node, below.depth + 1
+        else:
+            under, depth = below.under, below.depth
         under.children.append(node)
+        placed.update({number: _Place(node, under, depth) for number in own})
 
     for number, digest in stages.items():
         node = _node(store, "stage", str(number), digest)
         node.marks += [f"stale: {reason}" for reason in outdated.get(number, []) if not node.marks]
         place(node, [number])
-        placed[number] = node
     for slug, digest in store.merges(curriculum).items():
         node = _node(store, "merge", slug, digest)
         inputs = [parent.digest for parent in node.record.parents] if node.record else []
-        gone = [short(item) for item in inputs if item not in stages.values()]
+        gone = [short(item) for item in inputs if item not in numbers]
         node.marks += [f"stale: made of {', '.join(gone)}, which is no current stage"] if gone else []
         place(node, [])
     _mark_revoked(store, root)
     return root
+
+
+def _overlapping(store: Store, measured: Mapping[str, Score]) -> dict[str, Overlap]:
+    """Variant -> an adapter of it, or below, that was trained on what the variant's score is of."""
+    found: dict[str, Overlap] = {}
+    sets = {score.data.model_dump_json(): score.data for score in measured.values() if score.data}
+    for evaluated in sets.values():
+        of_it = [score for score in measured.values() if score.data == evaluated]
+        reached = nearest(store, [digest for score in of_it for digest in score.inputs.values()], evaluated)
+        for score in of_it:
+            hit = next((reached[digest] for digest in score.inputs.values() if digest in reached), None)
+            if hit:
+                found[score.variant] = hit
+    return found
 
 
 def _mark_revoked(store: Store, root: TreeNode) -> None:
@@ -246,7 +300,7 @@ def _is_plain_sum(record: Record) -> bool:
     return exact and bool(record.parents) and all(parent.scale == 1.0 for parent in record.parents)
 
 
-def _node(store: Store, kind: str, label: str, digest: str) -> TreeNode:
+def _node(store: Snapshot, kind: str, label: str, digest: str) -> TreeNode:
     node = TreeNode(kind=kind, label=label, digest=digest)
     try:
         entry = store.peek(digest)
@@ -257,6 +311,5 @@ def _node(store: Store, kind: str, label: str, digest: str) -> TreeNode:
     else:
         node.record = entry.record
         node.label = entry.record.label if kind == "stage" else label
-        problems = find_problems(entry.path, entry.record, hashes=False)
-        node.marks += [f"damaged: {problem}" for problem in problems]
+        node.marks += [f"damaged: {problem}" for problem in store.damage(entry)]
     return node

@@ -14,7 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from ..core.digest import canonical_json, sha256_bytes
 from ..core.errors import ConfigError, IntegrityError
@@ -29,7 +39,7 @@ CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 STAGE_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
 UTC_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
 _LOCAL_PATH = re.compile(r"(?:/(?!/)\S|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\\w|file:/)")
-_SUSPECT = ('"/', '"~', '"\\', ":/", ":\\", "NaN", "Infinity")
+_SUSPECT = ('"/', ":/", "~", "\\", "NaN", "Infinity")
 """One of them is in the JSON text of whatever `check_portable` refuses, and of some that it does not."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -39,6 +49,22 @@ RepoId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9]
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+
+
+class _PlainJson:
+    """Takes values that came out of JSON as they are; pydantic would look at each of them again, in Python."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        plain = core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema())
+        return core_schema.json_or_python_schema(
+            json_schema=plain,
+            python_schema=handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(dict, return_schema=plain),
+        )
+
+
+_JsonObject = Annotated[dict[str, JsonValue], _PlainJson]
 
 
 class StageId(_Part):
@@ -73,13 +99,13 @@ class Parent(_Part):
 class Recipe(_Part):
     """How the adapter was made."""
 
-    config: dict[str, JsonValue] = Field(default_factory=dict)
+    config: _JsonObject = Field(default_factory=dict)
     """Resolved configuration, portable (see `portable`)."""
     config_digest: Digest | None = None
     """Digest of the part of the configuration that decides this stage's weights; compared for staleness."""
     seed: int = 0
     steps: int = Field(default=0, ge=0)
-    details: dict[str, JsonValue] = Field(default_factory=dict)
+    details: _JsonObject = Field(default_factory=dict)
     """What else is worth keeping: tokens, wall_s, method, weights, device."""
 
 

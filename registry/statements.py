@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..core.digest import PREFIX, canonical_json, digest_json, short
 from ..core.errors import ConfigError, IntegrityError
 from ..core.files import disk_errors, write_json
-from .ledger import Attestation, read_attestations
+from .ledger import Attestation
 from .record import Digest, check_portable
 from .store import Store
 
@@ -77,10 +77,7 @@ def statements(store: Store, digest: str) -> list[Statement]:
     Raises:
         IntegrityError: One of them is not readable.
     """
-    folder = store.root / "attest"
-    if not (folder / digest.removeprefix(PREFIX)).is_dir():
-        return []
-    found = (_read(item) for item in read_attestations(folder, digest) if item.kind in (REVOKED, WITHDRAWN))
+    found = (_read(item) for item in store.said(digest) if item.kind in (REVOKED, WITHDRAWN))
     return sorted(found, key=lambda item: (item.created, item.id))
 
 

@@ -225,8 +225,15 @@ class Store(Refs):
             NotFoundError: No such object.
             IntegrityError: An attestation is not readable.
         """
-        statements = ledger.read_attestations(self._attest, self.resolve(digest))
-        return [statement for statement in statements if kind in (None, statement.kind)]
+        return [statement for statement in self.said(self.resolve(digest)) if kind in (None, statement.kind)]
+
+    def said(self, digest: str) -> list[Attestation]:
+        """All that was attested about a whole digest, held or not, oldest first.
+
+        Raises:
+            IntegrityError: An attestation is not readable.
+        """
+        return ledger.read_attestations(self._attest, digest)
 
     def log(self) -> list[dict[str, Any]]:
         """Every publish and every move of a ref, oldest first."""

@@ -1,0 +1,111 @@
+"""A store as one question sees it: every record, name and statement is read once, however often it is asked for.
+
+Questions about the whole graph meet the same adapter many times over: as a stage, as a parent, as what was scored.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from ..core.digest import PREFIX
+from ..core.errors import PlyfoldError
+from .ledger import Attestation
+from .objects import Entry, Problem, find_problems
+from .record import RECORD_FILE, Record
+from .store import Store
+
+
+class Snapshot(Store):
+    """A registry that is only read; what changes meanwhile may not be seen."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._entries: dict[str, Entry | PlyfoldError] = {}
+        self._statements: dict[str, list[Attestation]] = {}
+        self._problems: dict[str, list[Problem]] = {}
+        self._stages: dict[str, dict[int, str]] = {}
+        self._digests: list[str] | None = None
+        self._curricula: list[str] | None = None
+        self._attested: set[str] | None = None
+
+    @classmethod
+    def of(cls, store: Store) -> Self:
+        """The snapshot itself, or a new one of a store."""
+        return store if isinstance(store, cls) else cls(store.root)
+
+    def peek(self, digest: str) -> Entry:
+        """As `Store.peek`."""
+        known = self._entries.get(digest)
+        if known is None:
+            try:
+                known = super().peek(digest)
+            except PlyfoldError as error:
+                known = error
+            self._entries[digest] = known
+        if isinstance(known, PlyfoldError):
+            raise known.with_traceback(None)
+        return known
+
+    def damage(self, entry: Entry) -> list[Problem]:
+        """What names and sizes of an object's files show, as `find_problems` without hashes."""
+        if entry.digest not in self._problems:
+            fits = _fits(entry.path, entry.record)
+            self._problems[entry.digest] = [] if fits else find_problems(entry.path, entry.record, hashes=False)
+        return self._problems[entry.digest]
+
+    def digests(self) -> list[str]:
+        """As `Store.digests`."""
+        if self._digests is None:
+            self._digests = super().digests()
+        return self._digests
+
+    def curricula(self) -> list[str]:
+        """As `Store.curricula`."""
+        if self._curricula is None:
+            self._curricula = super().curricula()
+        return self._curricula
+
+    def stages(self, curriculum: str) -> dict[int, str]:
+        """As `Store.stages`."""
+        if curriculum not in self._stages:
+            self._stages[curriculum] = super().stages(curriculum)
+        return self._stages[curriculum]
+
+    def said(self, digest: str) -> list[Attestation]:
+        """As `Store.said`."""
+        if self._attested is None:
+            self._attested = {PREFIX + path.name for path in _folders(self._attest)}
+        if digest not in self._statements:
+            self._statements[digest] = super().said(digest) if digest in self._attested else []
+        return self._statements[digest]
+
+    def resolve(self, digest: str) -> str:
+        """As `Store.resolve`."""
+        known = self._entries.get(digest)
+        return known.digest if isinstance(known, Entry) else super().resolve(digest)
+
+
+def _folders(path: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            yield from entries
+    except FileNotFoundError:
+        return
+
+
+def _fits(path: Path, record: Record) -> bool:
+    """Are an object's files, at one level, those of its record, and as large? False where it takes a closer look."""
+    declared = {item.path: item.size for item in record.files}
+    found = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                return False
+            found[entry.name] = status.st_size
+    found.pop(RECORD_FILE, None)
+    return found == declared
