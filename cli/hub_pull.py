@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,46 +12,141 @@ import click
 
 from ..core.console import emit_json, print_table, progress, say, warn
 from ..core.digest import short
-from .options import json_option, parse_stages, registry_option
+from ..core.errors import ConfigError, NotFoundError
+from .options import dry_run_option, json_option, parse_stages, public_key_option, registry_option
 
 if TYPE_CHECKING:
     from ..registry.hub_pull import Pulled
+    from ..registry.store import Store
 
 
 @click.command("pull")
-@click.argument("ref", metavar="NS/CURRICULUM | hf://ORG/REPO[@REV][/FOLDER]")
-@click.option("--stages", help="Stages of NS/CURRICULUM, as 1,2,3; all there are by default.")
+@click.argument("refs", metavar="[NS/CURRICULUM | hf://ORG/REPO[@REV][/FOLDER]]...", nargs=-1)
+@click.option("--stages", help="Stages of NS/CURRICULUM or of the lock file, as 1,2,3; all there are by default.")
+@click.option("--merges", help="Merges of NS/CURRICULUM by their names, as gsm8k-s1.s2,..., or all; none by default.")
 @click.option("--with-parents", is_flag=True, help="Also fetch every adapter they came from.")
+@click.option(
+    "--lock",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_flag=False,
+    flag_value=Path("curriculum.lock.json"),
+    help="Instead of REFs: exactly what this file names; curriculum.lock.json if none is named.",
+)
+@public_key_option
 @registry_option
+@dry_run_option
 @json_option
-def pull_command(ref: str, stages: str | None, with_parents: bool, registry: Path | None, as_json: bool) -> None:
+def pull_command(
+    refs: tuple[str, ...],
+    stages: str | None,
+    merges: str | None,
+    with_parents: bool,
+    lock: Path | None,
+    public_keys: tuple[Path, ...],
+    registry: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Fetch adapters from the Hub into the registry, every byte checked.
 
     The stages fetched become the `latest` of their curriculum here. Adapters they came from are named if they are
-    missing, and fetched with --with-parents: a stage works without them, but was measured on top of them. Afterwards
-    all of it works offline; a location with a commit that was pulled before is not asked for again. Without a
-    registry here or above, one is made in this folder.
+    missing, and fetched with --with-parents: a stage works without them, but was measured on top of them. Revocations
+    of any of them come along. With --public-key, whatever REF names has to be signed. Afterwards all of it works
+    offline; a location with a commit that was pulled before is not asked for again. Without a registry here or above,
+    one is made in this folder.
     """
-    from ..registry.hub_pull import pull
-    from ..registry.store import find_store
+    from ..registry.hub_lock import locks_in, pull_locked
+    from ..registry.hub_pull import Options, pull
 
+    if bool(refs) == bool(lock):
+        raise ConfigError(
+            "either references or a lock file" if lock else "what is to be pulled?",
+            found=" ".join(["--lock", str(lock), *refs]) if lock else "",
+            expected="NS/CURRICULUM, hf://ORG/REPO[@REV][/FOLDER], or --lock [FILE]",
+        )
+    if lock and merges is not None:
+        raise ConfigError("a lock file names no merges", found=f"--merges {merges}", next_step="leave it out")
     numbers = parse_stages(stages) if stages else None
-    store = find_store(registry, create=True)
-    with progress("pull", len(numbers) if numbers and not with_parents else None) as task:
-        results = pull(store, ref, stages=numbers, with_parents=with_parents, done=lambda name: task.advance(note=name))
+    slugs = [slug.strip() for slug in merges.split(",")] if merges is not None else None
+    notices: list[str] = []
+    with _store(registry, dry_run=dry_run) as (store, folder), progress("pull") as task:
+        options = Options(
+            with_parents=with_parents,
+            dry_run=dry_run,
+            locks=() if lock else tuple(locks_in([Path.cwd(), *([folder.parent] if folder else [])])),
+            public_keys=public_keys,
+            done=lambda name: task.advance(note=name),
+            notice=notices.append,
+        )
+        if lock:
+            results = pull_locked(store, lock, stages=numbers, options=options)
+        else:
+            results = pull(store, refs, stages=numbers, merges=slugs, options=options)
     if as_json:
-        emit_json({"registry": str(store.root), "pulled": [each.to_json() for each in results]})
+        value = {"registry": str(folder) if folder else None, "dry_run": dry_run}
+        emit_json({**value, "pulled": [each.to_json() for each in results], "notices": notices})
+    elif dry_run:
+        _print_plan(results)
     else:
         print_table(
             ["digest", "adapter", "result", "where"],
-            [[short(each.digest), each.name, each.status, each.location] for each in results],
+            [[short(each.digest), each.name, each.status, each.location or "(only here)"] for each in results],
         )
-    _say_what_else(results)
+    for notice in notices:
+        warn(notice)
+    _say_what_else(results, dry_run)
 
 
-def _say_what_else(results: list[Pulled]) -> None:
+@contextmanager
+def _store(registry: Path | None, *, dry_run: bool) -> Iterator[tuple[Store, Path | None]]:
+    """The registry and its folder; for a dry run where there is none, an empty one that is gone afterwards."""
+    from ..registry.store import find_store
+
+    try:
+        store = find_store(registry, create=not dry_run)
+    except NotFoundError:
+        with tempfile.TemporaryDirectory(prefix="plyfold-") as folder:
+            yield find_store(Path(folder), create=True), None
+        return
+    yield store, store.root
+
+
+def _print_plan(results: list[Pulled]) -> None:
+    print_table(
+        ["digest", "adapter", "bytes", "result", "notes", "where"],
+        [
+            [
+                short(each.digest),
+                each.name,
+                f"{each.size_bytes:,}",
+                each.status,
+                ", ".join(
+                    [
+                        *(item.mark(each.digest) for item in each.revoked[:1]),
+                        *(f"needs {short(m)}" for m in each.missing),
+                    ]
+                ),
+                each.location or "(only here)",
+            ]
+            for each in results
+        ],
+        right=["bytes"],
+    )
+    fetched = [each for each in results if each.size_bytes]
+    print(f"{len(fetched)} to fetch, {sum(each.size_bytes for each in fetched):,} bytes; nothing was changed")
+
+
+def _say_what_else(results: list[Pulled], dry_run: bool) -> None:
     for each in results:
-        if each.previous:
+        if each.revoked:
+            more = f" (and {len(each.revoked) - 1} more)" if each.revoked[1:] else ""
+            warn(f"{each.name} {each.revoked[0].mark(each.digest)}{more}; merge refuses it without --allow-revoked")
+        if each.previous and not dry_run:
             say(f"{each.name} was {short(each.previous)} here and is {short(each.digest)} now; both are kept")
+        if each.alias:
+            say(f"{each.name} {short(each.digest)} is named {each.alias} here")
         for digest in each.missing:
             warn(f"{each.name} came from {short(digest)}, which is not here: add --with-parents")
+    trusted = [each.name for each in results if each.on_trust]
+    if trusted and not dry_run:
+        say(f"taken on trust: {', '.join(trusted)}; plyfold lock pins what they are")

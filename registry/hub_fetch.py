@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..core.errors import IntegrityError
@@ -11,8 +12,13 @@ from .hub_places import Place, check_shareable
 from .record import RECORD_FILE, FileEntry
 
 
-def obtain(looked: Looked, wanted: Wanted) -> None:
+def obtain(looked: Looked, wanted: Wanted, check: Callable[[Path], None]) -> None:
     """Have an adapter in the registry, verified and without a name; one that is held is left as it is.
+
+    Args:
+        looked: The Hub and the registry.
+        wanted: The adapter.
+        check: Called with the folder of its files, record included, before they become part of the registry.
 
     Raises:
         IntegrityError: Not the bytes its record names; nothing of it is left.
@@ -37,6 +43,7 @@ def obtain(looked: Looked, wanted: Wanted) -> None:
                     "to push it again",
                 )
         check_shareable(folder, wanted.record)
+        check(folder)
         looked.store.adopt(folder, wanted.digest)
 
 

@@ -32,6 +32,11 @@ class Wanted:
         """Curriculum and label: `gsm8k 1 structure`."""
         return name_of(self.record)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes to fetch, without the record."""
+        return 0 if self.data is None else sum(entry.size for entry in self.record.files)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestor:
@@ -114,8 +119,8 @@ def _ancestor(
     place = _place_of(looked.remote, digest, child.curriculum, namespace)
     if place is None and insist:
         raise NotFoundError(
-            f"an ancestor of {name_of(child)} is in no repository of {namespace} named after {child.curriculum}; "
-            "nothing was pulled",
+            f"an ancestor of {name_of(child)} is in no repository of {namespace or 'a namespace'} named after "
+            f"{child.curriculum}; nothing was pulled",
             where=looked.remote.endpoint,
             expected=digest,
             next_step="pull it by its hf:// location first, or pull without --with-parents",
@@ -126,7 +131,7 @@ def _ancestor(
 
 def _place_of(remote: Remote, digest: str, curriculum: str, namespace: str) -> Place | None:
     """Where a namespace holds an adapter, by what the commits of its repositories say they brought."""
-    for repo in remote.repos(namespace, curriculum):
+    for repo in remote.repos(namespace, curriculum) if namespace else ():
         only = re.search(r"-(?:merge|foreign)-([0-9a-f]{12})\Z", repo)
         if only and not digest.startswith(PREFIX + only[1]):
             continue

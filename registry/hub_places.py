@@ -146,7 +146,8 @@ class Place:
 
     @property
     def location(self) -> str:
-        return location(self.repo, self.sha, self.folder)
+        """`hf://org/repo@commit[/folder]`; empty for what lies nowhere but here."""
+        return location(self.repo, self.sha, self.folder) if self.repo else ""
 
 
 def parse_location(text: str, *, stage: tuple[str, int] | None = None, digest: str | None = None) -> Place:

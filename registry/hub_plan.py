@@ -20,7 +20,8 @@ def want(looked: Looked, place: Place, here: set[str]) -> Wanted:
         IntegrityError: Not the one asked for, or without a file.
         UnsupportedAdapterError: It holds a pickle.
     """
-    digest = looked.held.get(place.location)
+    promised = place.digest if place.pinned and place.digest in here else None
+    digest = looked.held.get(place.location, promised)
     asks = not (place.pinned and digest in here) and not switched_off()
     if digest is None or digest not in here:
         found = looked.remote.record(place)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import IntegrityError
@@ -22,7 +24,8 @@ from .hub_lineage import Ancestor, Wanted, named, walk
 from .hub_places import Place, attest_location, held, locations
 from .hub_plan import distinct, missing_ancestors, want
 from .hub_remote import Remote
-from .hub_statements import Heard, fetch_signature, hear, reaching
+from .hub_signatures import check_keys, fetch_signature, is_signed, require_signature
+from .hub_statements import Heard, hear, reaching
 from .lock import Lock
 from .revocation import Revocation
 from .signing import keep_signature
@@ -83,6 +86,8 @@ class Options:
     """Fetch records only; the registry stays as it is."""
     locks: tuple[Lock, ...] = ()
     """Locks of the user's projects: what they say is compared with what arrives."""
+    public_keys: tuple[Path, ...] = ()
+    """Each adapter asked for has to be signed by one of these."""
     done: Callable[[str], object] = lambda name: None
     """Called with the name of each adapter whose files are here."""
     notice: Callable[[str], object] = lambda line: None
@@ -97,11 +102,8 @@ def pull(
     merges: Sequence[str] | None = None,
     expected: Mapping[int, str] | None = None,
     with_parents: bool = False,
-    dry_run: bool = False,
-    locks: Sequence[Lock] = (),
     client: HubClient | None = None,
-    done: Callable[[str], object] = lambda name: None,
-    notice: Callable[[str], object] = lambda line: None,
+    options: Options | None = None,
 ) -> list[Pulled]:
     """Fetch adapters, verify them, and point their stages' `latest` at them.
 
@@ -115,20 +117,17 @@ def pull(
         merges: Slugs of its merges; `all` is every one.
         expected: Stage number -> digest it has to be; by default a first pull is taken on trust.
         with_parents: Also fetch every ancestor that is missing, from repositories of the same namespace.
-        dry_run: Fetch records only; the registry stays as it is.
-        locks: Locks of the user's projects, compared with what arrives.
         client: How to reach the Hub.
-        done: Called with the name of each adapter whose files are here.
-        notice: Called with each line people should read.
+        options: How else to go about it.
 
     Returns:
         Ancestors, then what was asked for.
 
     Raises:
-        ConfigError: Not such a reference, or two adapters for one stage.
+        ConfigError: Not such a reference, two adapters for one stage, or an unfit key.
         NotFoundError: No such repository, revision, stage or ancestor, or one without a record.
         IntegrityError: Not the bytes its record names, or not the adapter that was asked for; nothing of it is left. Or
-            what is said of it beside it is not readable.
+            what is said of it beside it is not readable, or keys are named and it is not signed by one.
         UnsupportedAdapterError, IncompatibleError: It holds a pickle, or names two bases.
         OfflineError, AuthError: The Hub cannot be reached, or does not allow it.
     """
@@ -138,8 +137,8 @@ def pull(
         for place in find_places(looked, ref, stages, merges):
             digest = (expected or {}).get(place.stage[1]) if place.stage else None
             places[place.location] = replace(place, digest=digest) if digest else place
-    options = Options(with_parents=with_parents, dry_run=dry_run, locks=tuple(locks), done=done, notice=notice)
-    return bring(looked, list(places.values()), options)
+    chosen = options or Options()
+    return bring(looked, list(places.values()), replace(chosen, with_parents=with_parents or chosen.with_parents))
 
 
 def look_from(store: Store, client: HubClient | None = None) -> Looked:
@@ -151,32 +150,25 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
     """Have the adapters of some places in the registry; see `pull`."""
     here = set(looked.store.digests())
     asked = distinct([want(looked, place, here) for place in places])
+    check_keys(asked, options.public_keys)
     walked = walk(looked, asked, here, insist=options.with_parents)
-    records = {
-        **{digest: each.record for digest, each in walked.items()},
-        **{each.digest: each.record for each in asked},
-    }
     wanted = [*(missing_ancestors(walked) if options.with_parents else []), *asked]
     heard = _heard(looked, asked, walked, here)
-    signatures = {
-        each.digest: signature
-        for each in wanted
-        if (each.asks or each.data)
-        and not switched_off()
-        and (signature := fetch_signature(looked, each.place, each.digest))
-    }
+    signatures = _signatures(looked, wanted, options.public_keys)
     before = {each.digest: hub_names.before(looked.store, each) for each in wanted}
     aliases: dict[str, str] = {}
     if not options.dry_run:
-        require_space(looked.store.root, sum(_size(each) for each in wanted))
+        require_space(looked.store.root, sum(each.size_bytes for each in wanted))
         for each in wanted:
-            obtain(looked, each)
+            keys = options.public_keys if each.asked_for else ()
+            obtain(looked, each, partial(require_signature, each, signatures.get(each.digest), keys))
             options.done(each.name)
-        _take_in(looked.store, wanted, walked, heard, signatures, options.notice)
+        _take_in(looked, wanted, walked, heard, signatures, options.notice)
         aliases = {each.digest: alias for each in wanted if (alias := hub_names.name(looked.store, each))}
     for doubt in heard.doubts:
         options.notice(doubt)
     now = {*here, *(each.digest for each in wanted)}
+    records = {digest: each.record for digest, each in walked.items()} | {each.digest: each.record for each in asked}
     results = [
         Pulled(
             digest=each.digest,
@@ -186,16 +178,34 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
             location=each.place.location,
             status=HERE if each.data is None else "would be pulled" if options.dry_run else "pulled",
             asked_for=each.asked_for,
-            size_bytes=_size(each),
+            size_bytes=each.size_bytes,
             missing=tuple(digest for digest in named(each.record) if digest not in now),
             previous=before[each.digest],
             alias=aliases.get(each.digest),
             revoked=tuple(reaching(looked, each.digest, records, heard)),
-            on_trust=each.asked_for and each.data is not None and each.place.digest is None,
+            on_trust=each.asked_for and each.data is not None and not (each.place.digest or options.public_keys),
         )
         for each in wanted
     ]
     return [_against(options, each) for each in results]
+
+
+def _signatures(looked: Looked, wanted: Sequence[Wanted], public_keys: Sequence[Path]) -> dict[str, bytes]:
+    """What lies beside adapters on the Hub; with keys, refuse what lacks a good one as far as can be seen by now.
+
+    Raises:
+        IntegrityError: Keys are named, and an adapter that was asked for is not signed, or, if held, not by them.
+    """
+    found = {}
+    for each in wanted:
+        signed = bool(public_keys) and each.asked_for and is_signed(looked, each, public_keys)
+        asks = each.asks or (public_keys and not signed and each.place.repo)
+        if asks and not switched_off() and (data := fetch_signature(looked, each.place, each.digest)):
+            found[each.digest] = data
+        if public_keys and each.asked_for and not signed:
+            folder = looked.store.peek(each.digest).path if each.data is None else None
+            require_signature(each, found.get(each.digest), public_keys, folder)
+    return found
 
 
 def _heard(looked: Looked, asked: Sequence[Wanted], walked: Mapping[str, Ancestor], here: set[str]) -> Heard:
@@ -212,13 +222,14 @@ def _heard(looked: Looked, asked: Sequence[Wanted], walked: Mapping[str, Ancesto
 
 
 def _take_in(
-    store: Store,
+    looked: Looked,
     wanted: Sequence[Wanted],
     walked: Mapping[str, Ancestor],
     heard: Heard,
     signatures: Mapping[str, bytes],
     notice: Callable[[str], object],
 ) -> None:
+    store = looked.store
     adopt(store, heard.believed)
     fetched = {each.digest for each in wanted}
     for digest, ancestor in walked.items():
@@ -232,7 +243,8 @@ def _take_in(
                 keep_signature(store, each.digest, signatures[each.digest], each.place.location)
             except IntegrityError as error:
                 notice(f"the signature beside {each.name} was left out: {error.what}, {error.found}")
-        attest_location(store, each.digest, each.place.location)
+        if each.asks or each.place.location in looked.held:
+            attest_location(store, each.digest, each.place.location)
 
 
 def _against(options: Options, pulled: Pulled) -> Pulled:
@@ -249,7 +261,3 @@ def _against(options: Options, pulled: Pulled) -> Pulled:
                 "plyfold pull --lock goes back"
             )
     return pulled
-
-
-def _size(wanted: Wanted) -> int:
-    return sum(entry.size for entry in wanted.record.files) if wanted.data is not None else 0

@@ -1,4 +1,4 @@
-"""Revocations and signatures as they stand on the Hub, and which of them count here.
+"""Revocations as they stand on the Hub, and which of them count here.
 
 A repository is believed about an adapter if
 * it brought the adapter: the record was read from it now, or a commit of its `main` names the digest; and
@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.digest import short
-from .companions import MAX_COMPANION_BYTES, REVOCATIONS_FILE, SIGNATURE_FILE
+from .companions import MAX_COMPANION_BYTES, REVOCATIONS_FILE
 from .hub_find import Looked
 from .hub_lineage import named
-from .hub_places import Place, location, locations, namespace_of
+from .hub_places import location, locations, namespace_of
 from .record import Record
 from .revocation import Revocation
 from .statements import WITHDRAWN, Statement, parse_statements, standing, statements
@@ -87,17 +87,6 @@ def reaching(looked: Looked, digest: str, records: Mapping[str, Record | None], 
         seen.update(above)
         queue += above
     return found
-
-
-def fetch_signature(looked: Looked, place: Place, digest: str) -> bytes | None:
-    """The signature that stands beside an adapter: that of the last commit before another adapter followed it."""
-    remote = looked.remote
-    if place.folder:
-        return remote.small_file(place.repo, place.sha, f"{place.folder}/{SIGNATURE_FILE}", MAX_COMPANION_BYTES)
-    sha = place.sha
-    if sha != remote.head(place.repo):
-        sha = remote.last_commit_of(place.repo, digest) or sha
-    return remote.small_file(place.repo, sha, SIGNATURE_FILE, MAX_COMPANION_BYTES)
 
 
 def _counted(
