@@ -135,6 +135,18 @@ def _read_spec(folder: Path) -> AdapterSpec:
     )
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of an adapter folder alone, for what can be refused before there are weights.
+
+    Raises:
+        NotFoundError, IntegrityError, UnsupportedAdapterError, FailedError: As `read_spec`.
+    """
+    with reading(folder):
+        config = _read_config(folder)
+        _refuse_features(config, folder / CONFIG_NAME)
+    return config
+
+
 def suffix_targets(specs: Iterable[AdapterSpec]) -> list[str] | None:
     """The module suffixes (`q_proj`) that together say what all `specs` target, or None where only full names do.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import emit_json, print_table, say
+from ..core.console import emit_json, print_table, progress, say
 from ..core.digest import short
 from ..core.errors import ConfigError, ConflictError
 from .options import curriculum_option, json_option, registry_option
@@ -201,58 +201,51 @@ def _check_lock(store: Store, path: Path, as_json: bool) -> None:
 
 
 @click.command("import")
-@click.argument("folder", metavar="PATH", type=click.Path(path_type=Path))
-@click.option("--name", help="Its name in the registry; else the folder's.")
+@click.argument("source", metavar="PATH | hf://ORG/REPO[@REV][/FOLDER]")
+@click.option("--name", help="Its name in the registry; else the folder's, or the repository's.")
 @click.option("--stage", type=click.IntRange(1, 999), help="Stage number to take; else it is named beside the stages.")
 @click.option("--base", metavar="REPO@COMMIT", help="Its base, where adapter_config.json does not say it.")
-@click.option("--licence", default="unknown", show_default=True, help="Its licence, where you know it.")
+@click.option(
+    "--quantisation",
+    type=click.Choice(["nf4"]),
+    help="nf4: it was trained on the base in NF4 (blocks of 64, double quantisation, bfloat16), as QLoRA does. "
+    "Otherwise unknown: it goes with stages that say theirs, with a warning.",
+)
+@click.option("--licence", help="Its licence, where you know it; else what its card on the Hub says, or unknown.")
 @curriculum_option
 @registry_option
 @json_option
-def import_command(
-    folder: Path,
-    name: str | None,
-    stage: int | None,
-    base: str | None,
-    licence: str,
-    curriculum: str | None,
-    registry: Path | None,
-    as_json: bool,
-) -> None:
-    """Take a PEFT LoRA folder made elsewhere into the registry, its origin on record as unknown.
+def import_command(source: str, curriculum: str | None, registry: Path | None, as_json: bool, **said: Any) -> None:
+    """Take a PEFT LoRA adapter made elsewhere into the registry, its origin on record as unknown.
 
-    The weights are checked and copied in canonical form; PATH stays as it is. --curriculum may be a new one.
+    From a folder, which stays as it is, or from the Hub, where only adapter_config.json and
+    adapter_model.safetensors are fetched, and held to the digests the Hub lists for the commit. The weights are
+    checked and kept in canonical form. --curriculum may be a new one.
     """
     from ..registry.foreign import import_adapter
     from ..registry.store import find_store
 
     store = find_store(registry, create=True)
-    entry = import_adapter(
-        store,
-        folder,
-        curriculum=curriculum or (store.default_curriculum() if store.curricula() else "imported"),
-        name=name,
-        stage=stage,
-        base=base,
-        licence=licence,
-    )
-    record = entry.record
+    said["curriculum"] = curriculum or (store.default_curriculum() if store.curricula() else "imported")
+    place = {}
+    if "://" in source:
+        from ..registry.foreign_hub import import_from_hub
+
+        with progress("import", 2) as task:
+            done = import_from_hub(store, source, **said, done=lambda name: task.advance(note=name))
+        entry, place = done.entry, {"location": done.location, "fetched": done.fetched}
+    else:
+        entry = import_adapter(store, Path(source), **said)
+    record, weights = entry.record, entry.record.weights
     if as_json:
-        emit_json({"digest": entry.digest, "path": str(entry.path), "record": record.to_json()})
+        emit_json({"digest": entry.digest, "path": str(entry.path), **place, "record": record.to_json()})
         return
-    weights = record.weights
+    name = f"{record.curriculum} {record.label}"
     print_table(
-        ["digest", "adapter", "base", "r", "dtype", "provenance"],
-        [
-            [
-                short(entry.digest),
-                f"{record.curriculum} {record.label}",
-                record.base.repo,
-                weights.r,
-                weights.dtype,
-                "unknown",
-            ]
-        ],
+        ["digest", "adapter", "base", "r", "dtype", "licence", "provenance"],
+        [[short(entry.digest), name, record.base.repo, weights.r, weights.dtype, record.licence, "unknown"]],
         right=["r"],
     )
+    if place:
+        say(f"from {place['location']}" + ("" if place["fetched"] else ", which was here already"))
     say(f"it lies in {entry.path}; plyfold tree {record.curriculum} shows it")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ConflictError
 from ..core.files import disk_errors, require_space
-from .record import STAGE_NAME, BaseRecord, Code, Recipe, Record, StageId, Weights
+from .record import CURRICULUM_NAME, STAGE_NAME, BaseRecord, Code, Recipe, Record, StageId, Weights, check_portable
 from .store import MERGES, Entry, Store
 
-if TYPE_CHECKING:
-    from ..adapters.spec import AdapterSpec
+UNKNOWN = "unknown"
+"""Licence and provenance of adapters that say neither."""
 
 
 def import_adapter(
@@ -28,11 +26,13 @@ def import_adapter(
     name: str | None = None,
     stage: int | None = None,
     base: str | None = None,
-    licence: str = "unknown",
+    quantisation: str | None = None,
+    licence: str | None = None,
 ) -> Entry:
     """Copy an adapter into the store in canonical form, and name it.
 
-    Only the config and the weights are taken. Importing the same weights again under the same name changes nothing.
+    Only the config and the weights are taken. Importing the same weights again under the same name changes nothing,
+    or, where something else is said about them, gives the name to a new object.
 
     Args:
         store: The registry.
@@ -41,45 +41,43 @@ def import_adapter(
         name: Its name there; else the folder's.
         stage: Stage number to take; None names it beside the stages, like a composition.
         base: `org/model@commit`, where the adapter's config does not say it or names a local path.
-        licence: Licence of the adapter, where known.
+        quantisation: `nf4`: it was trained on the base in NF4 as QLoRA does (blocks of 64, double quantisation,
+            computing in bfloat16). None leaves it unknown, or as it was.
+        licence: Licence of the adapter; None leaves it unknown, or as it was.
 
     Raises:
         NotFoundError, IntegrityError, UnsupportedAdapterError: As `read_spec`, and NaN or infinity in the weights.
-        ConfigError: The base, its commit or the name is not known or unfit.
+        ConfigError: The base, its commit or a name is not known or unfit.
         ConflictError: Another adapter has that stage or name.
     """
     from ..adapters.spec import CONFIG_NAME, WEIGHTS_NAME, read_spec
     from ..adapters.tensors import canonicalise, tensor_digest
 
     spec = read_spec(folder)
-    title = re.sub(r"[^a-z0-9_-]+", "-", (name or folder.resolve().name).lower()).strip("-_")
-    if not re.fullmatch(STAGE_NAME, title) or (name and title != name):
-        raise ConfigError(
-            "not a name for an adapter",
-            found=name or folder.name,
-            expected="a letter, then a-z, 0-9, _ and dashes",
-            next_step="add --name NAME",
-        )
-    of = _base(spec, base)
+    title = name or fit_name(folder.resolve().name)
+    check_name(title)
+    if not re.fullmatch(CURRICULUM_NAME, curriculum):
+        raise ConfigError("not a curriculum name", found=curriculum, expected="a-z, 0-9 and dashes")
+    check_portable({"licence": licence or ""})
+    of = base_record(spec.base_repo, spec.base_revision, base, quantisation, where=spec.path)
     files = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]
     size = 2 * sum(path.stat().st_size for path in files)  # the copy, and the copy of it that becomes the object
-    scratch = store.root / "tmp"
-    require_space(scratch, size)
-    with disk_errors(scratch, size), tempfile.TemporaryDirectory(dir=scratch, prefix="import-") as tmp:
+    require_space(store.root, size)
+    with store.scratch() as tmp, disk_errors(tmp, size):
         for path in files:
-            shutil.copyfile(path, Path(tmp) / path.name)
-        canonicalise(Path(tmp), of.repo, of.revision)
-        spec = read_spec(Path(tmp))  # of the copy: whatever happens to the source meanwhile
+            shutil.copyfile(path, tmp / path.name)
+        canonicalise(tmp, of.repo, of.revision)
+        spec = read_spec(tmp)  # of the copy: whatever happens to the source meanwhile
         targets = spec.config.get("target_modules")
         record = Record(
             kind="foreign",
             curriculum=curriculum,
             stage=StageId(number=stage, name=title) if stage is not None else None,
             base=of,
-            recipe=Recipe(details={"provenance": "unknown", "name": title}),
+            recipe=Recipe(details={"provenance": UNKNOWN, "name": title}),
             code=Code(version=metadata.version("plyfold")),
             weights=Weights(
-                digest=tensor_digest(Path(tmp)),
+                digest=tensor_digest(tmp),
                 dtype=spec.dtype,
                 r=max(module.r for module in spec.modules.values()),
                 alpha=float(spec.config["lora_alpha"]),
@@ -87,38 +85,90 @@ def import_adapter(
                     targets if isinstance(targets, list) else {each.rpartition(".")[2] for each in spec.modules}
                 ),
             ),
-            licence=licence,
+            licence=licence or UNKNOWN,
         )
-        known = _same(store, record, title)
-        if known:
-            return known
-        digest = store.publish(Path(tmp), record)
+        now = _named(store, record, title)
+        if now:
+            record = _said_again(now, record, licence, quantisation)
+            if (now.record.base, now.record.licence) == (record.base, record.licence):
+                return now
+        digest = store.publish(tmp, record)
     slot, alias = (stage, "latest") if stage is not None else (MERGES, title)
-    store.set_ref(curriculum, slot, digest, alias, expected=None)
+    store.set_ref(curriculum, slot, digest, alias, expected=now.digest if now else None)
     return store.load(digest)
 
 
-def _base(spec: AdapterSpec, given: str | None) -> BaseRecord:
-    repo, _, revision = (given or "").partition("@")
-    repo, revision = repo or spec.base_repo, revision or spec.base_revision or ""
+def fit_name(text: str) -> str:
+    """A name for an adapter from a folder's or a repository's, where that holds enough of one."""
+    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot name an adapter.
+
+    Raises:
+        ConfigError: Not a letter followed by a-z, 0-9, _ and dashes.
+    """
+    if not re.fullmatch(STAGE_NAME, name):
+        raise ConfigError(
+            "not a name for an adapter",
+            found=name,
+            expected="a letter, then a-z, 0-9, _ and dashes",
+            next_step="add --name NAME",
+        )
+
+
+def base_record(
+    repo: str, revision: str | None, given: str | None, quantisation: str | None, *, where: object
+) -> BaseRecord:
+    """The base an adapter belongs to, from what its config and the user say; the user is right.
+
+    Raises:
+        ConfigError: No Hub id or no commit, or a quantisation that is not known.
+    """
+    from ..adapters.base import Quantisation
+
+    if quantisation not in (None, "nf4"):
+        raise ConfigError("not a quantisation that adapters are trained on here", found=quantisation, expected="nf4")
+    said_repo, _, said_revision = (given or "").partition("@")
+    repo, revision = said_repo or repo, said_revision or revision or ""
     try:
-        return BaseRecord(repo=repo, revision=revision)
+        return BaseRecord(repo=repo, revision=revision, quantisation=Quantisation().to_json() if quantisation else None)
     except ValidationError as error:
         raise ConfigError(
             "which base the adapter belongs to is not on record",
-            where=spec.path,
+            where=where,
             expected="a Hub id and a commit of 40 hex digits",
             found=f"{repo or '(no base)'}@{revision or '(no commit)'}",
             next_step="add --base ORG/MODEL@COMMIT",
         ) from error
 
 
-def _same(store: Store, record: Record, name: str) -> Entry | None:
-    """The adapter that has this name already, if it is this one."""
+def _named(store: Store, record: Record, name: str) -> Entry | None:
+    """The adapter that has this stage or name now, if it is held."""
     refs = store.merges(record.curriculum) if record.stage is None else store.stages(record.curriculum)
     digest = {str(key): value for key, value in refs.items()}.get(str(record.stage.number) if record.stage else name)
-    if digest not in store.digests():
-        return None
-    now = store.load(str(digest))
-    alike = (now.record.kind, now.record.weights, now.record.base) == (record.kind, record.weights, record.base)
-    return now if alike else None
+    return store.load(digest) if digest is not None and digest in store.digests() else None
+
+
+def _said_again(now: Entry, record: Record, licence: str | None, quantisation: str | None) -> Record:
+    """The record of weights that are imported again, with what was said of them before and not now.
+
+    Raises:
+        ConflictError: They are another adapter's.
+    """
+    was = now.record
+    if (was.kind, was.weights, was.base.repo, was.base.revision) != (
+        record.kind,
+        record.weights,
+        record.base.repo,
+        record.base.revision,
+    ):
+        raise ConflictError(
+            "another adapter has that stage" if record.stage else "another adapter has that name",
+            where=f"{was.curriculum} {was.label}",
+            found=now.digest,
+            next_step="choose another with --stage or --name, or another --curriculum",
+        )
+    kept = {"licence": licence or was.licence, "base": record.base if quantisation else was.base}
+    return record.model_copy(update=kept)
