@@ -129,25 +129,26 @@ def _signer(key: str | None) -> Signer | None:
 def _print(
     results: list[Pushed], collected: Collected | None, *, fetch: list[str], visibility: str, planned: bool
 ) -> None:
-    print_table(
-        ["digest", "adapter", "MB", "beside it", "result", "where"],
-        [
+    if planned:
+        rows = [
             [
                 short(each.digest),
                 each.name,
                 f"{each.size_bytes / 1e6:,.1f}",
                 ", ".join(each.companions),
                 each.status,
-                each.location or each.repo,
+                each.repo,
             ]
             for each in results
-        ],
-        right=["MB"],
-    )
-    if planned:
+        ]
+        print_table(["digest", "adapter", "MB", "beside it", "result", "where"], rows, right=["MB"])
         listed = f"; listed in the collection {collected.title!r}" if collected else ""
         stdout().print(f"new repositories would be {visibility}{listed}; nothing was sent", markup=False)
         return
+    print_table(
+        ["digest", "adapter", "result", "where"],
+        [[short(each.digest), each.name, each.status, each.location or each.repo] for each in results],
+    )
     if collected and collected.url:
         stdout().print(f"collection: {collected.url}", markup=False)
     for line in fetch:

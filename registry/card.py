@@ -51,8 +51,8 @@ def render(record: Record, *, repo: str, facts: Facts) -> str:
         eval_results=_model_index(record, facts) or None,
     )
     body = [
-        card_text.title(record),
         card_text.revoked(record, facts),
+        card_text.title(record),
         _scores(record, facts),
         card_text.merge(record, facts),
         card_text.loading(record, repo, facts),

@@ -88,7 +88,7 @@ class HubClient:
     def __init__(self, *, timeout_s: float | None = None, first_wait_s: float = FIRST_WAIT_S) -> None:
         import httpx2
         from huggingface_hub import HfApi, constants, set_client_factory
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars, logging
         from huggingface_hub.utils._http import default_client_factory
 
         silence_s = timeout_s or _timeout_s()
@@ -106,6 +106,7 @@ class HubClient:
 
         set_client_factory(client)
         disable_progress_bars()
+        logging.set_verbosity_error()  # a line for every upload that goes by plain LFS, as `commit` wants it
         self.endpoint = (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
         self._api = HfApi(endpoint=self.endpoint)
         self._first_wait_s = first_wait_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,13 @@ def store(tmp_path: Path, make_adapter: MakeAdapter, make_record: MakeRecord) ->
         parents.append(store.publish(folder, make_record(number, name, parents, weights=weights)))
         store.set_ref("toy", number, parents[-1])
     return store
+
+
+@pytest.fixture
+def colleague(store: Store, tmp_path: Path) -> Store:
+    """Another registry with the same three stages."""
+    shutil.copytree(store.root, tmp_path / "colleague")
+    return find_store(tmp_path / "colleague")
 
 
 @pytest.fixture
