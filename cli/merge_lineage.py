@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..core.digest import short
 from ..core.errors import IntegrityError, NotFoundError
+from ..registry.overlap import overlaps
 from ..registry.revocation import revocations
-from ..registry.scores import scores, variant_name
+from ..registry.scores import scored, variant_name
+from ..registry.snapshot import Snapshot
 from ..serving.bases import assumed, shared_base
 
 if TYPE_CHECKING:
@@ -45,41 +48,29 @@ class Lineage:
 
 
 def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> Lineage:
-    """Look up scores and parents, and say where the selection departs from what was trained."""
+    """Look up scores and parents, and say where the selection departs from what was trained and measured."""
+    store = Snapshot.of(store)
     selected = {entry.digest: number for entry, number in zip(entries, variant.stages, strict=True)}
-    measured = scores(store, variant.curriculum)
+    measured = scored(store, variant.curriculum)
     ancestry, warnings = [], []
     for entry, number in zip(entries, variant.stages, strict=True):
-        parents = [parent.digest for parent in entry.record.parents if parent.role == "active_during_training"]
-        numbers = []
-        for digest in parents:
-            below = _number_of(store, digest)
-            numbers.append(below)
-            name = f"stage {below}" if below else f"an adapter ({short(digest)})"
-            if digest in selected:
-                continue
-            if below in variant.stages:
-                now = next(each for each, at in selected.items() if at == below)
-                warnings.append(
-                    f"stage {number} was trained on another {name} ({short(digest)}) than the one merged here "
-                    f"({short(now)}): train it again"
-                )
-            else:
-                warnings.append(
-                    f"stage {number} was trained on top of {name}, which is left out: this model was never trained"
-                )
-        below_numbers = [each for each in numbers if each]
-        scored_as = variant_name([*below_numbers, number])
-        metrics = measured.get(scored_as) or entry.record.metrics
-        ancestry.append(
-            Ancestry(
-                digest=entry.digest,
-                trained_on=variant_name(below_numbers),
-                scored_as=scored_as,
-                accuracy=_metric(metrics, "accuracy"),
-                tokens=_metric(metrics, "tokens"),
-            )
+        trained_on = [item.digest for item in entry.record.parents if item.role == "active_during_training"]
+        needed = {digest: _number_of(store, digest, variant) for digest in [*trained_on, *entry.record.requires]}
+        scored_as = variant_name([*filter(None, needed.values()), number])
+        score = measured.get(scored_as)
+        metrics = score.metrics if score else entry.record.metrics
+        own = Ancestry(
+            digest=entry.digest,
+            trained_on=variant_name([below for digest in trained_on if (below := needed[digest])]),
+            scored_as=scored_as,
+            accuracy=_metric(metrics, "accuracy"),
+            tokens=_metric(metrics, "tokens"),
         )
+        ancestry.append(own)
+        warnings += _departures(selected, number, needed, own)
+        if score and score.data:
+            found = overlaps(store, selected, score.data)
+            warnings += [f"the score of stage {number} says little: {overlap}" for overlap in found]
     revoked = [item for found in revocations(store, selected).values() for item in found]
     warnings += [f"revoked: {item.label} ({short(item.digest)}): {item.reason}" for item in dict.fromkeys(revoked)]
     warnings += assumed(entries)
@@ -93,12 +84,37 @@ def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> 
     )
 
 
-def _number_of(store: Store, digest: str) -> int | None:
+def _departures(
+    selected: Mapping[str, int], number: int, needed: Mapping[str, int | None], own: Ancestry
+) -> Iterator[str]:
+    """What a stage was trained on, or needs to mean what was measured, and the selection does not have."""
+    left_out = []
+    for digest, below in needed.items():
+        now = next((each for each, at in selected.items() if at == below), None)
+        if digest in selected:
+            continue
+        if now:
+            yield (
+                f"stage {number} was trained on another stage {below} ({short(digest)}) than the one merged here "
+                f"({short(now)}): train it again"
+            )
+        else:
+            left_out.append(f"stage {below}" if below else f"an adapter ({short(digest)})")
+    if left_out:
+        score = f", where it scored {100 * own.accuracy:.1f} %" if own.accuracy is not None else ""
+        yield (
+            f"stage {number} was trained and measured as {own.scored_as}{score}; "
+            f"without {' and '.join(left_out)} this is a model that was never trained"
+        )
+
+
+def _number_of(store: Store, digest: str, variant: Variant) -> int | None:
+    """The stage of the variant's curriculum that an adapter is or was."""
     try:
-        stage = store.peek(digest).record.stage
+        record = store.peek(digest).record
     except (NotFoundError, IntegrityError):
         return None
-    return stage.number if stage else None
+    return record.stage.number if record.stage and record.curriculum == variant.curriculum else None
 
 
 def _metric(metrics: list[Metric], name: str) -> float | None:

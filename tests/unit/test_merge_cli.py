@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from plyfold.cli.main import run
-from plyfold.registry.record import Metric
+from plyfold.registry.record import DataRef, Metric
 from plyfold.registry.scores import attest_scores
 from plyfold.registry.store import Store, find_store
 
@@ -176,8 +176,32 @@ class TestStages:
     def test_a_skipped_middle_stage_is_said(self, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["merge", "--stages", "1,3"]) == 0
         shown = capsys.readouterr()
-        assert "stage 3 was trained on top of stage 2, which is left out" in shown.err
+        assert "stage 3 was trained and measured as 1+2+3; without stage 2 this is a model that was never" in shown.err
         assert "not the trained order" in shown.out
+        attest_scores(store, "toy", [1, 2, 3], [Metric(name="accuracy", value=0.7, n=8)])
+        (warning,) = report(capsys, "--stages", "3", "--dry-run")["warnings"]
+        assert "measured as 1+2+3, where it scored 70.0 %; without stage 1 and stage 2 this" in warning
+
+    def test_what_a_stage_requires_is_missed_too(
+        self, store: Store, make_record: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = write_adapter_folder(store.root.parent / "four", seed=4, **BASE).path
+        record = make_record(4, "alone", requires=[store.ref("toy", 2)])
+        store.set_ref("toy", 4, store.publish(folder, record))
+        assert report(capsys, "--stages", "2,4", "--dry-run")["warnings"][1:] == []
+        (warning,) = report(capsys, "--stages", "4", "--dry-run")["warnings"]
+        assert warning.startswith("stage 4 was trained and measured as 2+4; without stage 2")
+
+    def test_a_score_of_rows_that_a_stage_was_trained_on_is_said(
+        self, store: Store, make_record: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = DataRef(id="acme/sums", split="train", rows=8, sha256=f"sha256:{'7' * 64}")
+        folder = write_adapter_folder(store.root.parent / "one", seed=9, **BASE).path
+        store.set_ref("toy", 1, store.publish(folder, make_record(1, "structure", data=[rows])))
+        attest_scores(store, "toy", [1], [Metric(name="accuracy", value=0.7, n=8)], data=rows)
+        (warning,) = report(capsys, "--stages", "1", "--dry-run")["warnings"]
+        assert warning.startswith("the score of stage 1 says little: toy 1 structure")
+        assert warning.endswith("was trained on the very rows that are scored (train of acme/sums)")
 
     def test_a_stage_trained_again_is_said(
         self, store: Store, make_record: Any, capsys: pytest.CaptureFixture[str]
