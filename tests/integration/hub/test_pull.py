@@ -17,6 +17,7 @@ from plyfold.registry.store import Store
 
 from ...conftest import Hub
 from .conftest import commits, is_empty, stages
+from .filling import put
 
 
 def test_stages_arrive_as_they_left(hub: Hub, store: Store, away: Store, client: HubClient) -> None:
@@ -158,18 +159,6 @@ def test_a_hub_that_hangs_is_given_up(hub: Hub, pushed: Store, away: Store, clie
     hub.fault(".", "hang", None)
     with pytest.raises(OfflineError, match="cannot be reached"):
         pull(away, "acme/toy", client=HubClient(timeout_s=0.1, first_wait_s=0.01))
-
-
-def put(hub: Hub, repo: str, files: dict[str, bytes]) -> None:
-    """A repository somebody else has filled."""
-    import base64
-
-    hub.store.create(repo, private=False, author="another", url=hub.url)
-    lines = [
-        {"key": "file", "value": {"path": path, "content": base64.b64encode(data).decode()}}
-        for path, data in files.items()
-    ]
-    hub.store.commit(repo, "main", lines, "another")
 
 
 def test_a_foreign_adapter_is_sent_to_import(hub: Hub, away: Store, client: HubClient) -> None:
