@@ -61,17 +61,15 @@ def eval_command(
 
     from ..evaluation.report import print_evaluation
     from ..evaluation.scoring import score_variants
-    from ..stages.data import load_problems, source_name
+    from ..stages.data import load_scored
 
     try:
-        problems = load_problems(settings.data, settings.limit)
+        problems, rows = load_scored(settings.data, settings.limit)
     except NotFoundError as error:
         if config is None and data is None:  # a record holds a file's name, not where it lies
             error.next_step = error.next_step or "say where it lies with --data FILE, or name a config with -c FILE"
         raise
-    evaluation, folder = score_variants(
-        store, variants, problems, settings, source=source_name(settings.data), runs=runs
-    )
+    evaluation, folder = score_variants(store, variants, problems, settings, data=rows.ref(), runs=runs)
     if as_json:
         emit_json({"curriculum": name, "folder": str(folder), **evaluation.to_json()})
         return

@@ -53,16 +53,14 @@ def quickstart_command(
     from ..registry.graph import tree
     from ..serving.variants import Variant
     from ..stages.curriculum import train
-    from ..stages.data import load_problems, source_name
+    from ..stages.data import load_scored
     from .registry import print_tree
 
     trained = train(config, store, None, runs)
     numbers = tuple(stage.number for stage in trained.stages)
     variants = [Variant(curriculum=config.curriculum, stages=numbers[:last]) for last in range(len(numbers) + 1)]
-    problems = load_problems(config.eval.data, config.eval.limit)
-    scores, folder = score_variants(
-        store, variants, problems, config.eval, source=source_name(config.eval.data), runs=runs
-    )
+    problems, rows = load_scored(config.eval.data, config.eval.limit)
+    scores, folder = score_variants(store, variants, problems, config.eval, data=rows.ref(), runs=runs)
     stages = ",".join(str(number) for number in numbers)
     if not as_json:
         ctx.invoke(merge_command, stages=stages, curriculum=config.curriculum, registry=store.root)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import LONG_TABLE, emit_json, print_table, printable, stdout
+from ..core.console import LONG_TABLE, emit_json, print_table, printable, stdout, uncollected
 from ..core.digest import short
 from .options import curriculum_option, json_option, registry_option
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @curriculum_option
 @registry_option
 @json_option
+@uncollected()
 def tree_command(name: str | None, curriculum: str | None, registry: Path | None, as_json: bool) -> None:
     """The lineage of a curriculum: base, stages, merges.
 
@@ -52,6 +53,7 @@ def tree_command(name: str | None, curriculum: str | None, registry: Path | None
 @curriculum_option
 @registry_option
 @json_option
+@uncollected()
 def log_command(ref: str | None, curriculum: str | None, registry: Path | None, as_json: bool) -> None:
     """An adapter and its ancestors, newest first.
 
@@ -89,6 +91,7 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
     """
     from ..registry.graph import find
     from ..registry.revocation import revocations
+    from ..registry.scores import overlapping_scores
     from ..registry.statements import REVOKED, WITHDRAWN
     from ..registry.store import find_store
 
@@ -96,10 +99,20 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
     entry = store.load(find(store, ref, curriculum).digest)
     statements = store.attestations(entry.digest)
     revoked = revocations(store, [entry.digest]).get(entry.digest, [])
+    overlapping = overlapping_scores(store, entry.digest)
     if as_json:
-        value = {"digest": entry.digest, "path": str(entry.path), "record": entry.record.to_json()}
         emit_json(
-            {**value, "revoked": _json_of(revoked), "attestations": [statement.to_json() for statement in statements]}
+            {
+                "digest": entry.digest,
+                "path": str(entry.path),
+                "record": entry.record.to_json(),
+                "revoked": _json_of(revoked),
+                "attestations": [statement.to_json() for statement in statements],
+                "overlaps": [
+                    {"variant": score.variant, "created": score.created, "trained": [hit.to_json() for hit in hits]}
+                    for score, hits in overlapping
+                ],
+            }
         )
         return
     console = stdout()
@@ -109,6 +122,10 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
         console.print(f"{'revoked':<12} {item.created}  {item.mark(entry.digest)}", markup=False, style="yellow")
     for statement in [each for each in statements if each.kind not in (REVOKED, WITHDRAWN)]:
         console.print(f"{'attested':<12} {_statement_text(statement)}", markup=False)
+    for score, hits in overlapping:
+        for hit in hits:
+            text = f"{'overlap':<12} {score.created}  variant {score.variant}  {printable(str(hit))}"
+            console.print(text, markup=False, style="yellow")
 
 
 def print_tree(*curricula: TreeNode) -> None:

@@ -118,6 +118,20 @@ def _print_long_table(
     print(*filter(None, [title, *(f"  {line}".rstrip() for line in lines), caption]), sep="\n")
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without garbage collection, for a command that keeps all it reads until it ends: a fifth of its time."""
+    import gc
+
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class Task(Protocol):
     """A running piece of work whose progress is shown."""
 

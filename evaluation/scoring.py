@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from ..adapters.base import ensure_twin, twin_path
 from ..core.config import EvalConfig
+from ..core.console import warn
 from ..core.errors import ConfigError
 from ..registry.gc import lease
 from ..serving.options import vllm_version
-from ..serving.variants import Variant, base_of, check_fits, materialise, plan_variant
+from ..serving.variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
 from .engines import Engine
 from .problems import Problem
 from .protocols import protocol
@@ -22,7 +23,7 @@ from .report import write_evaluation
 from .runner import Evaluation, Score, evaluate
 
 if TYPE_CHECKING:
-    from ..registry.record import Metric
+    from ..registry.record import DataRef, Metric
     from ..registry.store import Store
 
 ENGINES = ("hf", "vllm")
@@ -34,7 +35,7 @@ def score_variants(
     problems: Sequence[Problem],
     config: EvalConfig,
     *,
-    source: str,
+    data: DataRef,
     runs: Path = Path("runs"),
 ) -> tuple[Evaluation, Path]:
     """Score variants on the twin they were trained on, write every answer and attest what they scored.
@@ -44,7 +45,7 @@ def score_variants(
         variants: What to score, the baseline first; a variant named twice is scored once.
         problems: Held-out problems.
         config: Protocol, engine and limits; its `data` and `limit` have been used for `problems` already.
-        source: Name of the data, without anything local.
+        data: The rows the problems are, as records name rows.
         runs: Folder under which `<curriculum>/eval/<time>` is made.
 
     Returns:
@@ -65,6 +66,7 @@ def score_variants(
     check_fits(base, list(plans.values()))
     if config.engine == "vllm":
         vllm_version()
+    warn_of_overlaps(store, plans, data)
     used = {entry.digest for plan in plans.values() for entry in plan.entries}
     cached = [twin_path(base, quantisation, store.cache), *(plan.path for plan in plans.values() if plan.path)]
     with lease(store, used, cached):
@@ -73,7 +75,7 @@ def score_variants(
         with closing(load_engine(config, twin, adapters, asked.stop)) as engine:
             evaluation = evaluate(problems, engine, list(adapters), asked)
     folder = write_evaluation(evaluation, _fresh(runs / chosen[0].curriculum / "eval"))
-    attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, source)
+    attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, data)
     return evaluation, folder
 
 
@@ -88,18 +90,28 @@ def load_engine(config: EvalConfig, twin: Path, adapters: Mapping[str, Path | No
     return HfEngine(twin, adapters, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, stop=stop)
 
 
-def attest(store: Store, evaluation: Evaluation, variants: Mapping[str, Variant], source: str) -> None:
+def warn_of_overlaps(store: Store, plans: Mapping[str, VariantPlan], data: DataRef) -> None:
+    """Say which adapters were trained on the rows that are about to be scored, or may have been."""
+    from ..registry.overlap import overlaps
+
+    digests = dict.fromkeys(entry.digest for plan in plans.values() for entry in plan.entries)
+    for overlap in overlaps(store, digests, data):
+        warn(f"{overlap}: a score on what a model has seen says little")
+
+
+def attest(store: Store, evaluation: Evaluation, variants: Mapping[str, Variant], data: DataRef) -> None:
     """Write the scores beside the stages they belong to; variants with other weights than 1 belong to none."""
     from ..registry.scores import attest_scores
 
     described = evaluation.to_json()
     details = {key: described[key] for key in ("engine", "problems")}
-    details["problems"]["source"] = source
+    details["problems"]["source"] = data.id
     details["protocol"] = described["protocol"]["digest"]
     for score in evaluation.scores:
         variant = variants[score.variant]
         if variant.weights is None or set(variant.weights) <= {1.0}:
-            attest_scores(store, variant.curriculum, variant.stages, metrics(score, evaluation.protocol.name), details)
+            measured = metrics(score, evaluation.protocol.name)
+            attest_scores(store, variant.curriculum, variant.stages, measured, details, data)
 
 
 def metrics(score: Score, protocol_name: str) -> list[Metric]:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ..core.digest import PREFIX
 from ..core.errors import IntegrityError, NotFoundError
 from .ledger import Attestation
+from .overlap import Overlap, overlaps
 from .record import DataRef, Metric
 from .snapshot import Snapshot
 from .store import Entry, Store
@@ -118,7 +119,7 @@ def scored(store: Store, curriculum: str) -> dict[str, Score]:
         with suppress(IntegrityError, NotFoundError):  # `tree` marks it as damaged or missing
             bases.add(_base_name(store.peek(digest)))
     found: dict[str, Score] = {}
-    for statement in (item for digest in store.digests() for item in store.said(digest) if item.kind == EVAL):
+    for statement in store.statements(EVAL):
         payload = statement.payload
         if payload.get("curriculum") != curriculum or str(payload.get("base")) not in bases:
             continue
@@ -133,6 +134,18 @@ def scored(store: Store, curriculum: str) -> dict[str, Score]:
 def scores(store: Store, curriculum: str) -> dict[str, list[Metric]]:
     """Variant name -> the metrics of its score, as `scored` chooses it."""
     return {variant: score.metrics for variant, score in scored(store, curriculum).items()}
+
+
+def overlapping_scores(store: Store, digest: str) -> list[tuple[Score, list[Overlap]]]:
+    """Scores attested beside an adapter that are of rows its variant was trained on, with who was.
+
+    Raises:
+        NotFoundError: No such object.
+        IntegrityError: An attestation is not readable.
+    """
+    known = (read_score(statement) for statement in store.attestations(digest, EVAL))
+    found = ((score, overlaps(store, score.inputs.values(), score.data)) for score in known if score and score.data)
+    return [(score, hits) for score, hits in found if hits]
 
 
 def _base_name(entry: Entry) -> str:

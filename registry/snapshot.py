@@ -26,6 +26,7 @@ class Snapshot(Store):
         super().__init__(root)
         self._entries: dict[str, Entry | PlyfoldError] = {}
         self._statements: dict[str, list[Attestation]] = {}
+        self._by_kind: dict[str, list[Attestation]] = {}
         self._problems: dict[str, list[Problem]] = {}
         self._stages: dict[str, dict[int, str]] = {}
         self._digests: list[str] | None = None
@@ -82,6 +83,12 @@ class Snapshot(Store):
         if digest not in self._statements:
             self._statements[digest] = super().said(digest) if digest in self._attested else []
         return self._statements[digest]
+
+    def statements(self, kind: str) -> list[Attestation]:
+        """All statements of a kind about objects held, in order of their digests, oldest first."""
+        if kind not in self._by_kind:
+            self._by_kind[kind] = [item for digest in self.digests() for item in self.said(digest) if item.kind == kind]
+        return self._by_kind[kind]
 
     def resolve(self, digest: str) -> str:
         """As `Store.resolve`."""

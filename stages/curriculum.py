@@ -12,7 +12,7 @@ from ..adapters.tensors import tensor_digest
 from ..core.config import CurriculumConfig, config_dict
 from ..core.console import say, warn
 from ..core.digest import short
-from ..registry.record import BaseRecord, DataRef, Parent, Recipe, Record, StageId, Weights, portable
+from ..registry.record import BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store import Entry, Store
 from ..serving.variants import Variant, materialise
 from .plan import CurriculumPlan, StagePlan, plan_curriculum
@@ -133,15 +133,7 @@ def _record(plan: CurriculumPlan, stage: StagePlan, parents: Sequence[Entry], ru
             steps=run.steps,
             details=portable(run.details),
         ),
-        data=[
-            DataRef(
-                id=report.source,
-                revision=report.revision,
-                split=report.split,
-                rows=report.parsed,
-                sha256=report.sha256,
-            )
-        ],
+        data=[report.ref()],
         code=describe_code(),
         env=describe_environment(str(run.details.get("device", "cpu"))),
         weights=Weights(

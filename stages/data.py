@@ -19,6 +19,7 @@ from ..core.config import DataConfig
 from ..core.digest import digest_json, sha256_bytes
 from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError
 from ..evaluation.problems import Problem
+from ..registry.record import DataRef
 from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold
 
 SANDBOX = "sandbox"
@@ -61,6 +62,10 @@ class LoadReport:
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
         return dict(vars(self))
+
+    def ref(self) -> DataRef:
+        """The usable rows, as a record names them."""
+        return DataRef(id=self.source, revision=self.revision, split=self.split, rows=self.parsed, sha256=self.sha256)
 
 
 def load_rows(config: DataConfig) -> list[Row]:
@@ -117,7 +122,12 @@ def load_rationales(config: DataConfig) -> tuple[list[Rationale], LoadReport]:
 
 
 def load_problems(config: DataConfig, limit: int | None = None) -> list[Problem]:
-    """Read rows as problems to be scored on; a rationale column is not needed.
+    """Read rows as problems to be scored on, as `load_scored` does."""
+    return load_scored(config, limit)[0]
+
+
+def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Problem], LoadReport]:
+    """Read rows as problems to be scored on, with what they are; a rationale column is not needed.
 
     Raises:
         ConfigError: As `load_rows`, or a row without a gold answer.
@@ -130,7 +140,7 @@ def load_problems(config: DataConfig, limit: int | None = None) -> list[Problem]
     for row, problem in zip(rows, problems, strict=True):
         if not problem.gold:
             raise ConfigError("a row to be scored on has no gold answer", where=f"{config.path}, row {row.index}")
-    return problems
+    return problems, _report(config, rows, len(rows), {})
 
 
 def question_hash(question: str) -> str:

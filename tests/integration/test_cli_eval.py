@@ -58,6 +58,31 @@ def test_every_step_is_scored_written_and_attested(
         assert found["accuracy"].value == row["accuracy"]
         assert found["tokens"].value == row["mean_tokens"]
         assert (found["accuracy"].n, found["accuracy"].protocol) == (6, "zero-shot")
+    payload = store.attestations(store.ref("tiny", 2), "eval")[0].payload
+    assert {key: payload["data"][key] for key in ("id", "split", "rows")} == {
+        "id": "sandbox",
+        "split": "test",
+        "rows": 6,
+    }
+
+
+def test_rows_that_a_stage_was_trained_on_are_said_before_they_are_scored(
+    store: Any, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plyfold.registry.record import DataRef
+    from plyfold.registry.scores import scores
+
+    entry = store.stage("tiny", 1)
+    rows = DataRef(id="sandbox", split="test", rows=9, sha256=f"sha256:{'5' * 64}")
+    store.set_ref("tiny", 1, store.publish(entry.path, entry.record.model_copy(update={"data": [rows]})))
+    monkeypatch.setattr("plyfold.evaluation.scoring.load_engine", lambda *_: pytest.fail("scored without a word"))
+    try:
+        with pytest.raises(pytest.fail.Exception):
+            _eval(store, "1", "-c", config)
+        assert "was trained on the split that is scored (test of sandbox)" in " ".join(capsys.readouterr().err.split())
+        assert "1" not in scores(store, "tiny")
+    finally:
+        store.set_ref("tiny", 1, entry.digest)
 
 
 def test_named_variants_limits_and_a_file(
