@@ -49,10 +49,12 @@ def import_adapter(
         NotFoundError, IntegrityError, UnsupportedAdapterError: As `read_spec`, and NaN or infinity in the weights.
         ConfigError: The base, its commit or a name is not known or unfit.
         ConflictError: Another adapter has that stage or name.
+        NotAllowedError: This user may not write to the registry.
     """
     from ..adapters.spec import CONFIG_NAME, WEIGHTS_NAME, read_spec
     from ..adapters.tensors import canonicalise, tensor_digest
 
+    store.require_writable()
     spec = read_spec(folder)
     title = name or fit_name(folder.resolve().name)
     check_name(title)

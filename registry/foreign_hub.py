@@ -95,7 +95,9 @@ def import_from_hub(
         IntegrityError: Not the bytes that the Hub lists, or not a sound adapter; nothing of it is left.
         ConflictError: Another adapter has that stage or name.
         OfflineError, AuthError: The Hub cannot be reached, or does not allow it.
+        NotAllowedError: This user may not write to the registry.
     """
+    store.require_writable()
     client = client or HubClient()
     known = held(store)
     (place,) = find_places(Looked(store=store, remote=Remote(client), held=known), ref)

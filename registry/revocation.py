@@ -88,7 +88,8 @@ def revocations(store: Store, digests: Iterable[str]) -> dict[str, list[Revocati
     Raises:
         IntegrityError: An attestation on the way is not readable, so nothing can be said.
     """
-    if not any((store.root / "attest").iterdir()):
+    attested = store.root / "attest"
+    if not attested.is_dir() or not any(attested.iterdir()):  # a read-only copy may lack empty folders
         return {}
     asked = list(digests)
     own: dict[str, list[Revocation]] = {}

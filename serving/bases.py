@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.console import warn
-from ..core.digest import digest_json
 from ..core.errors import BaseMismatchError, IncompatibleError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def _same_base(found: Mapping[str, BaseRecord]) -> BaseRecord:
     first = next((name for name, base in found.items() if base.quantisation is not None), next(iter(found)))
     base = found[first]
     for name, other in found.items():
-        known = other.quantisation is None or digest_json(other.quantisation) == digest_json(base.quantisation)
+        known = other.quantisation is None or other.quantisation == base.quantisation
         if (other.repo, other.revision) != (base.repo, base.revision) or not known:
             raise BaseMismatchError(
                 "the stages were trained on different bases",
