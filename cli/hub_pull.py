@@ -115,25 +115,24 @@ def _print_plan(results: list[Pulled]) -> None:
     print_table(
         ["digest", "adapter", "bytes", "result", "notes", "where"],
         [
-            [
-                short(each.digest),
-                each.name,
-                f"{each.size_bytes:,}",
-                each.status,
-                ", ".join(
-                    [
-                        *(item.mark(each.digest) for item in each.revoked[:1]),
-                        *(f"needs {short(m)}" for m in each.missing),
-                    ]
-                ),
-                each.location or "(only here)",
-            ]
+            [short(each.digest), each.name, f"{each.size_bytes:,}", each.status, _notes(each), _brief(each.location)]
             for each in results
         ],
         right=["bytes"],
     )
     fetched = [each for each in results if each.size_bytes]
     print(f"{len(fetched)} to fetch, {sum(each.size_bytes for each in fetched):,} bytes; nothing was changed")
+
+
+def _notes(pulled: Pulled) -> str:
+    marks = ["revoked" if item.digest == pulled.digest else "revoked ancestor" for item in pulled.revoked[:1]]
+    return ", ".join([*marks, *([f"lacks {len(pulled.missing)}"] if pulled.missing else [])])
+
+
+def _brief(location: str) -> str:
+    """A location with a short commit, to fit a line."""
+    repo, at, rest = location.partition("@")
+    return f"{repo}{at}{rest[:8]}{rest[40:]}" or "(only here)"
 
 
 def _say_what_else(results: list[Pulled], dry_run: bool) -> None:
