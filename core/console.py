@@ -113,9 +113,9 @@ def _print_long_table(
     for row in cells:
         gaps = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
         flushed = zip(columns, row, gaps, strict=True)
-        lines.append("  ".join(gap + cell if name in right else cell + gap for name, cell, gap in flushed))
-    lines.insert(1, "─" * (sum(widths) + 2 * len(widths) - 2))
-    print(*filter(None, [title, *(f"  {line}".rstrip() for line in lines), caption]), sep="\n")
+        lines.append("  " + "   ".join(gap + cell if name in right else cell + gap for name, cell, gap in flushed))
+    lines.insert(1, " " + "─" * (sum(widths) + 3 * len(widths) - 1))
+    print(*filter(None, [title]), "", *(line.rstrip() for line in lines), "", *filter(None, [caption]), sep="\n")
 
 
 @contextmanager
