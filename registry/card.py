@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import card_text
 from .card_facts import Facts
-from .card_text import HUB, one_line, plain
+from .card_text import EMBEDDED_BASE, HUB, one_line, plain
 from .record import Metric, Record
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def render(record: Record, *, repo: str, facts: Facts) -> str:
     from huggingface_hub import ModelCardData
 
     licence = card_text.licence_of(record)
+    known = licence in LICENCES
+    told = None if known or record.base.repo == EMBEDDED_BASE else f"{HUB}/{record.base.repo}/blob/main/LICENSE"
     tags = [f"curriculum:{record.curriculum}", f"stage:{record.stage.number}" if record.stage else record.kind]
     data = ModelCardData(
         base_model=record.base.repo,
@@ -44,9 +46,9 @@ def render(record: Record, *, repo: str, facts: Facts) -> str:
         pipeline_tag="text-generation",
         tags=[*tags, "plyfold", "lora", *(["revoked"] if facts.revocations else [])],
         datasets=sorted({item.id for item in record.data if _HUB_DATASET.fullmatch(item.id)}) or None,
-        license=licence if licence in LICENCES else "other",
-        license_name=None if licence in LICENCES else _licence_name(licence),
-        license_link=None if licence in LICENCES else f"{HUB}/{record.base.repo}/blob/main/LICENSE",
+        license=licence if known else "other",
+        license_name=None if known else _licence_name(licence),
+        license_link=told,
         model_name=repo.rpartition("/")[2],
         eval_results=_model_index(record, facts) or None,
     )

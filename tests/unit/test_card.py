@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from plyfold.registry.card import eval_results, render
-from plyfold.registry.card_facts import Facts, Kin
-from plyfold.registry.record import BaseRecord, DataRef, Metric, Recipe
+from plyfold.registry.card_facts import Facts, Kin, facts_of
+from plyfold.registry.record import BaseRecord, Code, DataRef, Metric, Parent, Recipe
+from plyfold.registry.revocation import Revocation
+from plyfold.registry.scores import attest_scores
+from plyfold.registry.store import Store, find_store
 
 PARENT = f"sha256:{'a' * 64}"
 AT = f"hf://acme/toy-s01-structure@{'b' * 40}"
@@ -21,6 +27,11 @@ METRICS = [
     Metric(name="tokens", value=41.25, n=400),
 ]
 GSM8K = {"eval": {"data": {"path": "openai/gsm8k", "name": "main", "split": "test", "revision": "c" * 40}}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return find_store(tmp_path / "registry", create=True)
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -100,6 +111,78 @@ def test_scores_go_to_a_dataset_of_the_hub_only(make_record: Any) -> None:
     assert entry["notes"] == "zero-shot, split test, n=400, 95 % interval 0.576 to 0.671"
     assert eval_results(make_record(metrics=METRICS), Facts()) is None
     assert eval_results(make_record(recipe=Recipe(config=GSM8K)), Facts()) is None
+
+
+def test_a_revoked_adapter_says_so_before_anything_else(make_record: Any) -> None:
+    record = make_record(2, "brevity", [PARENT])
+    own = Revocation(digest=record.digest(), label="2 brevity", reason="bad | `rows`", created="2026-03-04T05:06:07Z")
+    above = Revocation(digest=PARENT, label="1 structure", reason="worse", created="2026-03-05T05:06:07Z")
+    text = render(record, repo="acme/toy-s02-brevity", facts=Facts(revocations=(own, above)))
+    assert front_matter(text)["tags"][-1] == "revoked"
+    warning = text.split("---\n", 2)[2].partition("# toy")[0]
+    assert "**Revoked** on 2026-03-04: bad \\| \\`rows\\`\n" in warning
+    assert f"**Revoked** on 2026-03-05, through 1 structure (`{'a' * 12}`): worse\n" in warning
+    assert "revoked" not in render(record, repo="acme/toy-s02-brevity", facts=Facts()).lower()
+
+
+def test_code_with_changes_is_told(make_record: Any) -> None:
+    told = [
+        "not committed"
+        in render(make_record(code=Code(version="1", git="c" * 40, dirty=dirty)), repo="a/b", facts=Facts())
+        for dirty in (True, False, None)
+    ]
+    assert told == [True, False, False]
+
+
+def test_the_embedded_base_is_found_by_the_code_of_the_page(make_record: Any) -> None:
+    """It is no repository of the Hub, so the page must not send anybody there."""
+    record = make_record(base=BaseRecord(repo="plyfold/sandbox-base", revision="0" * 40))
+    text = render(record, repo="acme/toy-s01-structure", facts=Facts())
+    assert "huggingface.co/plyfold" not in text
+    assert 'from_pretrained("plyfold/sandbox-base"' not in text
+    (inner,) = re.findall(r'\$\(python -c "(.*?)"\)', text)
+    found = io.StringIO()
+    with contextlib.redirect_stdout(found):
+        exec(inner)
+    assert (Path(found.getvalue().strip()) / "config.json").is_file()
+
+
+def test_scores_measured_later_are_those_of_what_was_trained(store: Store, make_record: Any, make_adapter: Any) -> None:
+    """A stage is shown with the variant it completes, never with scores of other adapters or an older self."""
+    one = store.publish(make_adapter(store.root / "one", seed=1), make_record(1))
+    store.set_ref("toy", 1, one)
+    two = store.publish(make_adapter(store.root / "two", seed=2), make_record(2, "brevity", [one]))
+    store.set_ref("toy", 2, two)
+    attest_scores(store, "toy", [2], [Metric(name="accuracy", value=0.1)])
+    attest_scores(store, "toy", [1, 2], METRICS)
+    attest_scores(store, "toy", [], [Metric(name="accuracy", value=0.2)])
+    facts = facts_of(store, store.load(two), {})
+    assert (facts.variant, facts.metrics) == ("1+2", tuple(METRICS))
+    assert facts_of(store, store.load(one), {}).metrics == ()
+    text = render(store.load(two).record, repo="acme/toy-s02-brevity", facts=facts)
+    assert "| accuracy | 0.625 | as 1+2, zero-shot, n=400, 95 % interval 0.576 to 0.671 |" in text
+    assert front_matter(text)["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.625
+    for weight, shown in ((1.0, True), (0.5, False)):
+        parents = [Parent(role="merge_input", digest=digest, scale=weight) for digest in (one, two)]
+        made = make_record(None, recipe=Recipe(details={"method": "exact"}))
+        record = made.model_copy(update={"parents": parents})
+        merge = store.publish(make_adapter(store.root / f"{weight}", seed=3), record)
+        assert bool(facts_of(store, store.load(merge), {}).metrics) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[" * 100_000, "[]", '{"inputs": 3, "certificate": []}', '{"certificate": {"worst_module": 1}}']
+)
+def test_a_composition_of_another_shape_costs_the_page_a_line_at_most(
+    store: Store, make_record: Any, make_adapter: Any, text: str
+) -> None:
+    folder = make_adapter(store.root / "merge")
+    (folder / "composition.json").write_text(text)
+    record = make_record(None, parents=[PARENT], recipe=Recipe(details={"method": "svd", "relative_error": 0.25}))
+    entry = store.load(store.publish(folder, record))
+    page = render(entry.record, repo="acme/toy-merge", facts=facts_of(store, entry, {}))
+    assert "Method `svd`, rank 4." in page
+    assert "relative to that sum, is 0.25 (Frobenius norm)" in page
 
 
 def test_the_code_of_the_card_loads_the_trained_model(
