@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..core.console import warn
 from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IncompatibleError, UnsupportedAdapterError
 from ..core.files import disk_errors
@@ -81,10 +82,14 @@ def held(store: Store) -> dict[str, str]:
 
 
 def attest_location(store: Store, digest: str, place: str) -> None:
-    """Note where an adapter, held or not, lies; once."""
-    if place not in locations(store, digest)[:1]:
-        with disk_errors(store.root):
-            write_attestation(store.root / "attest", digest, LOCATION, {"location": place})
+    """Note where an adapter, held or not, lies; once, and with a warning not where this user may not write."""
+    if place in locations(store, digest)[:1]:
+        return
+    if not store.writable:
+        warn(f"{store.root} cannot be written by this user: that {short(digest)} lies at {place} is not noted there")
+        return
+    with disk_errors(store.root):
+        write_attestation(store.root / "attest", digest, LOCATION, {"location": place})
 
 
 def refuse_pickles(record: Record) -> None:

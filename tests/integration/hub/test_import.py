@@ -15,6 +15,7 @@ from plyfold.core.errors import (
     ConfigError,
     ConflictError,
     IntegrityError,
+    NotAllowedError,
     NotFoundError,
     OfflineError,
     PlyfoldError,
@@ -23,6 +24,7 @@ from plyfold.core.errors import (
 from plyfold.registry import foreign_hub
 from plyfold.registry.foreign import import_adapter
 from plyfold.registry.foreign_hub import Imported, import_from_hub, licence_of
+from plyfold.registry.hub import pull, push
 from plyfold.registry.hub_client import HubClient
 from plyfold.registry.hub_places import locations
 from plyfold.registry.lock import make_lock
@@ -276,3 +278,21 @@ def test_the_command(
     assert value["location"] in capsys.readouterr().out
     assert run(["import", "hf://alice/nothing"]) == 3
     assert run(["import", "ftp://alice/nothing"]) == 2
+
+
+def test_a_registry_that_may_only_be_read(
+    hub: Hub, store: Store, away: Store, client: HubClient, published: str, take: Import, capsys: Any
+) -> None:
+    """push works and says what it could not note; what would write is refused before the Hub is asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "writable", False)
+        hub.log.clear()
+        with pytest.raises(NotAllowedError, match="cannot be written"):
+            take()
+        assert not hub.log
+        (done,) = push(store, [store.ref("toy", 1)], "acme", client=client)
+        assert f"lies at {done.location} is not noted" in capsys.readouterr().err
+        with pytest.raises(NotAllowedError, match="cannot be written"):
+            pull(away, str(done.location), client=client)
+    assert locations(store, done.digest) == []
+    assert pull(away, str(done.location), client=client)[0].digest == done.digest
