@@ -46,7 +46,8 @@ def create(hub: HubSite, request: Request) -> Reply:
 def listed(hub: HubSite, request: Request) -> Reply:
     user, owner = hub.user(request), request.first("owner")
     seen = [each for each in _all(hub) if (user and user.writes) or not each["private"]]
-    return hub.paged(request, [_full(each) for each in seen if owner in ("", each["owner"])])
+    rows = [_full(each) for each in seen if owner in ("", each["owner"])]
+    return hub.paged(request, [{key: value for key, value in row.items() if key != "position"} for row in rows])
 
 
 @route("GET", COLLECTION)
