@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.util
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +15,6 @@ import pytest
 
 from plyfold.core.errors import AuthError, ConfigError, IntegrityError, NotFoundError, PlyfoldError
 from plyfold.registry import ledger
-from plyfold.registry.bundle import MAX_SIGNATURE_BYTES
 from plyfold.registry.signing import (
     BESIDE,
     SIGNATURE,
@@ -32,6 +28,9 @@ from plyfold.registry.signing import (
 from plyfold.registry.signing_keys import MAKE_PRIVATE, MAKE_PUBLIC, is_encrypted
 from plyfold.registry.store import Store, find_store
 
+from ..hostile_bundles import bundles, contents, sealed
+from ..key_files import write_key
+
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("model_signing") is None,
     reason="model-signing is not installed: pip install 'plyfold[sign]'",
@@ -42,25 +41,12 @@ PASSWORD = "correct horse battery staple"
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of key files: NAME.pem and NAME.pub of several kinds."""
-    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-    from cryptography.hazmat.primitives.serialization import (
-        BestAvailableEncryption,
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-        PublicFormat,
-    )
-
     folder = tmp_path_factory.mktemp("keys")
-    made: dict[str, Any] = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("mine", "other", "locked")}
-    made |= {"p384": ec.generate_private_key(ec.SECP384R1()), "p521": ec.generate_private_key(ec.SECP521R1())}
-    made |= {"k1": ec.generate_private_key(ec.SECP256K1()), "ed": ed25519.Ed25519PrivateKey.generate()}
-    made["rsa"] = rsa.generate_private_key(65537, 2048)
-    for name, key in made.items():
-        hidden = BestAvailableEncryption(PASSWORD.encode()) if name == "locked" else NoEncryption()
-        (folder / f"{name}.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, hidden))
-        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        (folder / f"{name}.pub").write_bytes(public)
+    for name in ("mine", "other"):
+        write_key(folder, name)
+    write_key(folder, "locked", password=PASSWORD)
+    for kind in ("p384", "p521", "k1", "ed25519", "rsa"):
+        write_key(folder, kind, kind)
     return folder
 
 
@@ -81,17 +67,6 @@ def store(tmp_path: Path, make_record: Any) -> Store:
 @pytest.fixture
 def one(store: Store) -> str:
     return store.ref("toy", 1)
-
-
-def contents(bundle: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The bundle and the statement in it."""
-    value = json.loads(bundle)
-    return value, json.loads(base64.b64decode(value["dsseEnvelope"]["payload"]))
-
-
-def sealed(value: dict[str, Any], statement: Any) -> bytes:
-    payload = base64.b64encode(statement if isinstance(statement, bytes) else json.dumps(statement).encode()).decode()
-    return json.dumps({**value, "dsseEnvelope": {**value["dsseEnvelope"], "payload": payload}}).encode()
 
 
 # ---- signing and checking
@@ -264,69 +239,6 @@ def test_forgeries_are_bad_and_take_nothing_from_a_good_signature(
 # ---- what comes from strangers
 
 
-def bundles(good: bytes) -> dict[str, bytes]:
-    """Name -> bytes that are no signature of the adapter `good` signs."""
-    value, statement = contents(good)
-    envelope, predicate = value["dsseEnvelope"], statement["predicate"]
-    first = predicate["resources"][0]
-
-    def outer(**fields: Any) -> bytes:
-        return json.dumps({**value, **fields}).encode()
-
-    def inner(**fields: Any) -> bytes:
-        return sealed(value, {**statement, **fields})
-
-    def resources(items: list[dict[str, str]]) -> bytes:
-        root = hashlib.sha256(b"".join(bytes.fromhex(item["digest"].strip()) for item in items)).hexdigest()
-        subject = [{"name": "x", "digest": {"sha256": root}}]
-        return inner(subject=subject, predicate={**predicate, "resources": items})
-
-    deep = b"[" * 100_000 + b"]" * 100_000
-    return {
-        "nothing": b"",
-        "not UTF-8": b"\xff\xfe{}",
-        "not JSON": b"-----BEGIN PGP SIGNATURE-----",
-        "null": b"null",
-        "a list": b"[]",
-        "a number of 5000 digits": b"1" * 5000,
-        "NaN": good.replace(b'"tlogEntries":[]', b'"tlogEntries":[NaN]'),
-        "deep": deep,
-        "deep inside": good.replace(b'"tlogEntries":[]', b'"tlogEntries":' + deep),
-        "40 deep inside": good.replace(b'"tlogEntries":[]', b'"tlogEntries":' + b"[" * 40 + b"]" * 40),
-        "payload 40 deep": inner(more=json.loads(b"[" * 40 + b"]" * 40)),
-        "an infinite number": good.replace(b'"tlogEntries":[]', b'"tlogEntries":[1e999]'),
-        "a lone surrogate": good.replace(b'"tlogEntries":[]', b'"tlogEntries":["\\ud800"]'),
-        "too large": good[:-1] + b" " * MAX_SIGNATURE_BYTES + b"}",
-        "no envelope": outer(dsseEnvelope=None),
-        "a message signature": json.dumps({key: value[key] for key in ("mediaType", "verificationMaterial")}).encode(),
-        "another media type": outer(mediaType="application/json"),
-        "no material": outer(verificationMaterial=[]),
-        "no signature": outer(dsseEnvelope={**envelope, "signatures": []}),
-        "two signatures": outer(dsseEnvelope={**envelope, "signatures": envelope["signatures"] * 2}),
-        "a signature that is no text": outer(dsseEnvelope={**envelope, "signatures": [{"sig": 5}]}),
-        "another payload type": outer(dsseEnvelope={**envelope, "payloadType": "text/plain"}),
-        "payload not base64": outer(dsseEnvelope={**envelope, "payload": "%%%"}),
-        "payload not ASCII": outer(dsseEnvelope={**envelope, "payload": "é"}),
-        "payload not JSON": sealed(value, b"hello"),
-        "payload deep": sealed(value, deep),
-        "payload a list": sealed(value, []),
-        "another statement": inner(_type="https://in-toto.io/Statement/v0.1"),
-        "another predicate": inner(predicateType="https://model_signing/Digests/v0.1"),
-        "no subject": inner(subject=[]),
-        "two subjects": inner(subject=statement["subject"] * 2),
-        "another root": inner(subject=[{"name": "x", "digest": {"sha256": "0" * 64}}]),
-        "sharded": inner(predicate={**predicate, "serialization": {"method": "shards", "shard_size": 1}}),
-        "no files": resources([]),
-        "a file less": resources(predicate["resources"][1:]),
-        "a file twice": resources([*predicate["resources"], first]),
-        "a file more": resources([*predicate["resources"], {**first, "name": "../../etc/passwd"}]),
-        "another algorithm": resources([{**first, "algorithm": "blake2b"}, *predicate["resources"][1:]]),
-        "a short digest": resources([{**first, "digest": first["digest"][:62]}, *predicate["resources"][1:]]),
-        "a digest in capitals": resources([{**first, "digest": first["digest"].upper() + "\n"}]),
-        "files are no list": inner(predicate={**predicate, "resources": {"a": 1}}),
-    }
-
-
 @needs_library
 def test_hostile_bundles_are_refused_and_leave_nothing(store: Store, one: str, keys: Path) -> None:
     good = sign(store, one, keys / "mine.pem")
@@ -418,7 +330,7 @@ def test_keys_that_cannot_sign_say_why_and_how_to_make_one(store: Store, one: st
         "folder.pem": (ConfigError, "Is a directory"),
         "mine.pub": (ConfigError, "a public key"),
         "rsa.pem": (ConfigError, "RSA"),
-        "ed.pem": (ConfigError, "Ed25519"),
+        "ed25519.pem": (ConfigError, "Ed25519"),
         "k1.pem": (ConfigError, "secp256k1"),
     }
     for name, (kind, words) in wrong.items():
@@ -450,15 +362,6 @@ def test_keys_that_cannot_verify_say_why(store: Store, one: str, keys: Path) -> 
         assert words in str(error.value), name
     with pytest.raises(ConfigError, match="no public key"):
         verify_signature(store, one)
-
-
-@needs_library
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on the path")
-def test_the_commands_that_messages_name_make_keys_that_work(store: Store, one: str, tmp_path: Path) -> None:
-    for text in (MAKE_PRIVATE, MAKE_PUBLIC):
-        subprocess.run(shlex.split(text.partition(": ")[2]), cwd=tmp_path, check=True, capture_output=True)
-    sign(store, one, tmp_path / "signing.pem")
-    assert verify_signature(store, one, tmp_path / "signing.pub").good
 
 
 # ---- without the extra

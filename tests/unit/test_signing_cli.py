@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,10 @@ import pytest
 from plyfold.cli import sign as sign_module
 from plyfold.cli.main import run
 from plyfold.registry.signing import signature_of, verify_signature
+from plyfold.registry.signing_keys import MAKE_PRIVATE, MAKE_PUBLIC
 from plyfold.registry.store import Store, find_store
+
+from ..key_files import write_key
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("model_signing") is None,
@@ -25,24 +31,12 @@ PASSWORD = "correct horse battery staple"
 @pytest.fixture
 def store(tmp_path: Path, make_record: Any, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Stages 1 and 2 in the registry of this folder, where `key.pem`, `locked.pem` and `other.pub` lie too."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import (
-        BestAvailableEncryption,
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-        PublicFormat,
-    )
-
     for name in ("REGISTRY", "SIGNING_KEY", "SIGNING_PASSWORD", "PUBLIC_KEY"):
         monkeypatch.delenv(f"PLYFOLD_{name}", raising=False)
     monkeypatch.chdir(tmp_path)
-    for name in ("key", "locked", "other"):
-        hidden = BestAvailableEncryption(PASSWORD.encode()) if name == "locked" else NoEncryption()
-        private = ec.generate_private_key(ec.SECP256R1())
-        Path(f"{name}.pem").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, hidden))
-        public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        Path(f"{name}.pub").write_bytes(public)
+    for name in ("key", "other"):
+        write_key(tmp_path, name)
+    write_key(tmp_path, "locked", password=PASSWORD)
     store = find_store(create=True)
     for number, name in enumerate(("structure", "brevity"), start=1):
         folder = tmp_path / name
@@ -157,3 +151,11 @@ def test_wrong_keys_and_refs_are_one_clear_error_each(store: Store, capsys: pyte
     }.items():
         assert run(list(arguments)) == code, arguments
         assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on the path")
+def test_the_commands_that_messages_name_make_keys_that_work(store: Store) -> None:
+    for text in (MAKE_PRIVATE, MAKE_PUBLIC):
+        subprocess.run(shlex.split(text.partition(": ")[2]), check=True, capture_output=True)
+    assert run(["sign", "1", "2", "--key", "signing.pem"]) == 0
+    assert run(["verify", "--public-key", "signing.pub"]) == 0

@@ -18,6 +18,7 @@ from plyfold.registry.signing import signature_of
 from plyfold.registry.store import Store
 
 from ...conftest import Hub, MakeAdapter, MakeRecord
+from ...key_files import write_key
 from .conftest import is_empty, stages
 
 pytestmark = pytest.mark.skipif(
@@ -30,17 +31,11 @@ REPO = "acme/toy-s01-structure"
 @pytest.fixture
 def signed(hub: Hub, client: HubClient, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The three stages on the Hub, signed with `mine.pem` of this folder, where `other.pem` lies too."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-
     for name in ("REGISTRY", "SIGNING_KEY", "SIGNING_PASSWORD", "PUBLIC_KEY"):
         monkeypatch.delenv(f"PLYFOLD_{name}", raising=False)
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "other"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        Path(f"{name}.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        Path(f"{name}.pub").write_bytes(public)
+        write_key(tmp_path, name)
     assert run(["push", "acme/toy", "--sign", "mine.pem", "--registry", str(store.root)]) == 0
     return store
 
