@@ -129,3 +129,22 @@ def test_bad_input_ends_with_one_error_and_writes_nothing(
     assert message in said.err
     assert said.err.count("error[") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_stage_that_does_not_say_how_its_base_was_quantised_is_scored_beside_those_that_do(
+    make_store: Any,
+    make_adapter: Any,
+    tiny_base: Any,
+    config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = make_store(tmp_path / ".plyfold", tiny_base(dtype="float32"), stages=1)
+    make_adapter(tmp_path / "alice", seed=9)
+    assert run(["import", "alice", "--stage", "2"]) == 0
+    capsys.readouterr()
+    assert _eval(store, "base", "1+2", "2", "-c", config, "--json") == 0
+    said, told = capsys.readouterr()
+    assert [row["variant"] for row in json.loads(said)["variants"]] == ["base", "1+2", "2"]
+    assert told.count("tiny 2 alice does not say how its base was quantised") == 1
+    assert len([path for path in (store.cache / "twins").iterdir() if path.is_dir()]) == 1
