@@ -242,7 +242,7 @@ def _record_lines(record: Record) -> list[tuple[str, str]]:
         ("adapter", f"{record.curriculum} {record.label}"),
         ("created", record.created),
         ("base", f"{record.base.repo}@{record.base.revision}"),
-        ("quantised", quantised or "no"),
+        ("quantised", quantised or "not on record"),
         ("weights", f"r {weights.r}, alpha {weights.alpha:g}, {weights.dtype}, {', '.join(weights.targets)}"),
         ("tensors", weights.digest),
     ]
