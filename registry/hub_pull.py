@@ -28,7 +28,7 @@ from .hub_signatures import check_keys, fetch_signature, is_signed, require_sign
 from .hub_statements import Heard, hear, reaching
 from .lock import Lock
 from .revocation import Revocation
-from .signing import keep_signature
+from .signing import keep_signature, signature_of
 from .statements import adopt
 from .store import Store
 
@@ -63,6 +63,8 @@ class Pulled:
     """What reaches it, the nearest first."""
     on_trust: bool
     """Nothing said beforehand which digest it has to have."""
+    signature: str
+    """`verified` against the keys that were named, `not verified`, or `none`."""
 
     @property
     def name(self) -> str:
@@ -73,7 +75,9 @@ class Pulled:
         value: dict[str, Any] = {"digest": self.digest, "name": self.name, "location": self.location}
         value |= {"status": self.status, "asked_for": self.asked_for, "size_bytes": self.size_bytes}
         value |= {"missing": list(self.missing), "previous": self.previous, "alias": self.alias}
-        return {**value, "revoked": [each.to_json() for each in self.revoked], "on_trust": self.on_trust}
+        return {**value, "revoked": [each.to_json() for each in self.revoked], "on_trust": self.on_trust} | {
+            "signature": self.signature
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +188,7 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
             alias=aliases.get(each.digest),
             revoked=tuple(reaching(looked, each.digest, records, heard)),
             on_trust=each.asked_for and each.data is not None and not (each.place.digest or options.public_keys),
+            signature=_signature(looked.store, each, signatures, options),
         )
         for each in wanted
     ]
@@ -216,6 +221,14 @@ def _heard(looked: Looked, asked: Sequence[Wanted], walked: Mapping[str, Ancesto
         lying.setdefault(digest, []).extend([ancestor.place.repo] if ancestor.place else [])
     repos = [repo for found_in in lying.values() for repo in found_in]
     return hear(looked, [] if switched_off() else repos, lying, here)
+
+
+def _signature(store: Store, wanted: Wanted, signatures: Mapping[str, bytes], options: Options) -> str:
+    fetched = wanted.data is None or not options.dry_run
+    if options.public_keys and wanted.asked_for and fetched:
+        return "verified"
+    there = signature_of(store, wanted.digest) if fetched else signatures.get(wanted.digest)
+    return "not verified" if there else "none"
 
 
 # ---- what is learnt, and names: a location comes after what was said there, since it ends the asking
