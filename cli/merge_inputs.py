@@ -5,6 +5,7 @@ Joins three rooms: the registry knows which adapter a stage is, merge plans the 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,10 +100,10 @@ def _folder_of(path: Path, store: Store | None, curriculum: str | None) -> Path:
     """The folder itself, or that of the adapter which has this name in the registry."""
     from ..registry.graph import find
 
-    if store is None or path.exists() or len(path.parts) != 1:
+    if store is None or os.path.lexists(path) or len(path.parts) != 1:
         return path
     try:
-        return store.load(find(store, str(path), curriculum).digest).path
+        return find(store, str(path), curriculum).path
     except (NotFoundError, ConfigError) as error:
         raise NotFoundError(
             "neither a folder nor an adapter of the registry",

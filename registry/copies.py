@@ -6,6 +6,7 @@ names; what this machine's registry knows of the adapter, or of what it came fro
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read_copy(folder: Path) -> Entry | None:
         IntegrityError: The record is not readable, or its files are not what it says.
     """
     path = folder / RECORD_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):  # never an error: what is wrong with the folder, its reader says
         return None
     plain = f"fetch the adapter again, or delete {path} to take it as a plain folder of unknown origin"
     data = read_record_bytes(path)

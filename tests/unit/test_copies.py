@@ -100,3 +100,15 @@ def test_a_record_over_the_cap_is_refused(store: Store, tmp_path: Path) -> None:
     path.write_bytes(b" " * 2_000_000 + path.read_bytes())
     with pytest.raises(IntegrityError, match="too large"):
         read_copy(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\nb", "loop", "\udcff"])
+def test_names_that_are_no_folder_are_told_as_such(
+    store: Store, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for folder in (".plyfold", "away"):  # with a registry here, and without
+        assert run(["merge", name, "one"]) in (1, 3)
+        assert "unexpected" not in capsys.readouterr().err
+        if folder == ".plyfold":
+            store.root.rename(tmp_path / "away")
