@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from click.core import ParameterSource
 from ..core.console import emit_json, print_table, progress, stdout
 from ..core.digest import short
 from ..core.errors import IntegrityError
-from .options import json_option, public_key_option, registry_option
+from .options import curriculum_option, json_option, public_key_option, registry_option
 
 if TYPE_CHECKING:
     from ..registry.signing import SignatureCheck
@@ -20,29 +21,43 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.option("--deep", is_flag=True, help="Also compare tensor headers and adapter configs with the records.")
+@click.argument("refs", nargs=-1, metavar="[REF]…")
+@click.option("--deep", is_flag=True, help="Also compare weights, configs and ancestors with the records.")
 @click.option("--signature", is_flag=True, help="Also require a signature by a --public-key of every adapter.")
 @public_key_option
+@curriculum_option
 @registry_option
 @json_option
 def verify_command(
-    deep: bool, signature: bool, public_keys: tuple[Path, ...], registry: Path | None, as_json: bool
+    refs: tuple[str, ...],
+    deep: bool,
+    signature: bool,
+    public_keys: tuple[Path, ...],
+    curriculum: str | None,
+    registry: Path | None,
+    as_json: bool,
 ) -> None:
     """Check every file of the registry against its record.
+
+    REF is a stage's number or name, a merge's name, CURRICULUM:STAGE, or the start of a digest: only these are checked,
+    with --deep also what they came from.
 
     Ends with exit code 4 when a file is missing, extra or changed, a name leads nowhere, or, with --signature, an
     adapter is not signed by any of the keys.
     """
+    from ..registry.graph import locate
+    from ..registry.snapshot import Snapshot
     from ..registry.store import find_store
     from ..registry.verify import verify
 
     given = click.get_current_context().get_parameter_source("public_keys")
     signature = signature or given is ParameterSource.COMMANDLINE  # a key that is named is never passed over
-    store = find_store(registry)
-    signatures = _check_signatures(store, public_keys) if signature else {}
+    store = Snapshot.of(find_store(registry))
+    chosen = [locate(store, ref, curriculum) for ref in refs] if refs else None
+    signatures = _check_signatures(store, chosen or store.digests(), public_keys) if signature else {}
     checks = []
-    with progress("verify", len(store.digests())) as task:
-        for check in verify(store, deep=deep):
+    with progress("verify", None if chosen and deep else len(chosen or store.digests())) as task:
+        for check in verify(store, chosen, deep=deep):
             checks.append(check)
             task.advance(note=check.name)
     faulty = [check for check in checks if check.problems]
@@ -78,12 +93,12 @@ def verify_command(
         each.require()
 
 
-def _check_signatures(store: Store, public_keys: tuple[Path, ...]) -> dict[str, SignatureCheck]:
+def _check_signatures(store: Store, digests: Sequence[str], public_keys: tuple[Path, ...]) -> dict[str, SignatureCheck]:
     from ..registry.signing import verify_signature
 
-    with progress("signatures", len(store.digests())) as task:
+    with progress("signatures", len(digests)) as task:
         found = {}
-        for digest in store.digests():
+        for digest in digests:
             found[digest] = verify_signature(store, digest, *public_keys)
             task.advance()
     return found

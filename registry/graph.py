@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -88,18 +89,27 @@ def find(store: Store, ref: str, curriculum: str | None = None) -> Entry:
         NotFoundError: Nothing of that name; the known stages are listed.
         IntegrityError: Its record is damaged.
     """
+    return store.peek(locate(store, ref, curriculum))
+
+
+def locate(store: Store, ref: str, curriculum: str | None = None) -> str:
+    """The digest of the object a user means, as `find`, its record unread.
+
+    Raises:
+        NotFoundError: Nothing of that name; the known stages are listed.
+        IntegrityError: A name that is not a digest.
+    """
     if ref.startswith(PREFIX):
-        return store.peek(ref)
+        return store.resolve(ref)
     prefix, _, rest = ref.rpartition(":")
     name = store.default_curriculum(prefix or curriculum) if prefix or curriculum or store.curricula() else ""
     try:
         merges = store.merges(name) if name else {}
-        return store.peek(merges[rest] if rest in merges else store.ref(store.default_curriculum(name or None), rest))
+        found = merges[rest] if rest in merges else store.ref(store.default_curriculum(name or None), rest)
+        return store.resolve(found)
     except NotFoundError:
-        try:
-            return store.peek(ref)
-        except (NotFoundError, ConfigError):
-            pass
+        with suppress(NotFoundError, ConfigError):
+            return store.resolve(ref)
         raise
 
 

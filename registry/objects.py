@@ -45,7 +45,7 @@ class Problem:
     path: str
     """File inside the object."""
     fault: str
-    """`missing`, `extra`, `size`, `digest`, or `record` (the two contradict each other)."""
+    """`missing`, `extra`, `size`, `digest`, `record` (the two contradict each other), `unsound` or `unreadable`."""
     expected: str = ""
     found: str = ""
 
@@ -53,7 +53,9 @@ class Problem:
         return {"path": self.path, "fault": self.fault, "expected": self.expected, "found": self.found}
 
     def __str__(self) -> str:
-        fault = {"missing": "is missing", "extra": "is not in the record"}.get(self.fault, f"has another {self.fault}")
+        said = {"missing": "is missing", "extra": "is not in the record", "record": "is not what the record says"}
+        said |= {"unsound": "is unsound", "unreadable": "cannot be read"}
+        fault = said.get(self.fault, f"has another {self.fault}")
         return f"{self.path} {fault}" + (f" (expected {self.expected}, found {self.found})" if self.found else "")
 
 

@@ -84,7 +84,7 @@ def nearest(store: Store, digests: Iterable[str], evaluated: Rows) -> dict[str, 
     """
     reached: dict[str, Overlap] = {}
     for digest, record in _ancestors_first(store, digests):
-        inherited = (reached[above] for above in _above(record) if above in reached)
+        inherited = (reached[above] for above in record.above if above in reached)
         found = _own(digest, record, evaluated) or next(inherited, None)
         if found:
             reached[digest] = found
@@ -117,8 +117,4 @@ def _ancestors_first(store: Store, digests: Iterable[str]) -> Iterator[tuple[str
             except (NotFoundError, IntegrityError):
                 continue
             waiting.append((digest, record))
-            waiting += [(above, None) for above in _above(record) if above not in seen]
-
-
-def _above(record: Record) -> list[str]:
-    return [*(parent.digest for parent in record.parents), *record.requires]
+            waiting += [(above, None) for above in record.above if above not in seen]

@@ -218,6 +218,11 @@ class Record(_Part):
         return sha256_bytes(self.to_bytes())
 
     @property
+    def above(self) -> list[str]:
+        """Digests of all it came from or requires, each once."""
+        return list(dict.fromkeys([*(parent.digest for parent in self.parents), *self.requires]))
+
+    @property
     def label(self) -> str:
         """Short name for people: `1 structure`, `merge`, `foreign`."""
         return f"{self.stage.number} {self.stage.name}" if self.stage else self.kind

@@ -1,28 +1,38 @@
-"""Does the store hold what its records and refs say? Every byte is hashed."""
+"""Does the store hold what its records, names and statements say? Every byte is hashed, several files at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from ..core.digest import short
+from ..core.digest import PREFIX, short
 from ..core.errors import IntegrityError, NotFoundError, PlyfoldError
+from . import ledger
 from .objects import Problem, find_problems
 from .record import RECORD_FILE
-from .store import MERGES, Entry, Store
+from .refs import MERGES
+from .scores import read_score
+from .snapshot import Snapshot
+from .statements import statements
+from .store import Store
+
+THREADS = max(1, min(4, os.cpu_count() or 1))
+"""Objects hashed at once, each in pieces of 1 MiB: sha256 leaves the other threads alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What verifying one object or ref showed."""
+    """What verifying one object, name or set of statements showed."""
 
     name: str
-    """Curriculum and label, or the ref."""
+    """Curriculum and label, `refs/...` or `attest/...`."""
     digest: str
-    num_files: int
-    size_bytes: int
+    num_files: int = 0
+    size_bytes: int = 0
     problems: list[Problem]
     """Faults; empty when sound."""
     notes: list[str]
@@ -40,41 +50,67 @@ class Check:
         }
 
 
-def verify(store: Store, *, deep: bool = False) -> Iterator[Check]:
-    """Hash every file of every object against its record, and check that every ref leads to its object.
+def verify(store: Store, digests: Iterable[str] | None = None, *, deep: bool = False) -> Iterator[Check]:
+    """Hash every file of every object against its record, and check that every name leads to its object.
+
+    A fault never ends it: what is damaged or not readable is a check that failed.
 
     Args:
         store: The registry.
-        deep: Also compare tensor headers and `adapter_config.json` with the record.
+        digests: Only these objects, with `deep` also what they came from; None takes all, with names and statements.
+        deep: Also compare weights, configs and lineage with the records (see `deep`).
+
+    Yields:
+        Objects in order of their digests, then the names and statements at fault.
     """
-    for digest in store.digests():
-        yield _check_object(store, digest, deep)
-    for curriculum in store.curricula():
-        named = {str(number): digest for number, digest in store.stages(curriculum).items()}
-        named |= {f"{MERGES}/{slug}": digest for slug, digest in store.merges(curriculum).items()}
-        for slot, digest in named.items():
-            problem = _check_ref(store, curriculum, slot, digest)
-            if problem:
-                name = f"refs/{curriculum}/{slot}"
-                yield Check(name=name, digest=digest, num_files=0, size_bytes=0, problems=[problem], notes=[])
+    store = Snapshot.of(store)
+    asked = None if digests is None else list(digests)
+    chosen = store.digests() if asked is None else sorted(with_ancestors(store, asked) if deep else set(asked))
+    if deep:
+        from ..adapters import tensors  # noqa: F401  once, before the threads
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(partial(_check_object, store, deep), chosen)
+    if asked is None:
+        yield from _check_refs(store)
+    yield from _check_statements(store, None if asked is None else set(chosen))
 
 
-def _check_object(store: Store, digest: str, deep: bool) -> Check:
+def with_ancestors(store: Store, digests: Iterable[str]) -> set[str]:
+    """Adapters and all they came from or require, as far as the store holds them."""
+    held, found, waiting = set(store.digests()), set[str](), list(digests)
+    while waiting:
+        digest = waiting.pop()
+        if digest in found:
+            continue
+        found.add(digest)
+        try:
+            record = store.peek(digest).record
+        except PlyfoldError:
+            continue  # its own check says so
+        waiting += [above for above in record.above if above in held]
+    return found
+
+
+def _check_object(store: Snapshot, deep: bool, digest: str) -> Check:
     try:
         entry = store.peek(digest)
     except PlyfoldError as error:
         fault = Problem(path=RECORD_FILE, fault="record", expected=error.expected or digest, found=error.found)
-        return Check(name="(unreadable)", digest=digest, num_files=0, size_bytes=0, problems=[fault], notes=[])
+        return Check(name="(unreadable)", digest=digest, problems=[fault], notes=[])
     record = entry.record
-    problems = find_problems(entry.path, record)
-    if deep and not problems:
-        problems = _check_content(entry)
     held = set(store.digests())
-    gone = [
-        f"ancestor {short(parent)} is not in this registry"
-        for parent in [parent.digest for parent in record.parents]
-        if parent not in held
-    ]
+    gone = [f"ancestor {short(above)} is not in this registry" for above in record.above if above not in held]
+    try:
+        problems = find_problems(entry.path, record)
+        if deep:
+            from . import deep as deeper
+
+            problems = problems or deeper.content_problems(entry)
+            problems += deeper.lineage_problems(store, record)
+            gone += deeper.notes(store, entry)
+    except OSError as error:
+        problems = [Problem(path=_name(error), fault="unreadable", found=error.strerror or str(error))]
     return Check(
         name=f"{record.curriculum} {record.label}",
         digest=digest,
@@ -85,22 +121,22 @@ def _check_object(store: Store, digest: str, deep: bool) -> Check:
     )
 
 
-def _check_content(entry: Entry) -> list[Problem]:
-    """Does the adapter say of itself what its record says of it?"""
-    from ..adapters.spec import read_spec
+def _name(error: OSError) -> str:
+    return os.path.basename(str(error.filename or "")) or "a file"
 
-    try:
-        spec = read_spec(entry.path)
-    except PlyfoldError as error:
-        name = Path(error.where).name or "adapter"
-        return [Problem(path=name, fault="record", expected=error.expected, found=f"{error.what}: {error.found}")]
-    record = entry.record
-    pairs = [
-        ("base", f"{record.base.repo}@{record.base.revision}", f"{spec.base_repo}@{spec.base_revision}"),
-        ("r", str(record.weights.r), str(max(module.r for module in spec.modules.values()))),
-        ("dtype", record.weights.dtype, spec.dtype),
-    ]
-    return [Problem(path=name, fault="record", expected=want, found=got) for name, want, got in pairs if want != got]
+
+def _check_refs(store: Snapshot) -> Iterator[Check]:
+    for path in sorted((store.root / "refs").glob("*/*/[!.]*")):
+        curriculum, slot, alias = path.parts[-3:]
+        if not (slot.isdecimal() or slot == MERGES):
+            continue
+        name = f"refs/{curriculum}/{slot}" + ("" if alias == "latest" and slot != MERGES else f"/{alias}")
+        problem = _readable(slot, partial(ledger.read_ref, path))
+        digest = "" if problem else ledger.read_ref(path)
+        if digest:
+            problem = _check_ref(store, curriculum, slot, digest)
+        if problem:
+            yield Check(name=name, digest=digest or "", problems=[problem], notes=[])
 
 
 def _check_ref(store: Store, curriculum: str, slot: str, digest: str) -> Problem | None:
@@ -110,7 +146,33 @@ def _check_ref(store: Store, curriculum: str, slot: str, digest: str) -> Problem
         return Problem(path=slot, fault="missing", expected=digest, found="no such object")
     except IntegrityError:
         return None  # told with the object itself
-    own = str(record.stage.number) if record.stage else slot
+    own = str(record.stage.number) if record.stage else MERGES
     if record.curriculum != curriculum or own != slot:
         return Problem(path=slot, fault="record", expected=f"{curriculum} {slot}", found=f"{record.curriculum} {own}")
+    return None
+
+
+def _check_statements(store: Snapshot, chosen: set[str] | None) -> Iterator[Check]:
+    for folder in sorted((store.root / "attest").iterdir()) if (store.root / "attest").is_dir() else ():
+        digest = PREFIX + folder.name
+        if not folder.is_dir() or (chosen is not None and digest not in chosen):
+            continue
+
+        def read(digest: str = digest) -> None:
+            statements(store, digest)
+            for item in store.said(digest):
+                read_score(item)
+
+        problem = _readable(folder.name, read)
+        if problem:
+            yield Check(name=f"attest/{short(folder.name)}", digest=digest, problems=[problem], notes=[])
+
+
+def _readable(name: str, read: Callable[[], object]) -> Problem | None:
+    try:
+        read()
+    except PlyfoldError as error:
+        return Problem(path=os.path.basename(error.where) or name, fault="unreadable", found=error.what)
+    except OSError as error:
+        return Problem(path=_name(error), fault="unreadable", found=error.strerror or str(error))
     return None

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
 from plyfold.registry.graph import TreeNode, chain, find, stale, tree
@@ -49,25 +46,6 @@ class Toy:
 @pytest.fixture
 def toy(tmp_path: Path, make_record: Any) -> Toy:
     return Toy(tmp_path, make_record)
-
-
-def plain_adapter(folder: Path, r: int) -> Path:
-    """A PEFT folder with one module, written without torch."""
-    tensors = {"lora_A": np.ones((r, 8), np.float32), "lora_B": np.ones((6, r), np.float32)}
-    folder.mkdir()
-    named = {f"base_model.model.layer.q_proj.{name}.weight": value for name, value in tensors.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    fields = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": "acme/tiny-qwen2",
-        "revision": "0123456789abcdef0123456789abcdef01234567",
-        "r": r,
-        "lora_alpha": 8,
-        "target_modules": ["q_proj"],
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(fields))
-    return folder
 
 
 def shape(node: TreeNode) -> Any:
@@ -224,19 +202,6 @@ class TestVerify:
         (toy.store.load(toy.two).path / "lineage.json").unlink()
         faulty = [check for check in verify(toy.store) if check.problems]
         assert [(check.digest, check.problems[0].fault) for check in faulty] == [(toy.two, "record")]
-
-    def test_deep_compares_the_adapter_with_its_record(self, toy: Toy, make_record: Any, tmp_path: Path) -> None:
-        folder = plain_adapter(tmp_path / "real", r=4)
-        good = toy.store.publish(folder, make_record(4, "good"))
-        weights = {**make_record().weights.model_dump(), "r": 8}
-        base = {"repo": "a/b", "revision": "1" * 40}
-        bad = toy.store.publish(folder, make_record(5, "bad", weights=weights, base=base))
-        deep = {check.digest: check.problems for check in verify(toy.store, deep=True)}
-        assert deep[good] == []
-        assert [(problem.path, problem.expected, problem.found) for problem in deep[bad]][1:] == [("r", "8", "4")]
-        assert deep[bad][0].path == "base"
-        assert deep[toy.one]  # `{}` is no adapter config
-        assert not any(check.problems for check in verify(toy.store))
 
 
 class TestScores:
