@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from ..core.digest import PREFIX
 from ..core.errors import ConfigError, FailedError, PlyfoldError
 from .hub_errors import HubBusyError, offline, translate
+from .hub_session import STREAMED, question, use_session
 
 TRIES = 5
 FIRST_WAIT_S = 0.5
@@ -26,6 +28,7 @@ PATIENCE_S = 20.0
 TIMEOUT_S = 30.0
 """Longest silence of a connection; `PLYFOLD_HUB_TIMEOUT` sets another."""
 CHUNK_BYTES = 1 << 20
+SHA1, SHA256 = r"[0-9a-f]{40}", r"[0-9a-f]{64}"
 
 Answer = TypeVar("Answer")
 
@@ -86,25 +89,10 @@ class HubClient:
     """
 
     def __init__(self, *, timeout_s: float | None = None, first_wait_s: float = FIRST_WAIT_S) -> None:
-        import httpx2
-        from huggingface_hub import HfApi, constants, set_client_factory
+        from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import disable_progress_bars, logging
-        from huggingface_hub.utils._http import default_client_factory
 
-        silence_s = timeout_s or _timeout_s()
-        limits = httpx2.Timeout(silence_s, connect=min(10.0, silence_s)).as_dict()
-
-        def limit(request: Any) -> None:
-            # Listings ask for no timeout at all, which would overrule one set on the client.
-            asked = {name: value for name, value in request.extensions.get("timeout", {}).items() if value is not None}
-            request.extensions["timeout"] = {**limits, **asked}
-
-        def client() -> Any:
-            made = default_client_factory()  # its event hook is what keeps HF_HUB_OFFLINE
-            made.event_hooks = {**made.event_hooks, "request": [*made.event_hooks["request"], limit]}
-            return made
-
-        set_client_factory(client)
+        use_session(timeout_s or _timeout_s())
         disable_progress_bars()
         logging.set_verbosity_error()  # a line for every upload that goes by plain LFS, as `commit` wants it
         self.endpoint = (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
@@ -115,41 +103,49 @@ class HubClient:
 
     def refs(self, repo: str) -> Refs:
         """Branches and tags of a repository."""
-        found = self.patiently(repo, lambda: self._api.list_repo_refs(repo))
-        return Refs(
-            branches={ref.name: ref.target_commit for ref in found.branches},
-            tags={ref.name: ref.target_commit for ref in found.tags},
-        )
+
+        def ask() -> Refs:
+            found = self._api.list_repo_refs(repo)
+            branches, tags = (
+                {str(ref.name): _checked(SHA1, ref.target_commit) for ref in kind}
+                for kind in (found.branches, found.tags)
+            )
+            return Refs(branches=branches, tags=tags)
+
+        return self.patiently(repo, ask)
 
     def resolve(self, repo: str, revision: str) -> str:
         """The commit a branch, tag or other revision is at now; asked of the Hub, never of a cache."""
         refs = self.refs(repo)
         sha = refs.branches.get(revision) or refs.tags.get(revision)
         where = f"{repo}@{revision}"
-        return sha or str(self.patiently(where, lambda: self._api.model_info(repo, revision=revision).sha))
+        return sha or self.patiently(where, lambda: _checked(SHA1, self._api.model_info(repo, revision=revision).sha))
 
     def commits(self, repo: str, revision: str) -> list[Commit]:
         """Commits from `revision` back to the first."""
-        found = self.patiently(repo, lambda: self._api.list_repo_commits(repo, revision=revision))
-        return [Commit(sha=each.commit_id, description=each.message or "") for each in found]
+
+        def ask() -> list[Commit]:
+            found = self._api.list_repo_commits(repo, revision=revision)
+            return [Commit(sha=_checked(SHA1, each.commit_id), description=str(each.message or "")) for each in found]
+
+        return self.patiently(repo, ask)
 
     def files(self, repo: str, sha: str) -> dict[str, RemoteFile]:
         """Path -> file of one commit."""
-        tree = self.patiently(
-            f"{repo}@{sha}", lambda: list(self._api.list_repo_tree(repo, recursive=True, revision=sha))
-        )
-        return {
-            each.path: RemoteFile(
-                size=each.size, sha256=PREFIX + each.lfs.sha256 if each.lfs else None, blob_sha1=each.blob_id
-            )
-            for each in tree
-            if hasattr(each, "blob_id")
-        }
+
+        def ask() -> dict[str, RemoteFile]:
+            tree = self._api.list_repo_tree(repo, recursive=True, revision=sha)
+            return {str(each.path): _file(each) for each in tree if hasattr(each, "blob_id")}
+
+        return self.patiently(f"{repo}@{sha}", ask)
 
     def repos(self, namespace: str, search: str) -> list[str]:
         """Ids of the model repositories of a namespace whose name has `search` in it."""
-        found = self.patiently(namespace, lambda: list(self._api.list_models(author=namespace, search=search)))
-        return sorted(each.id for each in found)
+
+        def ask() -> list[str]:
+            return sorted(str(each.id) for each in self._api.list_models(author=namespace, search=search))
+
+        return self.patiently(namespace, ask)
 
     def fetch(self, repo: str, sha: str, path: str, target: Path, *, max_bytes: int, fresh: bool = False) -> str:
         """Download one file of a commit and return the digest of what came; no cache of this machine takes part.
@@ -172,7 +168,10 @@ class HubClient:
 
         def once() -> str:
             digest, size = hashlib.sha256(), 0
-            with get_session().stream("GET", url, headers=headers) as response, target.open("wb") as file:
+            with (
+                get_session().stream("GET", url, headers=headers, extensions=dict(STREAMED)) as response,
+                target.open("wb") as file,
+            ):
                 if response.is_error:
                     response.read()
                 hf_raise_for_status(response)
@@ -294,7 +293,8 @@ class HubClient:
         if switched_off():
             raise offline(where)
         try:
-            return ask()
+            with question():
+                return ask()
         except PlyfoldError:
             raise
         except Exception as error:
@@ -302,6 +302,24 @@ class HubClient:
             if told is None:
                 raise
             raise told from error
+
+
+def _checked(pattern: str, value: object) -> str:
+    """A digest that a server named: it becomes part of addresses, so it is one.
+
+    Raises:
+        LookupError: It is not.
+    """
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise LookupError(f"{str(value)[:40]!r} is no digest")
+    return value
+
+
+def _file(listed: Any) -> RemoteFile:
+    sha256 = PREFIX + _checked(SHA256, listed.lfs.sha256) if listed.lfs else None
+    if type(listed.size) is not int:
+        raise LookupError(f"{str(listed.size)[:40]!r} is no size")
+    return RemoteFile(size=listed.size, sha256=sha256, blob_sha1=_checked(SHA1, listed.blob_id))
 
 
 def _timeout_s() -> float:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ..core.errors import AuthError, ConfigError, ConflictError, FailedError, NotFoundError, OfflineError, PlyfoldError
 from ..core.files import DISK_FULL
+from .hub_session import EndlessAnswerError
+
+NONSENSE = (LookupError, TypeError, AttributeError, UnicodeError, json.JSONDecodeError, RecursionError)
+"""What the library, which reads answers unchecked, raises on those that are cut off, changed on the way or made up."""
 
 
 class HubBusyError(OfflineError):
@@ -29,7 +34,8 @@ def translate(error: Exception, where: str) -> PlyfoldError | None:
     """What an exception of the Hub's library means, or None for one that is not about the Hub.
 
     NotFoundError, AuthError, ConflictError (HeadMovedError for a stale parent), ConfigError (an unfit name or card),
-    HubBusyError (network, 408, 429, 5xx), FailedError (any other refusal). No text of it holds the token.
+    HubBusyError (network, 408, 429, 5xx, an answer that cannot be read), FailedError (any other refusal). No text of it
+    holds the token.
     """
     import httpx2
     from huggingface_hub import errors as hub
@@ -43,10 +49,17 @@ def translate(error: Exception, where: str) -> PlyfoldError | None:
         return _of_status(error, where)
     if isinstance(error, hub.HFValidationError):
         return ConfigError("not a name the Hub takes", where=where, found=found)
-    if isinstance(error, (httpx2.HTTPError, httpx2.StreamError)) or (
+    if isinstance(error, (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)) or (
         isinstance(error, (ConnectionError, TimeoutError)) and error.errno not in DISK_FULL
     ):
         return _busy(where, type(error).__name__)
+    if isinstance(error, (EndlessAnswerError, *NONSENSE)):
+        return HubBusyError(
+            "the answer of the Hub makes no sense",
+            where=where,
+            found=f"{type(error).__name__}: {found}",
+            next_step="run the same command again later; another proxy or network may help",
+        )
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         return translate(error.__cause__, where)  # uploads wrap what happened
     if isinstance(error, (ValueError, RuntimeError)) and type(error) in (ValueError, RuntimeError):

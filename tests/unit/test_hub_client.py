@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
 httpx2 = pytest.importorskip("httpx2")
@@ -17,9 +19,10 @@ from plyfold.core.errors import (  # noqa: E402
     OfflineError,
     PlyfoldError,
 )
-from plyfold.registry.hub_client import HubClient  # noqa: E402
+from plyfold.registry.hub_client import TRIES, HubClient  # noqa: E402
 from plyfold.registry.hub_errors import HeadMovedError, HubBusyError, translate  # noqa: E402
 from plyfold.registry.hub_places import checked_repo, stage_repos  # noqa: E402
+from plyfold.registry.hub_session import MAX_REQUESTS  # noqa: E402
 
 TOKEN = "hf_aVerySecretToken"
 
@@ -72,8 +75,74 @@ def test_what_an_upload_wraps_is_unwrapped_and_what_is_ours_is_left() -> None:
     wrapped = RuntimeError("Error while uploading")
     wrapped.__cause__ = answered(503)
     assert type(translate(wrapped, "acme/toy")) is HubBusyError
-    assert translate(KeyError("a bug"), "acme/toy") is None
+    assert translate(ZeroDivisionError("a bug"), "acme/toy") is None
     assert translate(OSError(28, "No space left on device"), "acme/toy") is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"7",
+        b"<html>",
+        b"[" * 100_000,
+        b"\xff",
+        b'{"branches": [], "tags": 7}',
+        b'{"branches": [{"name": "main", "ref": "x", "targetCommit": "../../evil"}], "tags": [], "converts": []}',
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_asked_for_again_and_then_said(
+    monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    client, seen = answering(monkeypatch, lambda request: httpx2.Response(200, content=body))
+    with pytest.raises(HubBusyError, match="makes no sense") as error:
+        client.refs("acme/toy")
+    assert len(seen) == TRIES
+    assert "acme/toy" in error.value.where
+
+
+def test_an_answer_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def zeros() -> Iterator[bytes]:
+        while True:
+            taken.append(1)
+            yield bytes(1 << 20)
+
+    taken: list[int] = []
+    client, _ = answering(monkeypatch, lambda request: httpx2.Response(200, content=zeros()))
+    with pytest.raises(HubBusyError, match="more than 32,000,000 bytes"):
+        client.refs("acme/toy")
+    assert len(taken) <= TRIES * 33
+
+
+def test_a_listing_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def circle(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json=[], headers={"Link": f'<{request.url}>; rel="next"'})
+
+    client, seen = answering(monkeypatch, circle)
+    with pytest.raises(HubBusyError, match="more than 1,000 requests"):
+        client.repos("acme", "toy")
+    assert len(seen) == TRIES * MAX_REQUESTS
+
+
+def answering(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[httpx2.Request], httpx2.Response]
+) -> tuple[HubClient, list[httpx2.Request]]:
+    """A client whose every request is answered so, and the requests it has made."""
+    from huggingface_hub import close_session
+
+    seen: list[httpx2.Request] = []
+
+    def handle(self: object, request: httpx2.Request) -> httpx2.Response:
+        if "/api/models" in str(request.url):  # not the library's own question about who runs it
+            seen.append(request)
+        return answer(request)
+
+    monkeypatch.setattr(httpx2.HTTPTransport, "handle_request", handle)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    close_session()
+    return HubClient(timeout_s=1, first_wait_s=0), seen
 
 
 def test_no_request_goes_without_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
