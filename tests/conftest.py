@@ -243,13 +243,14 @@ def make_store(make_adapter: MakeAdapter, tmp_path_factory: pytest.TempPathFacto
             name = f"{curriculum}-{number}"
             folder = tmp_path_factory.mktemp("stage") / name
             make_adapter(folder, r=r, alpha=2 * r, seed=seed + number, revision=revision, **adapter)
+            targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
             record = Record(
                 kind="stage",
                 curriculum=curriculum,
                 stage=StageId(number=number, name=name),
                 base=BaseRecord(repo=REPO, revision=revision, quantisation=quantisation.to_json()),
                 code=Code(version="0"),
-                weights=Weights(digest=tensor_digest(folder), dtype="float32", r=r, alpha=2 * r, targets=[]),
+                weights=Weights(digest=tensor_digest(folder), dtype="float32", r=r, alpha=2 * r, targets=targets),
             )
             store.set_ref(curriculum, number, store.publish(folder, record))
         store.remember_base(REPO, revision, base)

@@ -53,6 +53,7 @@ def test_the_copy_is_canonical_and_the_source_untouched(
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert find_store().merges("imported") == {"alice": value["digest"]}
+    assert run(["verify", "--deep"]) == 0
 
 
 def test_again_changes_nothing_and_another_is_a_conflict(
