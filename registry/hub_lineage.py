@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.digest import PREFIX
-from ..core.errors import IntegrityError, NotFoundError
+from ..core.errors import AuthError, IntegrityError, NotFoundError
 from .hub_find import Looked
 from .hub_places import Place, locations, namespace_of, parse_location
 from .hub_remote import Found, Remote
@@ -45,7 +45,7 @@ class Ancestor:
     record: Record | None
     """None where it is neither held nor found."""
     place: Place | None
-    """Where the namespace of its child holds it, as far as that was asked."""
+    """Where the namespace of its child holds it, as far as that was asked; without a record, only by its own word."""
     found: Found | None
     """Its record as it lies there, unless it is held."""
 
@@ -125,7 +125,12 @@ def _ancestor(
             expected=digest,
             next_step="pull it by its hf:// location first, or pull without --with-parents",
         )
-    found = _record_at(looked.remote, place, insist) if place else None
+    try:
+        found = _record_at(looked.remote, place, insist) if place else None
+    except AuthError:
+        if insist:
+            raise
+        return Ancestor(record=None, place=place, found=None)
     return Ancestor(record=found.record if found else None, place=place if found else None, found=found)
 
 
@@ -135,7 +140,11 @@ def _place_of(remote: Remote, digest: str, curriculum: str, namespace: str) -> P
         only = re.search(r"-(?:merge|foreign)-([0-9a-f]{12})\Z", repo)
         if only and not digest.startswith(PREFIX + only[1]):
             continue
-        if sha := remote.brought(repo).get(digest):
+        try:
+            sha = remote.brought(repo).get(digest)
+        except (AuthError, NotFoundError):
+            continue  # listed, and not for this token, or gone since
+        if sha:
             return Place(repo=repo, sha=sha, digest=digest)
     return None
 

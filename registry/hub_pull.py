@@ -248,8 +248,9 @@ def _take_in(
     for digest, ancestor in walked.items():
         if ancestor.found and digest not in fetched:
             keep_record(store, digest, ancestor.found.data)
-        if ancestor.place and digest not in fetched and ancestor.place.location not in locations(store, digest):
-            attest_location(store, digest, ancestor.place.location)
+        seen = ancestor.place if ancestor.record and digest not in fetched else None
+        if seen and seen.location not in locations(store, digest):
+            attest_location(store, digest, seen.location)
     for each in wanted:
         if each.digest in signatures:
             try:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.digest import short
+from ..core.errors import AuthError, NotFoundError
 from .companions import MAX_COMPANION_BYTES, REVOCATIONS_FILE
 from .hub_find import Looked
 from .hub_lineage import named
@@ -50,8 +51,12 @@ def hear(looked: Looked, repos: Iterable[str], lying: Mapping[str, Sequence[str]
     doubts: list[str] = []
     heard: dict[str, list[Statement]] = {}
     for repo in dict.fromkeys(repos):
-        head = looked.remote.head(repo)
-        data = looked.remote.small_file(repo, head, REVOCATIONS_FILE, MAX_COMPANION_BYTES) if head else None
+        try:
+            head = looked.remote.head(repo)
+            data = looked.remote.small_file(repo, head, REVOCATIONS_FILE, MAX_COMPANION_BYTES) if head else None
+        except (AuthError, NotFoundError) as error:  # of an ancestor: gone, or not for this token
+            doubts.append(f"whether {repo} revokes what it holds is not known: {error.what} ({error.found})")
+            continue
         if not head or data is None:
             continue
         heard[repo] = []

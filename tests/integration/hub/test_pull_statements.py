@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from plyfold.core.digest import short
-from plyfold.core.errors import IntegrityError, OfflineError
+from plyfold.core.errors import IntegrityError, NotFoundError, OfflineError
 from plyfold.registry.hub import push
 from plyfold.registry.hub_client import HubClient
 from plyfold.registry.hub_places import DIGEST_LINE, locations
@@ -203,6 +203,30 @@ def test_no_fault_hides_a_revocation(hub: Hub, pushed: Store, client: HubClient,
             pull(nothing, place, client=client)
         assert is_empty(nothing), kind
         hub.heal()
+
+
+def test_an_ancestor_that_is_closed_or_gone_is_told_and_stops_nothing(
+    hub: Hub, pushed: Store, away: Store, client: HubClient, tmp_path: Path
+) -> None:
+    three = pushed.ref("toy", 3)
+    heard: list[str] = []
+    hub.fault("GET .*toy-s01-structure/tree", "403", None)
+    (got,) = pull(away, "acme/toy", stages=[3], client=client, options=Options(notice=heard.append))
+    assert got.digest == three
+    assert f"whether {ONE} revokes what it holds is not known" in heard.pop()
+    hub.heal()
+    pull(away, "acme/toy", client=client, options=Options(notice=heard.append))
+    assert not heard
+    hub.fault("GET .*toy-s01-structure/resolve", "403", None)
+    revoke(pushed, pushed.ref("toy", 1), "wrong data")
+    push(pushed, stages(pushed)[:1], "acme", client=client)
+    pull(away, "acme/toy", stages=[3], client=client, options=Options(notice=heard.append))
+    assert f"whether {ONE} revokes what it holds is not known" in heard.pop()
+    hub.store.delete(ONE, hub.users[hub.token])
+    pull(away, "acme/toy", stages=[3], client=client, options=Options(notice=heard.append))
+    assert f"whether {ONE} revokes what it holds is not known" in heard.pop()
+    with pytest.raises(NotFoundError, match="in no repository of acme"):
+        pull(Store(tmp_path / "new"), "acme/toy", stages=[3], with_parents=True, client=client)
 
 
 def _revoked(store: Store, digest: str, reason: str, folder: Path) -> list[Statement]:
