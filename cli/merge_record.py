@@ -21,6 +21,7 @@ def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Varian
     """What the registry says about a composition of its stages, which it names `slug`."""
     plan = composed.prepared.plan
     spec = read_spec(composed.path)
+    statistics = composed.prepared.statistics if plan.method == "activation" else None
     return Record(
         kind="merge",
         curriculum=variant.curriculum,
@@ -37,10 +38,15 @@ def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Varian
                 "slug": slug,
                 "rank": plan.rank,
                 "relative_error": composed.certificate.relative,
+                **({"statistics": statistics.to_json()} if statistics else {}),
             }
         ),
         code=describe_code(),
-        env={"python": platform.python_version(), "torch": metadata.version("torch")},
+        env={
+            "python": platform.python_version(),
+            "torch": metadata.version("torch"),
+            "machine": platform.machine(),
+        },
         weights=Weights(
             digest=composed.digest,
             dtype=spec.dtype,

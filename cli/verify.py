@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from ..registry.signing import SignatureCheck
     from ..registry.store import Store
     from ..registry.verify import Check
+    from .replay import Replay
 
 
 @click.command("verify")
 @click.argument("refs", nargs=-1, metavar="[REF]…")
 @click.option("--deep", is_flag=True, help="Also compare weights, configs and ancestors with the records.")
+@click.option("--replay", is_flag=True, help="Also compose merges again from their records, and compare the tensors.")
 @click.option("--signature", is_flag=True, help="Also require a signature by a --public-key of every adapter.")
 @public_key_option
 @curriculum_option
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 def verify_command(
     refs: tuple[str, ...],
     deep: bool,
+    replay: bool,
     signature: bool,
     public_keys: tuple[Path, ...],
     curriculum: str | None,
@@ -42,8 +45,8 @@ def verify_command(
     REF is a stage's number or name, a merge's name, CURRICULUM:STAGE, or the start of a digest: only these are checked,
     with --deep also what they came from.
 
-    Ends with exit code 4 when a file is missing, extra or changed, a name leads nowhere, or, with --signature, an
-    adapter is not signed by any of the keys.
+    Ends with exit code 4 when a file is missing, extra or changed, a name leads nowhere, with --replay a merge comes
+    out otherwise, or, with --signature, an adapter is not signed by any of the keys.
     """
     from ..registry.graph import locate
     from ..registry.snapshot import Snapshot
@@ -61,13 +64,17 @@ def verify_command(
             checks.append(check)
             task.advance(note=check.name)
     faulty = [check for check in checks if check.problems]
+    replays = _replay(store, chosen) if replay else []
     if as_json:
         value = {
             "registry": str(store.root),
             "deep": deep,
-            "ok": not faulty and all(each.good for each in signatures.values()),
+            "ok": not faulty
+            and all(each.good for each in signatures.values())
+            and all(each.verdict != "differs" for each in replays),
         }
         extra = {"signatures": [each.to_json() for each in signatures.values()]} if signature else {}
+        extra |= {"replays": [each.to_json() for each in replays]} if replay else {}
         emit_json({**value, "checks": [check.to_json() for check in checks], **extra})
     else:
         rows = [
@@ -80,6 +87,10 @@ def verify_command(
         for check in faulty:
             for problem in check.problems:
                 stdout().print(f"{short(check.digest)}  {problem}", markup=False)
+        if replay:
+            from .replay import print_replays
+
+            print_replays(replays)
     if faulty:
         first = faulty[0]
         raise IntegrityError(
@@ -91,6 +102,20 @@ def verify_command(
         )
     for each in signatures.values():
         each.require()
+    for merge in replays:
+        merge.require()
+
+
+def _replay(store: Store, chosen: Sequence[str] | None) -> list[Replay]:
+    from .replay import merges_of, replay
+
+    digests = merges_of(store, chosen)
+    found = []
+    with progress("replay", len(digests)) as task:
+        for digest in digests:
+            found.append(replay(store, digest))
+            task.advance(note=found[-1].name)
+    return found
 
 
 def _check_signatures(store: Store, digests: Sequence[str], public_keys: tuple[Path, ...]) -> dict[str, SignatureCheck]:
