@@ -52,7 +52,8 @@ def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> 
     store = Snapshot.of(store)
     selected = {entry.digest: number for entry, number in zip(entries, variant.stages, strict=True)}
     measured = scored(store, variant.curriculum)
-    ancestry, warnings = [], []
+    ancestry: list[Ancestry] = []
+    warnings: list[str] = []
     for entry, number in zip(entries, variant.stages, strict=True):
         trained_on = [item.digest for item in entry.record.parents if item.role == "active_during_training"]
         needed = {digest: _number_of(store, digest, variant) for digest in [*trained_on, *entry.record.requires]}
