@@ -71,7 +71,7 @@ class Pushed:
         return location(self.repo, self.commit) if self.commit else None
 
     def to_json(self) -> dict[str, Any]:
-        value = {"digest": self.digest, "name": self.name, "repo": self.repo, "commit": self.commit}
+        value: dict[str, Any] = {"digest": self.digest, "name": self.name, "repo": self.repo, "commit": self.commit}
         value |= {"location": self.location, "status": self.status, "head": self.head, "superseded": self.superseded}
         return value | {
             "asked_for": self.asked_for,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.digest import PREFIX
-from ..core.errors import ConfigError, FailedError, PlyfoldError
+from ..core.errors import ConfigError, PlyfoldError
 from .hub_errors import HubBusyError, offline, translate
 from .hub_session import STREAMED, question, use_session
 
@@ -256,16 +256,12 @@ class HubClient:
         )
 
     def _collection(self, where: str, ask: Callable[[], Any]) -> Collection:
-        try:
-            found = self.patiently(where, ask)
+        def asked() -> Collection:
+            found = ask()
             repos = tuple(item.item_id for item in found.items if item.item_type == "model")
             return Collection(slug=str(found.slug), url=str(found.url), repos=repos)
-        except PlyfoldError:
-            raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:  # the library reads answers unchecked
-            raise FailedError(
-                "the answer of the Hub is not a collection", where=where, found=repr(error)[:80]
-            ) from error
+
+        return self.patiently(where, asked)
 
     # ---- how it is asked
 

@@ -12,6 +12,7 @@ import yaml
 
 from plyfold.cli.main import run
 from plyfold.core.errors import IncompatibleError, NotFoundError
+from plyfold.registry.collection import collect
 from plyfold.registry.hub import choose, push
 from plyfold.registry.hub_client import HubClient
 from plyfold.registry.hub_pull import pull
@@ -158,6 +159,26 @@ def test_public_repositories_get_a_public_collection_and_none_is_made_where_none
     assert not hub.seen("/api/collections")
     command("push", "acme/toy", "--stages", "1", "--public")
     assert collections(hub)["toy"]["private"] is False
+
+
+def test_in_whatever_order_they_come(hub: Hub, store: Store, client: HubClient, make_record: MakeRecord) -> None:
+    for name in ("b", "a"):
+        hub.store.create(f"acme/{name}", private=True, author="writer", url="")
+    records = [("acme/a", make_record(None)), ("acme/b", make_record(2))]
+    done = collect(client, "acme", "toy", [*records, records[1]], private=True)
+    assert done.added == ("acme/b", "acme/a")
+    assert collect(client, "acme", "other", records, private=True).added == ()
+
+
+def test_an_answer_that_is_no_collection_is_a_fault(
+    hub: Hub, store: Store, client: HubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered(*arguments: Any, **options: Any) -> Any:
+        raise KeyError("slug")  # what the library makes of a 409 without one
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_collection", answered)
+    done = collect(client, "acme", "toy", [], private=True)
+    assert "KeyError" in done.fault
 
 
 KINDS = ["500", "503", "429", "drop_before", "500_after", "503_after", "drop_after"]

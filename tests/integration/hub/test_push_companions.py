@@ -204,6 +204,11 @@ def test_an_adapter_that_follows_keeps_what_was_said_and_drops_the_signature(
     assert "model.sig" in files(hub, revision=f"{hub.store.history(REPO, 'main')[1]['id']}")
     assert reasons(hub) == ["old"]
     assert "Revoked" not in page(hub)
+    newest = pushed.publish(make_adapter(tmp_path / "third", seed=10), make_record(1, "structure"))
+    revoke(pushed, newest, "newest")
+    push(pushed, [newest], "acme", client=client)
+    assert reasons(hub) == ["newest", "old"]
+    assert len(titles(hub)) == 4
 
 
 def test_a_signature_travels_once_and_is_replaced_only_on_request(
@@ -278,6 +283,18 @@ def test_a_companion_that_comes_changed_twice_is_refused(
     with pytest.raises(IntegrityError, match="came changed from the Hub, twice"):
         push(pushed, [one], "acme", client=client)
     assert reasons(hub) == ["theirs"]
+
+
+def test_a_companion_changed_on_the_way_up_is_found_out(hub: Hub, pushed: Store, client: HubClient, one: str) -> None:
+    revoke(pushed, one, "bad")
+    commit = client.commit
+
+    def rotten(repo: str, files: Any, **options: Any) -> str:
+        return commit(repo, files | {"revocations.json": files["revocations.json"].replace(b"bad", b"bed")}, **options)
+
+    client.commit = rotten  # type: ignore[method-assign]
+    with pytest.raises(IntegrityError, match="other bytes than were sent"):
+        push(pushed, [one], "acme", client=client)
 
 
 ASKED = ["repos/create", "/refs", "/commits/", "/tree/", "resolve/", "validate-yaml", "/preupload/", "/commit/"]

@@ -27,7 +27,7 @@ CODE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 def home(make_store: Any, tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Two stages of a real small model, the second trained on the first, and their merge."""
     monkeypatch.setattr("plyfold.cli.merge_record.describe_code", lambda: Code(version="0.1.0"))
-    store: Store = make_store(tmp_path / "home", tiny_base(), stages=2)
+    store: Store = make_store(tmp_path / "home", tiny_base(), stages=2, r=8)
     one, two = (store.load(digest) for digest in store.stages("tiny").values())
     record = two.record.model_copy(
         update={
@@ -80,7 +80,7 @@ def test_every_line_of_the_pages_runs(
         else:
             assert source == each.repo
         rank = int(served[served.index("--max-lora-rank") + 1])
-        assert rank == 8
+        assert rank == 16
 
 
 LOAD = """
