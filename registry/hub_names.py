@@ -24,28 +24,33 @@ def before(store: Store, wanted: Wanted) -> str | None:
 def name(store: Store, wanted: Wanted) -> str | None:
     """Point the stage's `latest` at an adapter; ancestors only fill gaps. Return the name of what is no stage."""
     record = wanted.record
-    if record.stage is None:
-        return _name_merge(store, wanted)
-    if wanted.asked_for:
-        store.set_ref(record.curriculum, record.stage.number, wanted.digest)
-    elif record.stage.number not in store.stages(record.curriculum):
-        with suppress(ConflictError):
-            store.set_ref(record.curriculum, record.stage.number, wanted.digest, expected=None)
+    if record.stage is None or not wanted.asked_for:
+        return fill_gap(store, wanted.digest, record)
+    store.set_ref(record.curriculum, record.stage.number, wanted.digest)
     return None
 
 
-def _name_merge(store: Store, wanted: Wanted) -> str:
-    record = wanted.record
+def fill_gap(store: Store, digest: str, record: Record) -> str | None:
+    """Name an adapter if its stage has no `latest`, or it is no stage and has no name; return the latter's name."""
+    if record.stage is None:
+        return _name_merge(store, digest, record)
+    if record.stage.number not in store.stages(record.curriculum):
+        with suppress(ConflictError):
+            store.set_ref(record.curriculum, record.stage.number, digest, expected=None)
+    return None
+
+
+def _name_merge(store: Store, digest: str, record: Record) -> str:
     taken = store.merges(record.curriculum)
-    if known := next((alias for alias, digest in taken.items() if digest == wanted.digest), None):
+    if known := next((alias for alias, named in taken.items() if named == digest), None):
         return known
     slug = _slug(store, record)
     if slug and slug not in taken:
         with suppress(ConflictError):
-            store.set_ref(record.curriculum, MERGES, wanted.digest, slug, expected=None)
+            store.set_ref(record.curriculum, MERGES, digest, slug, expected=None)
             return slug
-    alias = f"pulled-{short(wanted.digest)}"
-    store.set_ref(record.curriculum, MERGES, wanted.digest, alias)
+    alias = f"pulled-{short(digest)}"
+    store.set_ref(record.curriculum, MERGES, digest, alias)
     return alias
 
 

@@ -168,6 +168,9 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
             obtain(looked, each, partial(require_signature, each, signatures.get(each.digest), keys))
             options.done(each.name)
         _take_in(looked, wanted, walked, heard, signatures, options.notice)
+        for digest, ancestor in walked.items() if options.with_parents else ():
+            if ancestor.record and digest in here:  # perhaps fetched by a pull that was stopped before it named it
+                hub_names.fill_gap(looked.store, digest, ancestor.record)
         aliases = {each.digest: alias for each in wanted if (alias := hub_names.name(looked.store, each))}
     for doubt in heard.doubts:
         options.notice(doubt)

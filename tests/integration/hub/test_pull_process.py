@@ -78,6 +78,21 @@ def test_a_pull_that_is_killed_between_an_object_and_its_name_is_continued(
     check_whole(pushed, new)
 
 
+def test_parents_that_a_killed_pull_had_fetched_get_their_names(
+    hub: Hub, pushed: Store, client: HubClient, tmp_path: Path
+) -> None:
+    fault = hub.fault("_lfs/", "hang", None, skip=2)
+    process = start(hub, "pull", "acme/toy", "--stages", "3", "--with-parents", "--registry", tmp_path / "new")
+    wait_for(lambda: fault.hits, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    hub.heal()
+    new = find_store(tmp_path / "new")
+    assert sorted(new.digests()) == sorted(stages(pushed)[:2])
+    pull(new, "acme/toy", stages=[3], with_parents=True, client=client)
+    check_whole(pushed, new)
+
+
 def test_an_interrupted_pull_cleans_up_and_says_so(hub: Hub, pushed: Store, tmp_path: Path) -> None:
     fault = hub.fault("_lfs/", "hang", None)
     process = start(hub, "pull", "acme/toy", "--registry", tmp_path / "new")
