@@ -54,5 +54,5 @@ def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Varian
             alpha=composed.r,
             targets=sorted(spec.config["target_modules"]),
         ),
-        licence=entries[0].record.licence,
+        licence=", ".join(sorted({entry.record.licence for entry in entries})),
     )

@@ -53,6 +53,7 @@ def test_they_merge_with_a_warning(store: Store, capsys: pytest.CaptureFixture[s
     assert told.count(UNSAID) == 1
     record = store.load(value["written"]["record"]).record
     assert record.base == store.stage("tiny", 2).record.base
+    assert record.licence == "other, unknown"
     assert "tiny-s1.s2.s3" in store.merges("tiny")
     value, told = reported(capsys, "merge", "--stages", "1")
     assert not [text for text in value["warnings"] if UNSAID in text]  # nothing is assumed
