@@ -73,7 +73,18 @@ def test_a_dry_run_and_a_refusal_send_nothing(
     assert not hub.log
 
 
-UPWARD = ["repos/create", "/refs", "/commits/", "/preupload/", "/info/lfs/", "PUT ", "/verify", "/commit/", "/tree/"]
+UPWARD = [
+    "repos/create",
+    "/refs",
+    "/commits/",
+    "validate-yaml",
+    "/preupload/",
+    "/info/lfs/",
+    "PUT ",
+    "/verify",
+    "/commit/",
+    "/tree/",
+]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +102,14 @@ def test_a_fault_on_the_way_up_ends_in_one_commit(
     assert fault.hits == 1
     assert commits(hub, done.repo) == [f"adapter-digest: {done.digest}"]
     assert client.refs(done.repo).branches == {"main": done.commit}
+
+
+def test_a_hub_that_goes_silent_is_asked_again(hub: Hub, store: Store, client: HubClient) -> None:
+    impatient = HubClient(timeout_s=0.3, first_wait_s=0.01)
+    faults = {request: hub.fault(request, "hang") for request in UPWARD}
+    (done,) = push(store, stages(store)[:1], "acme", client=impatient)
+    assert {request: fault.hits for request, fault in faults.items()} == dict.fromkeys(UPWARD, 1)
+    assert commits(hub, done.repo) == [f"adapter-digest: {done.digest}"]
 
 
 def test_a_hub_that_stays_down_is_said_after_five_tries(hub: Hub, store: Store, client: HubClient) -> None:

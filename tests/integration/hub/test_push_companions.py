@@ -318,6 +318,18 @@ def test_a_fault_on_the_way_ends_in_one_commit_with_what_both_said(
     assert len(reasons(hub)) == 2 * number
 
 
+def test_a_hub_that_goes_silent_is_asked_again(
+    hub: Hub, pushed: Store, colleague: Store, client: HubClient, one: str
+) -> None:
+    revoke(colleague, one, "theirs")
+    push(colleague, [one], "acme", client=client)
+    revoke(pushed, one, "mine")
+    faults = {request: hub.fault(request, "hang") for request in ASKED}
+    (done,) = push(pushed, [one], "acme", client=HubClient(timeout_s=0.3, first_wait_s=0.01))
+    assert {request: fault.hits for request, fault in faults.items()} == dict.fromkeys(ASKED, 1)
+    assert (done.status, len(titles(hub)), reasons(hub)) == ("companions updated", 3, ["mine", "theirs"])
+
+
 @pytest.mark.parametrize("kind", ["401", "403"])
 def test_a_token_that_may_not_write_is_said(hub: Hub, pushed: Store, client: HubClient, one: str, kind: str) -> None:
     revoke(pushed, one, "bad")
