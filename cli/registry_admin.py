@@ -63,7 +63,7 @@ def pin_command(
 ) -> None:
     """Keep an adapter and all it came from, whatever becomes of its names.
 
-    Pins are of this registry: they do not travel. gc lists them, show says them.
+    Pins are of this registry and do not travel. gc and show list them.
     """
     from ..registry.graph import find
     from ..registry.pins import pin, unpin
@@ -218,8 +218,8 @@ def _check_lock(store: Store, path: Path, as_json: bool) -> None:
 def import_command(source: str, curriculum: str | None, registry: Path | None, as_json: bool, **said: Any) -> None:
     """Take a PEFT LoRA adapter made elsewhere into the registry, its origin on record as unknown.
 
-    From a folder, which stays as it is, or from the Hub, where only adapter_config.json and
-    adapter_model.safetensors are fetched, and held to the digests the Hub lists for the commit. The weights are
+    From a folder, which stays as it is, or from the Hub, where only adapter_config.json, adapter_model.safetensors
+    and the card, for the licence, are fetched, and held to the digests the Hub lists for the commit. The weights are
     checked and kept in canonical form. --curriculum may be a new one.
     """
     from ..registry.foreign import import_adapter

@@ -24,6 +24,7 @@ from pathlib import Path
 from ..core.digest import PREFIX, short
 from ..core.errors import IntegrityError, NotFoundError
 from . import ledger
+from .ancestry import known_record
 from .garbage import Garbage, leftovers, size_of, take_cached, unused_cache
 from .lock import read_lock
 from .objects import sweep_partial_files
@@ -182,8 +183,11 @@ def reachable(store: Store, names: Iterable[str]) -> set[str]:
         seen.add(digest)
         try:
             record = store.peek(digest).record
-        except NotFoundError:
-            continue  # an ancestor that was never fetched
+        except NotFoundError:  # an ancestor that was never fetched, of which at least the record may have come
+            known = known_record(store, digest)
+            if known is None:
+                continue
+            record = known
         queue += [*(parent.digest for parent in record.parents), *record.requires]
     return seen
 

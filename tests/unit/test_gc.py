@@ -17,6 +17,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.core.errors import IntegrityError, NotFoundError
+from plyfold.registry.ancestry import keep_record
 from plyfold.registry.garbage import take_cached
 from plyfold.registry.gc import delete, lease, plan_sweep
 from plyfold.registry.lock import make_lock, write_lock
@@ -97,6 +98,16 @@ def test_a_requirement_keeps(store: Store, folder: Path, make_record: Any) -> No
     one, two = unnamed(store)
     store.set_ref("toy", 3, store.publish(folder, make_record(3, "remedy", requires=[one])))
     age(store)
+    assert names(store) == {two}
+
+
+def test_the_record_of_an_ancestor_that_is_not_held_leads_on(store: Store, folder: Path, make_record: Any) -> None:
+    one, two = unnamed(store)
+    between = make_record(2, "brevity", [one], created="2026-05-02T03:04:05Z")
+    store.set_ref("toy", 3, store.publish(folder, make_record(3, "remedy", [between.digest()])))
+    age(store)
+    assert names(store) == {one, two}
+    keep_record(store, between.digest(), between.to_bytes())
     assert names(store) == {two}
 
 
