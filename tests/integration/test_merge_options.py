@@ -40,6 +40,18 @@ def test_prompts_decide_what_a_rank_keeps(here: Path, capsys: pytest.CaptureFixt
     assert chosen["certificate"]["relative_error"] > plain["certificate"]["relative_error"]
 
 
+def test_what_prompts_decided_is_on_record_and_cannot_be_replayed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = merge(capsys, "--method", "activation", "--rank", "4", "--prompts", "prompts.txt")
+    assert run(["show", value["written"]["record"], "--json"]) == 0
+    details = json.loads(capsys.readouterr().out)["record"]["recipe"]["details"]
+    assert details["statistics"] == value["statistics"]
+    assert run(["verify", "--replay", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["replays"]
+    assert (row["method"], row["verdict"]) == ("activation", "cannot")
+
+
 def test_a_fold_is_held_against_its_adapters_on_both_views(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = merge(capsys, "--into", "model", "--verify-logits", "prompts.txt", "-o", "folded")["written"]
     assert written["logits"]["folded"]["top1"] == 1
