@@ -157,7 +157,7 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
     check_keys(asked, options.public_keys)
     walked = walk(looked, asked, here, insist=options.with_parents)
     wanted = [*(missing_ancestors(walked) if options.with_parents else []), *asked]
-    heard = _heard(looked, asked, walked, here)
+    heard = _heard(looked, wanted, walked, here)
     signatures = _signatures(looked, wanted, options.public_keys)
     before = {each.digest: hub_names.before(looked.store, each) for each in wanted}
     aliases: dict[str, str] = {}
@@ -216,14 +216,16 @@ def _signatures(looked: Looked, wanted: Sequence[Wanted], public_keys: Sequence[
     return found
 
 
-def _heard(looked: Looked, asked: Sequence[Wanted], walked: Mapping[str, Ancestor], here: set[str]) -> Heard:
+def _heard(looked: Looked, wanted: Sequence[Wanted], walked: Mapping[str, Ancestor], here: set[str]) -> Heard:
+    """What the repositories of adapters and of all their ancestors say; only those of the latter may be closed."""
     lying: dict[str, list[str]] = {}
-    for each in asked:
+    for each in wanted:
         lying.setdefault(each.digest, []).extend([each.place.repo] if each.asks else [])
+    own = {repo for found_in in lying.values() for repo in found_in}
     for digest, ancestor in walked.items():
         lying.setdefault(digest, []).extend([ancestor.place.repo] if ancestor.place else [])
-    repos = [repo for found_in in lying.values() for repo in found_in]
-    return hear(looked, [] if switched_off() else repos, lying, here)
+    repos = {repo for found_in in lying.values() for repo in found_in}
+    return hear(looked, [] if switched_off() else sorted(repos), lying, here, repos - own)
 
 
 def _signature(store: Store, wanted: Wanted, signatures: Mapping[str, bytes], options: Options) -> str:

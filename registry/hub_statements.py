@@ -34,7 +34,13 @@ class Heard:
     """A line for people about each thing that was left out."""
 
 
-def hear(looked: Looked, repos: Iterable[str], lying: Mapping[str, Sequence[str]], here: Iterable[str]) -> Heard:
+def hear(
+    looked: Looked,
+    repos: Iterable[str],
+    lying: Mapping[str, Sequence[str]],
+    here: Iterable[str],
+    closed: Iterable[str] = (),
+) -> Heard:
     """Read `revocations.json` at the head of repositories and sort out what counts.
 
     Args:
@@ -42,11 +48,13 @@ def hear(looked: Looked, repos: Iterable[str], lying: Mapping[str, Sequence[str]
         repos: Where to read.
         lying: Adapter -> repositories it was found in now.
         here: Digests that are held.
+        closed: Which of the repositories may be gone, or not for this token.
 
     Raises:
         IntegrityError: A file that is not what its commit lists, or not readable.
+        NotFoundError, AuthError: Another repository is gone, or not for this token.
     """
-    held = set(here)
+    held, passable = set(here), set(closed)
     believed: list[Statement] = []
     doubts: list[str] = []
     heard: dict[str, list[Statement]] = {}
@@ -54,7 +62,9 @@ def hear(looked: Looked, repos: Iterable[str], lying: Mapping[str, Sequence[str]
         try:
             head = looked.remote.head(repo)
             data = looked.remote.small_file(repo, head, REVOCATIONS_FILE, MAX_COMPANION_BYTES) if head else None
-        except (AuthError, NotFoundError) as error:  # of an ancestor: gone, or not for this token
+        except (AuthError, NotFoundError) as error:
+            if repo not in passable:
+                raise
             doubts.append(f"whether {repo} revokes what it holds is not known: {error.what} ({error.found})")
             continue
         if not head or data is None:
