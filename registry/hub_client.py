@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -282,8 +283,8 @@ class HubClient:
         raise AssertionError("the last try returns or raises")
 
     def pause(self, attempt: int) -> None:
-        """Wait before the try after `attempt`, counted from 0."""
-        time.sleep(self._first_wait_s * 2**attempt)
+        """Wait before the try after `attempt`, counted from 0; not to the second, so that two in a race part ways."""
+        time.sleep(self._first_wait_s * 2**attempt * random.uniform(0.5, 1.5))
 
     def _told(self, where: str, ask: Callable[[], Answer]) -> Answer:
         if switched_off():

@@ -152,7 +152,9 @@ def publish(client: HubClient, wanted: Wanted) -> Outcome:
         change = _beside(now, wanted) if sha else _whole(now, wanted)
         if change is None:
             break
-        if busy and (attempt == TRIES or time.monotonic() - start_s > PATIENCE_S):
+        # Who is overtaken may try for longer: each time somebody else got through.
+        tries = 4 * TRIES if isinstance(busy, HeadMovedError) else TRIES
+        if busy and (attempt >= tries or time.monotonic() - start_s > PATIENCE_S):
             raise busy
         tried.append(change.status)
         try:
@@ -166,7 +168,7 @@ def publish(client: HubClient, wanted: Wanted) -> Outcome:
             )
         except (HubBusyError, HeadMovedError) as error:
             busy, seen = error, now.head
-            client.pause(attempt)
+            client.pause(min(attempt, 1) if isinstance(error, HeadMovedError) else attempt)
             continue
         _check_arrived(wanted, head, change, client.files(repo, head))
         sha, note = sha or head, change.note

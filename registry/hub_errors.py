@@ -81,7 +81,12 @@ def _of_status(error: Any, where: str) -> PlyfoldError:
             next_step="check the name; for a private repository: hf auth login",
         )
     if status == 412:
-        return HeadMovedError("the repository changed meanwhile", where=where, found=found)
+        return HeadMovedError(
+            "others keep changing the repository; nothing of yours was lost",
+            where=where,
+            found=found,
+            next_step="run the same command again",
+        )
     if status == 409:
         return ConflictError("the Hub has this already, or is changing it", where=where, found=found)
     if status in (408, 429) or status >= 500:

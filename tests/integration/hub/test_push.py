@@ -121,6 +121,14 @@ def test_a_hub_that_stays_down_is_said_after_five_tries(hub: Hub, store: Store, 
     assert len(hub.seen("GET .*/commits/")) == 6  # looked before each, and once more
 
 
+def test_who_is_always_overtaken_gives_up_with_a_conflict(hub: Hub, store: Store, client: HubClient) -> None:
+    hub.fault("/commit/", "412", None)
+    with pytest.raises(ConflictError, match="others keep changing") as error:
+        push(store, stages(store)[:1], "acme", client=client)
+    assert (error.value.exit_code, len(hub.seen("POST .*/commit/"))) == (5, 20)
+    assert "same command again" in str(error.value)
+
+
 def test_another_adapter_in_between_is_a_conflict_that_names_both(
     hub: Hub, store: Store, client: HubClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
