@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from ..core.console import emit_json, print_table, progress, stdout
 from ..core.digest import short
-from ..core.errors import IntegrityError
+from ..core.errors import ConfigError, IntegrityError
 from .options import curriculum_option, json_option, public_key_option, registry_option
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def verify_command(
     with progress("verify", None if chosen and deep else len(chosen or store.digests())) as task:
         for check in verify(store, chosen, deep=deep):
             checks.append(check)
+            if deep and not check.problems:
+                check.notes.extend(_recipe_notes(store, check.digest))
             task.advance(note=check.name)
     faulty = [check for check in checks if check.problems]
     replays = _replay(store, chosen) if replay else []
@@ -116,6 +118,22 @@ def _replay(store: Store, chosen: Sequence[str] | None) -> list[Replay]:
             found.append(replay(store, digest))
             task.advance(note=found[-1].name)
     return found
+
+
+def _recipe_notes(store: Store, digest: str) -> Iterator[str]:
+    """Is a stage's digest of its configuration that of the configuration on record?"""
+    from ..stages.plan import digest_on_record
+
+    record = store.peek(digest).record
+    if not record.recipe.config_digest or not record.recipe.config:
+        return
+    try:
+        found = digest_on_record(record)
+    except ConfigError as error:
+        yield f"its configuration cannot be read by this version: {error.what}"
+        return
+    if found != record.recipe.config_digest:
+        yield "its config_digest is not that of its configuration, or of another version of plyfold"
 
 
 def _check_signatures(store: Store, digests: Sequence[str], public_keys: tuple[Path, ...]) -> dict[str, SignatureCheck]:

@@ -13,11 +13,12 @@ from typing import Any
 
 from ..adapters.base import BaseRef, Quantisation, check_weights, resolve_base
 from ..adapters.header import read_header
-from ..core.config import AdapterConfig, CurriculumConfig, DataConfig, StageConfig
+from ..core.config import AdapterConfig, CurriculumConfig, DataConfig, StageConfig, build_config
 from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
 from ..evaluation.protocols import Protocol, protocol
 from ..registry.graph import stale
+from ..registry.record import Record
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .data import LoadReport, load_problems, load_rationales, require_disjoint
@@ -155,7 +156,7 @@ def plan_curriculum(config: CurriculumConfig, store: Store, stages: Sequence[int
                 report=report,
                 steps=count_steps(arguments, len(rationales) * full.epochs),
                 trainable=count_parameters(base, full.adapter or config.adapter),
-                config_digest=_config_digest(full, config, base, quantisation, asked, report),
+                config_digest=_config_digest(full, config, (base.repo, base.revision), quantisation, report.sha256),
                 digest=None,
                 reasons=("not trained yet",),
                 selected=full.number in selected,
@@ -251,14 +252,37 @@ def _check_base(config: CurriculumConfig, store: Store, base: BaseRef, quantisat
                 )
 
 
+def digest_on_record(record: Record) -> str:
+    """The `recipe.config_digest` that the configuration on a stage's record makes, by this version's rules.
+
+    Raises:
+        ConfigError: A configuration this version cannot read, or without that stage.
+    """
+    try:
+        config = build_config(record.recipe.config, where=f"the record of {record.label}")
+        quantisation = Quantisation(**(record.base.quantisation or {}))  # type: ignore[arg-type]
+        (stage,) = (item for item in config.stages.values() if record.stage and item.number == record.stage.number)
+        (rows,) = record.data
+        full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
+        return _config_digest(full, config, (record.base.repo, record.base.revision), quantisation, rows.sha256)
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("the record does not say how its stage was configured", where=record.label) from error
+
+
 def _config_digest(
-    stage: StageConfig,
-    config: CurriculumConfig,
-    base: BaseRef,
-    quantisation: Quantisation,
-    asked: Protocol,
-    report: LoadReport,
+    stage: StageConfig, config: CurriculumConfig, base: tuple[str, str], quantisation: Quantisation, rows: str
 ) -> str:
+    """Digest of all that decides a stage's weights but its parents.
+
+    Args:
+        stage: With its data and adapter filled in.
+        config: The curriculum.
+        base: Repository and revision.
+        quantisation: Of the base.
+        rows: Digest of the rows.
+    """
     decisive = asdict(stage)
     unused = {"reconstruct": ["reward", "mining"], "complete": ["mining"], "rewrite": ["masking"]}[stage.task]
     for key in ("data", *unused):  # the rows' own digest stands for the data
@@ -267,10 +291,10 @@ def _config_digest(
     return digest_json(
         {
             "format": RECIPE_FORMAT,
-            "base": [base.repo, base.revision, quantisation.digest()],
+            "base": [*base, quantisation.digest()],
             "stage": decisive,
-            "rows": report.sha256,
-            "protocol": asked.digest(),
+            "rows": rows,
+            "protocol": protocol(config.eval.protocol).digest(),
             "seed": config.seed,
         }
     )

@@ -118,6 +118,15 @@ def test_three_stages_train_and_their_lineage_is_on_record(
     assert "'loss'" not in shown.out + shown.err  # neither TRL's prints nor bars
     assert "it/s]" not in shown.err
 
+    assert run_command(["verify", "--deep", "--registry", str(store.root), "--json"]) == 0
+    assert [check["notes"] for check in json.loads(capfd.readouterr().out)["checks"]] == [[]] * 3
+    first = entries[0].record
+    forged = first.recipe.model_copy(update={"config": {**first.recipe.config, "seed": 7}})
+    store.publish(entries[0].path, first.model_copy(update={"recipe": forged}))
+    assert run_command(["verify", "--deep", "--registry", str(store.root), "--json"]) == 0
+    (note,) = (note for check in json.loads(capfd.readouterr().out)["checks"] for note in check["notes"])
+    assert note.startswith("its config_digest is not that of its configuration")
+
     plan = plan_curriculum(config, store)
     assert [stage.status for stage in plan.stages] == ["trained"] * 3
     again = train(config, store, runs_dir=tmp_path / "runs")

@@ -17,7 +17,7 @@ from plyfold.adapters.tensors import tensor_digest
 from plyfold.cli.main import run
 from plyfold.core.digest import short
 from plyfold.registry import verify as verify_module
-from plyfold.registry.record import DataRef, Metric, Parent, Weights
+from plyfold.registry.record import DataRef, Metric, Parent, Recipe, Weights
 from plyfold.registry.scores import attest_scores
 from plyfold.registry.store import Store, find_store
 from plyfold.registry.verify import Check, verify
@@ -235,6 +235,16 @@ class TestCommand:
         for name in ("2", shelf.two, short(shelf.two)):
             assert run(["verify", name, "--json"]) == 4
             assert json.loads(capsys.readouterr().out)["checks"][0]["digest"] == shelf.two
+
+
+@pytest.mark.parametrize("config", [{"x": 1}, {"curriculum": "toy", "stages": {}}, {"curriculum": 7}])
+def test_a_configuration_that_cannot_be_read_is_a_note(
+    shelf: Shelf, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf.stage(3, "remedy", recipe=Recipe(config=config, config_digest=f"sha256:{'1' * 64}"))
+    assert run(["verify", "3", "--deep", "--json"]) == 0
+    (check,) = json.loads(capsys.readouterr().out)["checks"]
+    assert check["notes"][0].startswith("its configuration cannot be read by this version")
 
 
 def test_files_are_hashed_side_by_side(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
