@@ -126,11 +126,17 @@ def _counted(
 
 def _overruled(looked: Looked, heard: Mapping[str, list[Statement]], believed: list[Statement]) -> list[str]:
     """Revocations that stand in a repository, and are taken back only by what was said elsewhere."""
+    known: dict[str, list[Statement]] = {}
+    for item in believed:
+        known.setdefault(item.digest, []).append(item)
+    standing_here = {
+        digest: {each.id for each in standing([*items, *statements(looked.store, digest)])}
+        for digest, items in known.items()
+    }
     doubts = []
     for repo, items in heard.items():
         for item in standing(items):
-            known = [*statements(looked.store, item.digest), *(each for each in believed if each.digest == item.digest)]
-            if item.id not in {each.id for each in standing(known)}:
+            if item.id not in standing_here[item.digest]:
                 who = f"{item.payload.label} ({short(item.digest)})"
                 doubts.append(f"{repo} says {who} is revoked: {item.payload.reason}; here that is withdrawn")
     return doubts

@@ -90,7 +90,9 @@ def standing(known: Iterable[Statement]) -> list[Statement]:
 
 def adopt(store: Store, said: Iterable[Statement]) -> list[Statement]:
     """Keep statements, also about adapters that are not held here; return those that were not known."""
-    new = [item for item in said if item not in statements(store, item.digest)]
+    given = {(item.digest, item.id): item for item in said}
+    known = {digest: {item.id for item in statements(store, digest)} for digest in {digest for digest, _ in given}}
+    new = [item for (digest, name), item in given.items() if name not in known[digest]]
     for item in new:
         path = store.root / "attest" / item.digest.removeprefix(PREFIX) / f"{item.kind}-{item.id}.json"
         with disk_errors(path.parent):
