@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 
 @click.command("pull")
-@click.argument("refs", metavar="[NS/CURRICULUM | hf://ORG/REPO[@REV][/FOLDER]]...", nargs=-1)
+@click.argument("refs", metavar="[REF]...", nargs=-1)
 @click.option("--stages", help="Stages of NS/CURRICULUM or of the lock file, as 1,2,3; all there are by default.")
-@click.option("--merges", help="Merges of NS/CURRICULUM by their names, as gsm8k-s1.s2,..., or all; none by default.")
+@click.option(
+    "--merges",
+    is_flag=False,
+    flag_value="all",
+    help="Merges of NS/CURRICULUM by their names, as gsm8k-s1.s2,..., or all of them, instead of its stages.",
+)
 @click.option("--with-parents", is_flag=True, help="Also fetch every adapter they came from.")
 @click.option(
     "--lock",
@@ -49,11 +54,12 @@ def pull_command(
 ) -> None:
     """Fetch adapters from the Hub into the registry, every byte checked.
 
-    The stages fetched become the `latest` of their curriculum here. Adapters they came from are named if they are
-    missing, and fetched with --with-parents: a stage works without them, but was measured on top of them. Revocations
-    of any of them come along. With --public-key, whatever REF names has to be signed. Afterwards all of it works
-    offline; a location with a commit that was pulled before is not asked for again. Without a registry here or above,
-    one is made in this folder.
+    REF is NS/CURRICULUM, or hf://ORG/REPO[@REVISION][/FOLDER] for one repository. The stages fetched become the
+    `latest` of their curriculum here. Adapters they came from are named if they are missing, and fetched with
+    --with-parents: a stage works without them, but was measured on top of them. Revocations of any of them come
+    along. With --public-key, or PLYFOLD_PUBLIC_KEY, whatever REF names has to be signed. Afterwards all of it works
+    offline; a location with a commit that was pulled before is not asked for again. Without a registry here or
+    above, one is made in this folder.
     """
     from ..registry.hub_lock import locks_in, pull_locked
     from ..registry.hub_pull import Options, pull
@@ -61,8 +67,8 @@ def pull_command(
     if bool(refs) == bool(lock):
         raise ConfigError(
             "either references or a lock file" if lock else "what is to be pulled?",
-            found=" ".join(["--lock", str(lock), *refs]) if lock else "",
-            expected="NS/CURRICULUM, hf://ORG/REPO[@REV][/FOLDER], or --lock [FILE]",
+            found=" ".join(["--lock", str(lock), *refs]) if lock else f"--merges {merges}" if merges else "",
+            expected="NS/CURRICULUM or hf://ORG/REPO[@REVISION][/FOLDER] before other options, or --lock [FILE]",
         )
     if lock and merges is not None:
         raise ConfigError("a lock file names no merges", found=f"--merges {merges}", next_step="leave it out")
@@ -75,6 +81,7 @@ def pull_command(
             dry_run=dry_run,
             locks=() if lock else tuple(locks_in([Path.cwd(), *([folder.parent] if folder else [])])),
             public_keys=public_keys,
+            planned=task.total,
             done=lambda name: task.advance(note=name),
             notice=notices.append,
         )

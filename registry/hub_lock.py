@@ -10,6 +10,7 @@ from .hub_client import HubClient
 from .hub_places import Place, parse_location
 from .hub_pull import Options, Pulled, bring, look_from
 from .lock import LOCK_FILE, Lock, read_lock
+from .record import check_file_name
 from .store import Store
 
 
@@ -45,6 +46,7 @@ def pull_locked(
 
     Raises:
         NotFoundError: No such file, or stage in it; or a stage that is not held and for which it has no location.
+        ConfigError: A location that leaves its repository.
         IntegrityError: Not a lock file; or another adapter, or other bytes, lie there.
         And as `hub_pull.pull`.
     """
@@ -74,6 +76,8 @@ def pull_locked(
         promised = lock.curriculum, number
         if stage.location:
             places.append(parse_location(stage.location, stage=promised, digest=stage.digest))
+            if places[-1].folder:
+                check_file_name(places[-1].folder)
         else:
             places.append(Place(repo="", sha="", stage=promised, digest=stage.digest, pinned=True))
     return bring(look_from(store, client), places, options or Options())

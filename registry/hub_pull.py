@@ -92,6 +92,8 @@ class Options:
     """Locks of the user's projects: what they say is compared with what arrives."""
     public_keys: tuple[Path, ...] = ()
     """Each adapter asked for has to be signed by one of these."""
+    planned: Callable[[int], object] = lambda num_adapters: None
+    """Called with how many adapters there are, once that is known."""
     done: Callable[[str], object] = lambda name: None
     """Called with the name of each adapter whose files are here."""
     notice: Callable[[str], object] = lambda line: None
@@ -163,6 +165,7 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
     aliases: dict[str, str] = {}
     if not options.dry_run:
         require_space(looked.store.root, sum(each.size_bytes for each in wanted))
+        options.planned(len(wanted))
         for each in wanted:
             keys = options.public_keys if each.asked_for else ()
             obtain(looked, each, partial(require_signature, each, signatures.get(each.digest), keys))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plyfold.cli.main import run
-from plyfold.core.errors import IntegrityError, NotFoundError
+from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
 from plyfold.registry.hub import push
 from plyfold.registry.hub_client import HubClient
 from plyfold.registry.hub_lock import pull_locked
@@ -121,6 +121,16 @@ def test_another_adapter_at_the_location_stops_all(
     with pytest.raises(IntegrityError, match="another adapter"):
         pull_locked(away, lock, client=client)
     assert is_empty(away)
+
+
+def test_a_location_cannot_leave_its_repository(
+    hub: Hub, pushed: Store, away: Store, client: HubClient, lock: Path
+) -> None:
+    edit(lock, 2, location=f"{locations(pushed, stages(pushed)[1])[0]}/../../x")
+    hub.log.clear()
+    with pytest.raises(ConfigError):
+        pull_locked(away, lock, client=client)
+    assert not hub.log
 
 
 def test_names_move_only_when_all_is_sound(hub: Hub, pushed: Store, away: Store, client: HubClient, lock: Path) -> None:

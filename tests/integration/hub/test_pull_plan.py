@@ -230,7 +230,15 @@ def test_the_command_takes_all_of_it(
     assert run(["pull", "acme/toy", *there]) == 0
     assert "on trust" not in capsys.readouterr().err  # all of it is here already
     assert find_store(tmp_path / "new").merges("toy")
-    for wrong in ([], ["acme/toy", "--lock"], ["--lock", "x.json", "--merges", "all"], ["hf://a/b", "--merges", "all"]):
+    assert run(["pull", "acme/toy", "--merges", *there]) == 0
+    assert "toy merge" in capsys.readouterr().out
+    for wrong in (
+        ["--merges", "acme/toy"],
+        [],
+        ["acme/toy", "--lock"],
+        ["--lock", "x.json", "--merges", "all"],
+        ["hf://a/b", "--merges", "all"],
+    ):
         assert run(["pull", *wrong, *there]) == 2, wrong
 
 
