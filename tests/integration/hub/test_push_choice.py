@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -268,6 +269,33 @@ def test_a_dry_run_says_it_to_people(store: Store, hub: Hub, capsys: pytest.Capt
     assert "would be public; listed in the collection 'toy'; nothing was sent" in " ".join(shown.split())
     assert "MB" in shown
     assert not hub.log
+
+
+def test_people_are_told_of_what_leads_and_what_was_left(
+    hub: Hub,
+    store: Store,
+    client: HubClient,
+    make_adapter: MakeAdapter,
+    make_record: MakeRecord,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = stages(store)[0]
+    new = store.publish(make_adapter(tmp_path / "again", seed=9), make_record(1, "structure"))
+    push(store, [one], "acme", client=client)
+    value = {"path": "README.md", "content": base64.b64encode(b"by hand").decode()}
+    hub.store.commit("acme/toy-s01-structure", "main", [{"key": "file", "value": value}], "ada")
+    revoke(store, one, "bad")
+    there = ["push", "acme/toy", "--stages", "1", "--registry", str(store.root)]
+    assert run(there) == 0
+    shown = capsys.readouterr()
+    assert "README.md of acme/toy-s01-structure was edited on the Hub" in " ".join(shown.err.split())
+    assert "leads now" not in shown.err
+    for line in ("companions updated", "collection: http", "fetch anywhere: plyfold pull acme/toy --stages 1"):
+        assert line in shown.out
+    push(store, [new], "acme", client=client)
+    assert run(there) == 0
+    assert "where a later commit" in " ".join(capsys.readouterr().err.split())
 
 
 def test_signing_without_a_key_is_refused_first(
