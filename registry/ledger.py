@@ -59,7 +59,7 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
         IntegrityError: One of them is not readable, or speaks of another object.
     """
     found = []
-    for path in (folder / digest.removeprefix(PREFIX)).glob("[!.]*.json"):
+    for path in _statement_files(folder / digest.removeprefix(PREFIX)):
         value = read_json(path)
         try:
             statement = Attestation(
@@ -75,9 +75,17 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
 
 def remove_attestations(folder: Path, digest: str, kind: str) -> None:
     """Take back statements of one kind about `digest` that never left this machine."""
-    for path in (folder / digest.removeprefix(PREFIX)).glob("[!.]*.json"):
+    for path in _statement_files(folder / digest.removeprefix(PREFIX)):
         if read_json(path).get("kind") == kind:
             path.unlink(missing_ok=True)
+
+
+def _statement_files(folder: Path) -> list[Path]:
+    try:
+        names = os.listdir(folder)  # a glob takes as long as reading the statements
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
 def read_ref(path: Path) -> str | None:

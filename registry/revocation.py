@@ -7,6 +7,7 @@ itself is not held.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -89,8 +90,11 @@ def revocations(store: Store, digests: Iterable[str]) -> dict[str, list[Revocati
         IntegrityError: An attestation on the way is not readable, so nothing can be said.
     """
     attested = store.root / "attest"
-    if not attested.is_dir() or not any(attested.iterdir()):  # a read-only copy may lack empty folders
+    if not attested.is_dir():  # a read-only copy may lack empty folders
         return {}
+    with os.scandir(attested) as entries:
+        if next(entries, None) is None:
+            return {}
     asked = list(digests)
     own: dict[str, list[Revocation]] = {}
     children: dict[str, list[str]] = {}

@@ -119,9 +119,8 @@ def scored(store: Store, curriculum: str) -> dict[str, Score]:
         with suppress(IntegrityError, NotFoundError):  # `tree` marks it as damaged or missing
             bases.add(_base_name(store.peek(digest)))
     found: dict[str, Score] = {}
-    for statement in store.statements(EVAL):
-        payload = statement.payload
-        if payload.get("curriculum") != curriculum or str(payload.get("base")) not in bases:
+    for statement in store.statements(EVAL, curriculum):
+        if str(statement.payload.get("base")) not in bases:
             continue
         score = read_score(statement)
         if score and all(stages.get(number) == digest for number, digest in score.inputs.items()):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 from ..core.digest import PREFIX
 from ..core.errors import PlyfoldError
+from . import objects
 from .ledger import Attestation
 from .objects import Entry, Problem, find_problems
 from .record import RECORD_FILE, Record
@@ -26,12 +27,24 @@ class Snapshot(Store):
         super().__init__(root)
         self._entries: dict[str, Entry | PlyfoldError] = {}
         self._statements: dict[str, list[Attestation]] = {}
-        self._by_kind: dict[str, list[Attestation]] = {}
+        self._by_kind: dict[str, dict[str, list[Attestation]]] = {}
         self._problems: dict[str, list[Problem]] = {}
         self._stages: dict[str, dict[int, str]] = {}
-        self._digests: list[str] | None = None
-        self._curricula: list[str] | None = None
-        self._attested: set[str] | None = None
+
+    @cached_property
+    def _held(self) -> dict[str, None]:
+        return dict.fromkeys(super().digests())
+
+    @cached_property
+    def _curricula(self) -> list[str]:
+        return super().curricula()
+
+    @cached_property
+    def _attested(self) -> set[str]:
+        try:
+            return {PREFIX + name for name in os.listdir(self._attest)}
+        except FileNotFoundError:
+            return set()
 
     @classmethod
     def of(cls, store: Store) -> Self:
@@ -43,13 +56,17 @@ class Snapshot(Store):
         known = self._entries.get(digest)
         if known is None:
             try:
-                known = super().peek(digest)
+                known = self._read(digest) if digest in self._held else super().peek(digest)
             except PlyfoldError as error:
                 known = error
             self._entries[digest] = known
         if isinstance(known, PlyfoldError):
             raise known.with_traceback(None)
         return known
+
+    def _read(self, digest: str) -> Entry:
+        path = self.objects / digest.removeprefix(PREFIX)
+        return Entry(digest=digest, path=path, record=objects.read_record(path))
 
     def damage(self, entry: Entry) -> list[Problem]:
         """What names and sizes of an object's files show, as `find_problems` without hashes."""
@@ -58,16 +75,16 @@ class Snapshot(Store):
             self._problems[entry.digest] = [] if fits else find_problems(entry.path, entry.record, hashes=False)
         return self._problems[entry.digest]
 
+    def holds(self, digest: str) -> bool:
+        """Is there an object of this whole digest, sound or not?"""
+        return digest in self._held
+
     def digests(self) -> list[str]:
         """As `Store.digests`."""
-        if self._digests is None:
-            self._digests = super().digests()
-        return self._digests
+        return list(self._held)
 
     def curricula(self) -> list[str]:
         """As `Store.curricula`."""
-        if self._curricula is None:
-            self._curricula = super().curricula()
         return self._curricula
 
     def stages(self, curriculum: str) -> dict[int, str]:
@@ -78,17 +95,17 @@ class Snapshot(Store):
 
     def said(self, digest: str) -> list[Attestation]:
         """As `Store.said`."""
-        if self._attested is None:
-            self._attested = {PREFIX + path.name for path in _folders(self._attest)}
         if digest not in self._statements:
             self._statements[digest] = super().said(digest) if digest in self._attested else []
         return self._statements[digest]
 
-    def statements(self, kind: str) -> list[Attestation]:
-        """All statements of a kind about objects held, in order of their digests, oldest first."""
+    def statements(self, kind: str, curriculum: str) -> list[Attestation]:
+        """Statements of a kind about objects held that say a curriculum, by the objects' digests, oldest first."""
         if kind not in self._by_kind:
-            self._by_kind[kind] = [item for digest in self.digests() for item in self.said(digest) if item.kind == kind]
-        return self._by_kind[kind]
+            named = self._by_kind[kind] = {}
+            for item in (item for digest in self.digests() for item in self.said(digest) if item.kind == kind):
+                named.setdefault(str(item.payload.get("curriculum")), []).append(item)
+        return self._by_kind[kind].get(curriculum, [])
 
     def resolve(self, digest: str) -> str:
         """As `Store.resolve`."""
@@ -96,23 +113,17 @@ class Snapshot(Store):
         return known.digest if isinstance(known, Entry) else super().resolve(digest)
 
 
-def _folders(path: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as entries:
-            yield from entries
-    except FileNotFoundError:
-        return
-
-
 def _fits(path: Path, record: Record) -> bool:
     """Are an object's files, at one level, those of its record, and as large? False where it takes a closer look."""
-    declared = {item.path: item.size for item in record.files}
     found = {}
-    with os.scandir(path) as entries:
-        for entry in entries:
-            status = entry.stat(follow_symlinks=False)
-            if not stat.S_ISREG(status.st_mode):
-                return False
-            found[entry.name] = status.st_size
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                if not stat.S_ISREG(status.st_mode):
+                    return False
+                found[entry.name] = status.st_size
+    except OSError:
+        return False
     found.pop(RECORD_FILE, None)
-    return found == declared
+    return found == {item.path: item.size for item in record.files}

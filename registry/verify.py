@@ -76,9 +76,9 @@ def verify(store: Store, digests: Iterable[str] | None = None, *, deep: bool = F
     yield from _check_statements(store, None if asked is None else set(chosen))
 
 
-def with_ancestors(store: Store, digests: Iterable[str]) -> set[str]:
+def with_ancestors(store: Snapshot, digests: Iterable[str]) -> set[str]:
     """Adapters and all they came from or require, as far as the store holds them."""
-    held, found, waiting = set(store.digests()), set[str](), list(digests)
+    found, waiting = set[str](), list(digests)
     while waiting:
         digest = waiting.pop()
         if digest in found:
@@ -88,7 +88,7 @@ def with_ancestors(store: Store, digests: Iterable[str]) -> set[str]:
             record = store.peek(digest).record
         except PlyfoldError:
             continue  # its own check says so
-        waiting += [above for above in record.above if above in held]
+        waiting += [above for above in record.above if store.holds(above)]
     return found
 
 
@@ -99,8 +99,7 @@ def _check_object(store: Snapshot, deep: bool, digest: str) -> Check:
         fault = Problem(path=RECORD_FILE, fault="record", expected=error.expected or digest, found=error.found)
         return Check(name="(unreadable)", digest=digest, problems=[fault], notes=[])
     record = entry.record
-    held = set(store.digests())
-    gone = [f"ancestor {short(above)} is not in this registry" for above in record.above if above not in held]
+    gone = [f"ancestor {short(above)} is not in this registry" for above in record.above if not store.holds(above)]
     try:
         problems = find_problems(entry.path, record)
         if deep:
