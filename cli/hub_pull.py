@@ -146,13 +146,14 @@ def _say_what_else(results: list[Pulled], dry_run: bool) -> None:
     for each in results:
         if each.revoked:
             more = f" (and {len(each.revoked) - 1} more)" if each.revoked[1:] else ""
-            warn(f"{each.name} {each.revoked[0].mark(each.digest)}{more}; merge refuses it without --allow-revoked")
+            warn(f"{each.name}: {each.revoked[0].mark(each.digest)}{more}; merge refuses it without --allow-revoked")
         if each.previous and not dry_run:
             say(f"{each.name} was {short(each.previous)} here and is {short(each.digest)} now; both are kept")
         if each.alias:
             say(f"{each.name} {short(each.digest)} is named {each.alias} here")
-        for digest in each.missing:
-            warn(f"{each.name} came from {short(digest)}, which is not here: add --with-parents")
+        if each.missing:
+            which = ", ".join(map(short, each.missing))
+            warn(f"{each.name} came from {which}, not here: add --with-parents")
     trusted = [each.name for each in results if each.on_trust]
     if trusted and not dry_run:
         say(f"taken on trust: {', '.join(trusted)}; plyfold lock pins what they are")
