@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 @click.command("push")
 @click.argument("target", metavar="NS/CURRICULUM")
-@click.option("--stages", help="Stages to publish, as 1,2,3; all of them by default.")
-@click.option("--merges", help="Merges to publish by their names, as gsm8k-s1.s2,..., or all; none by default.")
+@click.option("--stages", help="Stages to publish, as 1,2,3; all of them where neither these nor merges are named.")
+@click.option(
+    "--merges",
+    is_flag=False,
+    flag_value="all",
+    help="Merges to publish by their names, as gsm8k-s1.s2,..., or all of them; then stages only if named too.",
+)
 @click.option("--public", is_flag=True, help="Make new repositories public; private otherwise.")
 @click.option("--tag", help="Also give this name to the commits, as v1.")
 @click.option(
@@ -102,7 +107,10 @@ def push_command(
     else:
         numbers = ",".join(str(each.stage) for each in results if each.asked_for and each.stage)
         fetch = [f"plyfold pull {target} --stages {numbers}"] if numbers else []
-        fetch += [f"plyfold pull hf://{each.repo}" for each in results if each.asked_for and not each.stage]
+        named = ",".join(each.slug for each in results if each.asked_for and each.slug)
+        fetch += [f"plyfold pull {target} --merges {named}"] if named else []
+        others = (each for each in results if each.asked_for and not each.stage and not each.slug)
+        fetch += [f"plyfold pull hf://{each.repo}" for each in others]
         _print(results, collected, fetch=fetch, visibility="public" if public else "private", planned=dry_run)
     for each in results:
         if each.asked_for and each.superseded:

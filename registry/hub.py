@@ -44,9 +44,11 @@ class Pushed:
 
     digest: str
     name: str
-    """Curriculum and label: `gsm8k 1 structure`."""
+    """Curriculum and label, for a merge its slug too: `gsm8k 1 structure`, `gsm8k merge gsm8k-s1.s2`."""
     stage: int | None
     """Its number; None for a merge."""
+    slug: str | None
+    """A merge's name."""
     repo: str
     size_bytes: int
     """Of the record and the files it declares."""
@@ -206,6 +208,7 @@ def _pushed(wanted: Wanted, *, asked_for: bool, signing: bool) -> Pushed:
         digest=entry.digest,
         name=wanted.name,
         stage=entry.record.stage.number if entry.record.stage else None,
+        slug=wanted.slug,
         repo=wanted.repo,
         size_bytes=sum(item.size for item in entry.record.files) + (entry.path / RECORD_FILE).stat().st_size,
         status=PLANNED,

@@ -7,20 +7,21 @@ lies beside the adapter (`companions`) is compared with what is said here before
 
 from __future__ import annotations
 
-import hashlib
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from ..core.digest import PREFIX, sha256_bytes, short
+from ..core.digest import sha256_bytes, short
 from ..core.errors import ConflictError, IntegrityError
 from . import card
 from .card_facts import Kin, facts_of
-from .companions import MAX_COMPANION_BYTES, REVOCATIONS_FILE, SIGNATURE_FILE, companions
-from .hub_client import PATIENCE_S, TRIES, Commit, HubClient, RemoteFile
+from .companions import REVOCATIONS_FILE, SIGNATURE_FILE, companions
+from .hub_client import PATIENCE_S, TRIES, HubClient, RemoteFile
 from .hub_errors import HeadMovedError, HubBusyError
+from .hub_look import COMPANION_LINE, Repository, difference, holds, line_of, stated
 from .hub_places import DIGEST_LINE, location
 from .record import RECORD_FILE
 from .revocation import Revocation
@@ -28,12 +29,8 @@ from .signing import signature_of, signs
 from .statements import parse_statements, standing, statements, to_bytes
 from .store import Entry, Store
 
-MAIN = "main"
 CARD_FILE = "README.md"
 SCORES_FILE = ".eval_results/plyfold.yaml"
-COMPANION_LINE = "companions-of: "
-"""Begins the description of a commit that changed only what lies beside an adapter."""
-
 PUSHED, UPDATED, THERE = "pushed", "companions updated", "already there"
 
 
@@ -56,8 +53,16 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        """Curriculum and label: `gsm8k 1 structure`."""
-        return f"{self.entry.record.curriculum} {self.entry.record.label}"
+        """Curriculum and label, for a merge its slug too: `gsm8k 1 structure`, `gsm8k merge gsm8k-s1.s2`."""
+        record = self.entry.record
+        return " ".join([record.curriculum, record.label, *([self.slug] if self.slug else [])])
+
+    @property
+    def slug(self) -> str | None:
+        """Name of a merge in the registry it was made in."""
+        slug = self.entry.record.recipe.details.get("slug")
+        fit = self.entry.record.kind == "merge" and isinstance(slug, str) and re.fullmatch(r"[\w.+*-]{1,128}", slug)
+        return str(slug) if fit else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,46 +92,6 @@ class _Change:
     note: str = ""
 
 
-class _Repository:
-    """What the Hub says of one repository at one moment."""
-
-    def __init__(self, client: HubClient, repo: str, trees: dict[str, dict[str, RemoteFile]]) -> None:
-        refs = client.refs(repo)
-        self.client, self.repo, self.tags = client, repo, refs.tags
-        self.head = refs.branches.get(MAIN)
-        self.commits: list[Commit] = client.commits(repo, self.head) if self.head else []
-        self._trees = trees
-
-    def tree(self, sha: str | None) -> dict[str, RemoteFile]:
-        """Files of a commit, which never change and so are asked for once."""
-        if sha is None:
-            return {}
-        if sha not in self._trees:
-            self._trees[sha] = self.client.files(self.repo, sha)
-        return self._trees[sha]
-
-    def read(self, store: Store, path: str, file: RemoteFile) -> bytes:
-        """A small file at the head, checked against what the tree says of it.
-
-        Raises:
-            IntegrityError: Twice other bytes came.
-        """
-        assert self.head is not None
-        with store.scratch() as folder:
-            for fresh in (False, True):
-                target = folder / "file"
-                self.client.fetch(self.repo, self.head, path, target, max_bytes=MAX_COMPANION_BYTES, fresh=fresh)
-                data = target.read_bytes()
-                if _holds(file, data) or file.size > MAX_COMPANION_BYTES:  # the reader says that it is too large
-                    return data
-        raise IntegrityError(
-            "a file came changed from the Hub, twice",
-            where=f"{location(self.repo, self.head)}/{path}",
-            expected=_expected(file),
-            next_step="try another network, or run the same command again later",
-        )
-
-
 def publish(client: HubClient, wanted: Wanted) -> Outcome:
     """Make sure that the repository has the adapter, and at its head what is said about it.
 
@@ -144,8 +109,8 @@ def publish(client: HubClient, wanted: Wanted) -> Outcome:
     note = ""
     start_s = time.monotonic()
     for attempt in count():
-        now = _Repository(client, repo, trees)
-        sha, head = _landed(now, entry), now.head
+        now = Repository(client, repo, trees)
+        sha, head = now.landed(entry), now.head
         _check_tag(repo, wanted.tag, now.tags, sha)
         if sha is None and isinstance(busy, HeadMovedError):
             _refuse_other(wanted, now, seen)
@@ -180,14 +145,18 @@ def publish(client: HubClient, wanted: Wanted) -> Outcome:
         _check_tag(repo, wanted.tag, client.refs(repo).tags, sha)
     status = PUSHED if PUSHED in tried else UPDATED if tried else THERE
     return Outcome(
-        commit=sha, head=head, status=status, superseded=head != sha and not _leads(now.commits, entry, sha), note=note
+        commit=sha,
+        head=head,
+        status=status,
+        superseded=head != sha and now.last_brought() not in (entry.digest, None),
+        note=note,
     )
 
 
 # ---- what to commit
 
 
-def _whole(now: _Repository, wanted: Wanted) -> _Change:
+def _whole(now: Repository, wanted: Wanted) -> _Change:
     """The commit that brings the adapter: the object as it is, and around it what can be made again or is said."""
     entry, store = wanted.entry, wanted.store
     # A repository of one commit was just made; asking what it holds would be one more request for every push.
@@ -208,7 +177,7 @@ def _whole(now: _Repository, wanted: Wanted) -> _Change:
     )
 
 
-def _beside(now: _Repository, wanted: Wanted) -> _Change | None:
+def _beside(now: Repository, wanted: Wanted) -> _Change | None:
     """The commit that adds what is said about an adapter that is there; None where nothing is new."""
     entry, store = wanted.entry, wanted.store
     said, signature = statements(store, entry.digest), signature_of(store, entry.digest)
@@ -216,11 +185,11 @@ def _beside(now: _Repository, wanted: Wanted) -> _Change | None:
     if not ours:
         return None
     tree = now.tree(now.head)
-    leads = _difference(entry, tree) is None
-    if not leads:
+    at_head = difference(entry, tree) is None
+    if not at_head:
         ours.pop(SIGNATURE_FILE, None)  # it would be taken for the signature of the adapter that leads
     there = {
-        name: data if _holds(tree[name], data) else now.read(store, name, tree[name])
+        name: data if holds(tree[name], data) else now.read(store, name, tree[name])
         for name, data in ours.items()
         if name in tree
     }
@@ -232,7 +201,7 @@ def _beside(now: _Repository, wanted: Wanted) -> _Change | None:
     if not files:
         return None
     note = ""
-    if REVOCATIONS_FILE in files and leads:
+    if REVOCATIONS_FILE in files and at_head:
         if _own_card(now, tree):
             facts = facts_of(store, entry, wanted.kin, _reaching(wanted, joined))
             files[CARD_FILE] = card.render(entry.record, repo=now.repo, facts=facts).encode()
@@ -257,9 +226,9 @@ def _signs(store: Store, entry: Entry, data: bytes) -> bool:
         return False
 
 
-def _own_card(now: _Repository, tree: Mapping[str, RemoteFile]) -> bool:
+def _own_card(now: Repository, tree: Mapping[str, RemoteFile]) -> bool:
     """Is the page at the head as a push left it?"""
-    last = next(commit for commit in now.commits if _named(commit, DIGEST_LINE) or _named(commit, COMPANION_LINE))
+    last = next(commit for commit in now.commits if line_of(commit, DIGEST_LINE) or line_of(commit, COMPANION_LINE))
     return last.sha == now.head or now.tree(last.sha).get(CARD_FILE) == tree.get(CARD_FILE)
 
 
@@ -274,40 +243,7 @@ def _reaching(wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Revocation, .
     return (*own, *(item for item in wanted.revocations if item.digest != digest))
 
 
-# ---- what is there
-
-
-def _landed(now: _Repository, entry: Entry) -> str | None:
-    """The newest commit that says it brought this adapter, and did."""
-    for commit in now.commits:
-        if _named(commit, DIGEST_LINE) == entry.digest and _difference(entry, now.tree(commit.sha)) is None:
-            return commit.sha
-    return None
-
-
-def _leads(commits: Sequence[Commit], entry: Entry, sha: str) -> bool:
-    """Is this adapter the last that came?"""
-    brought = next((name for commit in commits if (name := _named(commit, DIGEST_LINE))), entry.digest)
-    return brought == entry.digest
-
-
-def _named(commit: Commit, line_start: str) -> str | None:
-    lines = (line.strip() for line in commit.description.splitlines())
-    return next((line.removeprefix(line_start) for line in lines if line.startswith(line_start)), None)
-
-
-def _difference(entry: Entry, remote: Mapping[str, RemoteFile]) -> tuple[str, str, str] | None:
-    """(file, expected, found) of the first file of the object that the Hub holds otherwise."""
-    local = {item.path: item.sha256 for item in entry.record.files} | {RECORD_FILE: entry.digest}
-    for name, digest in local.items():
-        file = remote.get(name)
-        if file is None:
-            return name, digest, "no such file"
-        # In git itself all the Hub tells is git's own digest.
-        expected = digest if file.sha256 is not None else f"git:{_blob_sha1((entry.path / name).read_bytes())}"
-        if expected != _expected(file):
-            return name, expected, _expected(file)
-    return None
+# ---- refusals
 
 
 def _check_arrived(wanted: Wanted, sha: str, change: _Change, remote: Mapping[str, RemoteFile]) -> None:
@@ -316,39 +252,22 @@ def _check_arrived(wanted: Wanted, sha: str, change: _Change, remote: Mapping[st
     Raises:
         IntegrityError: It does; the first such file is named.
     """
-    difference = _difference(wanted.entry, remote) if change.status == PUSHED else None
+    wrong = difference(wanted.entry, remote) if change.status == PUSHED else None
     for name, data in change.files.items():
         file = remote.get(name)
-        if difference is None and isinstance(data, bytes) and not (file and _holds(file, data)):
-            difference = name, sha256_bytes(data), _expected(file) if file else "no such file"
-    if difference:
+        if wrong is None and isinstance(data, bytes) and not (file and holds(file, data)):
+            wrong = name, sha256_bytes(data), stated(file) if file else "no such file"
+    if wrong:
         raise IntegrityError(
             "the Hub holds other bytes than were sent",
-            where=f"{location(wanted.repo, sha)}/{difference[0]}",
-            expected=difference[1],
-            found=difference[2],
+            where=f"{location(wanted.repo, sha)}/{wrong[0]}",
+            expected=wrong[1],
+            found=wrong[2],
             next_step="run the same command again; it makes a new commit",
         )
 
 
-def _expected(file: RemoteFile) -> str:
-    return file.sha256 if file.sha256 is not None else f"git:{file.blob_sha1}"
-
-
-def _holds(file: RemoteFile, data: bytes) -> bool:
-    """Is `data` what the Hub says the file holds?"""
-    own = PREFIX + hashlib.sha256(data).hexdigest() if file.sha256 is not None else f"git:{_blob_sha1(data)}"
-    return own == _expected(file)
-
-
-def _blob_sha1(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-# ---- refusals
-
-
-def _refuse_other(wanted: Wanted, now: _Repository, seen: str | None) -> None:
+def _refuse_other(wanted: Wanted, now: Repository, seen: str | None) -> None:
     """Refuse to follow an adapter that came while this one was on its way.
 
     Raises:
@@ -358,7 +277,7 @@ def _refuse_other(wanted: Wanted, now: _Repository, seen: str | None) -> None:
     for commit in now.commits:
         if commit.sha == seen:
             return
-        other = _named(commit, DIGEST_LINE)
+        other = line_of(commit, DIGEST_LINE)
         if other and other != digest:
             raise ConflictError(
                 f"another adapter came to {now.repo} while {short(digest)} was being pushed",

@@ -66,7 +66,7 @@ def test_a_merge_travels_after_what_it_was_made_of(hub: Hub, store: Store, comma
     assert [each["asked_for"] for each in done] == [False, False, True]
     repo = done[-1]["repo"]
     assert repo == f"acme/toy-merge-{merged[7:19]}"
-    assert store.load(merged).record.recipe.details["slug"] == "toy-s1.s2x0.5"
+    assert done[-1]["name"] == "toy merge toy-s1.s2x0.5"
     head, body = page(hub, repo)
     assert (head["base_model"], head["base_model_relation"]) == ("acme/tiny-qwen2", "adapter")
     assert head["tags"][:2] == ["curriculum:toy", "merge"]
@@ -91,6 +91,21 @@ def test_a_lossy_merge_tells_its_error(hub: Hub, store: Store, command: Command,
     _, body = page(hub, done[-1]["repo"])
     assert f"relative to that sum, is {error:.3g} (Frobenius norm)" in body
     assert f"`{composition['certificate']['worst_module']['name']}`" in body
+
+
+def test_a_merge_is_fetched_as_push_says(
+    hub: Hub, store: Store, away: Store, merged: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(["push", "acme/toy", "--stages", "3", "--registry", str(store.root), "--merges"]) == 0
+    lines = [
+        line.partition(": plyfold ")[2] for line in capsys.readouterr().out.splitlines() if "fetch anywhere" in line
+    ]
+    assert lines == ["pull acme/toy --stages 3", "pull acme/toy --merges toy-s1.s2x0.5"]
+    for line in lines:
+        assert run([*line.split(), "--registry", str(away.root)]) == 0
+    assert {merged, stages(store)[2]} <= set(away.digests())
+    assert away.merges("toy") == {"toy-s1.s2x0.5": merged}
 
 
 def test_stages_and_merges_are_chosen_together_or_apart(store: Store, merged: str) -> None:
