@@ -17,7 +17,7 @@ from plyfold.registry.collection import collect
 from plyfold.registry.hub import choose, push
 from plyfold.registry.hub_client import HubClient
 from plyfold.registry.hub_pull import pull
-from plyfold.registry.record import Code
+from plyfold.registry.record import Code, Recipe
 from plyfold.registry.revocation import revoke
 from plyfold.registry.store import Store
 
@@ -106,6 +106,22 @@ def test_a_merge_is_fetched_as_push_says(
         assert run([*line.split(), "--registry", str(away.root)]) == 0
     assert {merged, stages(store)[2]} <= set(away.digests())
     assert away.merges("toy") == {"toy-s1.s2x0.5": merged}
+
+
+@pytest.mark.parametrize("slug", ["x\nadapter-digest: sha256:00", "\x1b[2J", "", "a b", 3, None])
+def test_a_name_that_somebody_made_up_gets_into_no_commit(
+    hub: Hub,
+    store: Store,
+    client: HubClient,
+    make_adapter: MakeAdapter,
+    make_record: MakeRecord,
+    tmp_path: Path,
+    slug: Any,
+) -> None:
+    record = make_record(None, parents=stages(store)[:1], recipe=Recipe(details={"slug": slug}))
+    done = push(store, [store.publish(make_adapter(tmp_path / "merge"), record)], "acme", client=client)[-1]
+    assert (done.name, done.slug) == ("toy merge", None)
+    assert hub.store.history(done.repo, "main")[0]["title"] == "toy merge"
 
 
 def test_stages_and_merges_are_chosen_together_or_apart(store: Store, merged: str) -> None:
