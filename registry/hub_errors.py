@@ -53,7 +53,9 @@ def translate(error: Exception, where: str) -> PlyfoldError | None:
         isinstance(error, (ConnectionError, TimeoutError)) and error.errno not in DISK_FULL
     ):
         return _busy(where, type(error).__name__)
-    if isinstance(error, (EndlessAnswerError, *NONSENSE)):
+    if isinstance(error, EndlessAnswerError):
+        return FailedError("the answer of the Hub has no end", where=where, found=found)
+    if isinstance(error, NONSENSE):
         return HubBusyError(
             "the answer of the Hub makes no sense",
             where=where,

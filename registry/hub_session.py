@@ -12,7 +12,7 @@ from typing import Any
 
 MAX_ANSWER_BYTES = 32_000_000
 """Longest answer that is not a file: a thousand rows of a listing are some megabytes."""
-MAX_REQUESTS = 1000
+MAX_REQUESTS = 200
 """Most requests for one question: listings come in pages."""
 STREAMED = {"plyfold.streamed": True}
 """Extensions of a request whose answer is read piece by piece by who asked."""

@@ -136,7 +136,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     _require_plain(path)
     rows = []
     with path.open("rb") as file:
+        whole = True
         for line in iter(lambda: file.readline(MAX_RECORD_BYTES), b""):
+            begins, whole = whole, line.endswith(b"\n")
+            if not begins or (not whole and len(line) == MAX_RECORD_BYTES):
+                continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):

@@ -97,7 +97,7 @@ def read_lock(path: Path) -> Lock:
         data = read_capped(path, MAX_RECORD_BYTES)
         if len(data) > MAX_RECORD_BYTES:
             raise ValueError("too large")
-        value = json.loads(data, object_pairs_hook=_once)
+        value = json.loads(data.decode(), object_pairs_hook=_once)
         lock = Lock.model_validate(value)
         if canonical_json(lock.model_dump(mode="json", by_alias=True, exclude_unset=True)) != canonical_json(value):
             raise ValueError("a value of another type than it should have")

@@ -111,9 +111,9 @@ def test_an_answer_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
 
     taken: list[int] = []
     client, _ = answering(monkeypatch, lambda request: httpx2.Response(200, content=zeros()))
-    with pytest.raises(HubBusyError, match="more than 32,000,000 bytes"):
+    with pytest.raises(FailedError, match="more than 32,000,000 bytes"):
         client.refs("acme/toy")
-    assert len(taken) <= TRIES * 33
+    assert len(taken) <= 33
 
 
 def test_a_listing_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +121,9 @@ def test_a_listing_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
         return httpx2.Response(200, json=[], headers={"Link": f'<{request.url}>; rel="next"'})
 
     client, seen = answering(monkeypatch, circle)
-    with pytest.raises(HubBusyError, match="more than 1,000 requests"):
+    with pytest.raises(FailedError, match="more than 200 requests"):
         client.repos("acme", "toy")
-    assert len(seen) == TRIES * MAX_REQUESTS
+    assert len(seen) <= MAX_REQUESTS
 
 
 def answering(

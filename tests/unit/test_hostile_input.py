@@ -1,0 +1,108 @@
+"""Records and registries that lie: right, or one clear refusal. `benchmarks/registry.py hostile` does thousands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plyfold.core.errors import IntegrityError, NotFoundError
+from plyfold.registry.lock import make_lock, read_lock, write_lock
+from plyfold.registry.store import Store
+
+from ..hostile_verdicts import KINDS
+
+REPOSITORY = Path(__file__).parents[2]
+CASES_OF_A_KIND = 1
+
+
+def test_hostile_input_is_right_or_refused_once() -> None:
+    command = [sys.executable, "benchmarks/registry.py", "hostile", "--json", "--seed", "700000", "--no-hub"]
+    done = subprocess.run(
+        [*command, "--num", str(CASES_OF_A_KIND * len(KINDS))], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout, done.stderr
+    report = json.loads(done.stdout)["hostile"]
+    assert report["faults"] == []
+    assert {kind: sum(counts.values()) for kind, counts in report["counts"].items()} == dict.fromkeys(
+        KINDS, CASES_OF_A_KIND
+    )
+    outcomes = {outcome for counts in report["counts"].values() for outcome in counts}
+    assert {"right", "IntegrityError"} <= outcomes
+
+
+@pytest.fixture
+def store(tmp_path: Path, make_record: Any) -> Store:
+    store = Store(tmp_path / "store")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "weights").write_bytes(b"x")
+    store.set_ref("toy", 1, store.publish(tmp_path / "source", make_record()))
+    return store
+
+
+@pytest.mark.parametrize(
+    ("path", "ask"),
+    [
+        ("refs/toy/1/latest", lambda store: store.ref("toy", 1)),
+        ("log.jsonl", lambda store: store.log()),
+        ("log.jsonl", lambda store: store.publish(store.root / "../source", store.peek(store.digests()[0]).record)),
+        ("locations.json", lambda store: store.base_path("acme/tiny", "0" * 40)),
+        ("objects/sha256/{}/lineage.json", lambda store: store.load(store.digests()[0])),
+        ("attest/{}/0.json", lambda store: store.attestations(store.digests()[0])),
+        ("../curriculum.lock.json", lambda store: read_lock(store.root / "../curriculum.lock.json")),
+    ],
+)
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_what_is_no_file_is_refused_and_not_waited_for(store: Store, path: str, ask: Any, make: Any) -> None:
+    place = store.root / path.format(store.digests()[0].removeprefix("sha256:"))
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    make(place)
+    with pytest.raises(IntegrityError):
+        ask(store)
+
+
+def test_an_object_holds_its_own_record(store: Store, tmp_path: Path) -> None:
+    record = store.load(store.digests()[0]).path / "lineage.json"
+    record.rename(tmp_path / "elsewhere.json")
+    record.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(IntegrityError, match="record"):
+        store.load(store.digests()[0])
+
+
+def test_a_folder_that_is_no_stages_number_names_no_stage(store: Store) -> None:
+    for name in ("0", "01", "\u0661", "1000", "9" * 200):
+        (store.root / "refs" / "toy" / name).mkdir()
+        (store.root / "refs" / "toy" / name / "latest").write_text(f"sha256:{'1' * 64}\n")
+    assert store.stages("toy") == {1: store.digests()[0]}
+    with pytest.raises(NotFoundError, match="no stage"):
+        store.ref("toy", "9" * 5000)
+
+
+def test_a_line_of_the_log_that_does_not_end_is_passed_over_with_all_it_holds(store: Store) -> None:
+    path = store.root / "log.jsonl"
+    known = store.log()
+    hidden = b"x" * 1_000_000 + b'{"event":"ref"}' + b" " * 2_000_000
+    path.write_bytes(path.read_bytes() + hidden + b'\n{"event":"last"}\n')
+    assert store.log() == [*known, {"event": "last"}]
+    os.truncate(path, 1 << 30)
+    assert store.log() == [*known, {"event": "last"}]
+
+
+def test_a_lock_file_can_be_read_in_one_way_only(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "curriculum.lock.json"
+    write_lock(path, make_lock(store, "toy"))
+    sound = path.read_text()
+    assert read_lock(path).to_json() == json.loads(sound)
+    path.write_bytes(sound.encode("utf-16"))
+    with pytest.raises(IntegrityError, match="lock file"):
+        read_lock(path)
+    for old, new in [('"1": {', '"01": {'), ('"stages"', '"stages": {}, "stages"'), ('"schema": 1', '"schema": 1.0')]:
+        path.write_text(sound.replace(old, new))
+        with pytest.raises(IntegrityError, match="lock file"):
+            read_lock(path)
