@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from ..core.console import emit_json, print_table, progress, stdout
-from ..core.digest import short
+from ..core.console import emit_json, print_table, printable, progress, stdout
+from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IntegrityError
 from .options import curriculum_option, json_option, public_key_option, registry_option
 
@@ -86,9 +86,9 @@ def verify_command(
         ]
         columns = ["digest", "what", "files", "MB", "result"] + (["signature"] if signature else [])
         print_table(columns, rows, right=["files", "MB"])
-        for check in faulty:
-            for problem in check.problems:
-                stdout().print(f"{short(check.digest)}  {problem}", markup=False)
+        for check in checks:
+            for line in [*map(str, check.problems), *(f"note: {note}" for note in check.notes)]:
+                stdout().print(f"{short(check.digest)}  {printable(line)}", markup=False)
         if replay:
             from .replay import print_replays
 
@@ -100,7 +100,7 @@ def verify_command(
             where=f"{first.name} {short(first.digest)}: {first.problems[0].path}",
             expected=first.problems[0].expected,
             found=first.problems[0].found or first.problems[0].fault,
-            next_step="remove the damaged objects from objects/sha256, then train or fetch them again",
+            next_step=_mend(first),
         )
     for each in signatures.values():
         each.require()
@@ -147,7 +147,17 @@ def _check_signatures(store: Store, digests: Sequence[str], public_keys: tuple[P
     return found
 
 
+def _mend(check: Check) -> str:
+    if check.name.startswith("refs/"):
+        return f"train or fetch what {check.name} names, or remove that file"
+    if check.name.startswith("attest/"):
+        return (
+            f"remove the file from attest/{check.digest.removeprefix(PREFIX)}; the adapter itself is not touched by it"
+        )
+    return "remove the damaged objects from objects/sha256, then train or fetch them again"
+
+
 def _verdict(check: Check) -> str:
     if check.problems:
         return f"{len(check.problems)} fault{'s' if len(check.problems) > 1 else ''}"
-    return "; ".join(["ok", *check.notes])
+    return "ok" + (f", {len(check.notes)} note{'s' if len(check.notes) > 1 else ''}" if check.notes else "")

@@ -228,6 +228,26 @@ class TestCommand:
             assert len(json.loads(capsys.readouterr().out)["checks"]) == count
         assert run(["verify", "7"]) == 3
 
+    def test_what_mends_it_is_said(self, shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+        note = shelf.store.attest(shelf.one, "note", {})
+        note.write_text("{")
+        assert run(["verify", "1"]) == 4
+        assert f"attest/{shelf.one[7:]}" in "".join(capsys.readouterr().err.split())
+        note.unlink()
+        (shelf.store.root / "refs/toy/2/latest").write_text("nonsense")
+        assert run(["verify"]) == 4
+        assert "or remove that file" in " ".join(capsys.readouterr().err.split())
+
+    def test_notes_and_faults_have_lines_of_their_own(self, shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+        gone = f"sha256:{'e' * 64}"
+        digest = shelf.stage(3, "remedy", requires=[gone])
+        (shelf.store.peek(shelf.one).path / "surprise").write_text("")
+        assert run(["verify"]) == 4
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert any(line.startswith(f"{short(digest)} toy 3 remedy") and line.endswith("ok, 1 note") for line in lines)
+        assert f"{short(digest)} note: ancestor {short(gone)} is not in this registry" in lines
+        assert f"{short(shelf.one)} surprise is not in the record" in lines
+
     def test_a_damaged_record_can_be_named(self, shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
         record = shelf.store.peek(shelf.two).path / "lineage.json"
         record.chmod(0o644)
