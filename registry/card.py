@@ -68,7 +68,7 @@ def eval_results(record: Record, facts: Facts) -> str | None:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
     from huggingface_hub.utils import yaml_dump
 
-    dataset = _eval_dataset(record)
+    dataset = _eval_dataset(record, facts)
     scores = [metric for metric in _metrics(record, facts) if metric.name == "accuracy"]
     if not _HUB_DATASET.fullmatch(dataset["id"]) or not scores:
         return None
@@ -95,7 +95,7 @@ def _metrics(record: Record, facts: Facts) -> Sequence[Metric]:
 def _model_index(record: Record, facts: Facts) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
-    dataset = _eval_dataset(record)
+    dataset = _eval_dataset(record, facts)
     return [
         EvalResult(
             task_type="text-generation",
@@ -112,11 +112,14 @@ def _model_index(record: Record, facts: Facts) -> list[EvalResult]:
     ]
 
 
-def _eval_dataset(record: Record) -> dict[str, Any]:
-    """The data that scores are of, as the recipe's configuration names it; else the curriculum stands for it."""
+def _eval_dataset(record: Record, facts: Facts) -> dict[str, Any]:
+    """The data that scores are of; where they do not say, what the recipe's configuration names, or the curriculum."""
     section = record.recipe.config.get("eval")
     found = section.get("data") if isinstance(section, dict) else None
     found = found if isinstance(found, dict) else {}
+    if facts.data:
+        same = found.get("path") == facts.data.id
+        found = {**facts.data.model_dump(), "path": facts.data.id, "name": found.get("name") if same else None}
     text = {key: one_line(str(found[key])) if found.get(key) else None for key in ("path", "name", "split", "revision")}
     return {
         "id": text["path"] or record.curriculum,
@@ -144,14 +147,14 @@ def _scores(record: Record, facts: Facts) -> str:
     lines = ["## Scores", ""]
     whose = "whose exact sum this is" if record.kind == "merge" else "which is what was trained"
     lines += [f"Of stages {plain(facts.variant)} together, {whose}; on" if facts.variant else "On"]
-    lines[-1] += f" {_eval_name(record)}."
+    lines[-1] += f" {_eval_name(record, facts)}."
     lines += [""]
     rows = [f"| {plain(item.name)} | {item.value:.4g} | {plain(_circumstances(item, facts))} |" for item in metrics]
     return "\n".join([*lines, "| metric | value | measured |", "|---|---:|---|", *rows])
 
 
-def _eval_name(record: Record) -> str:
-    dataset = _eval_dataset(record)
+def _eval_name(record: Record, facts: Facts) -> str:
+    dataset = _eval_dataset(record, facts)
     name = plain(dataset["id"])
     if _HUB_DATASET.fullmatch(dataset["id"]):
         name = f"[{name}]({HUB}/datasets/{dataset['id']})"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .record import MAX_RECORD_BYTES, Metric, Record
+from .evaluations import Evaluation
+from .record import MAX_RECORD_BYTES, DataRef, Metric, Record
 from .revocation import Revocation
-from .scores import EVAL
+from .scores import EVAL, Score, read_score
 from .store import Entry, Store
 
 COMPOSITION_FILE = "composition.json"
@@ -37,6 +38,8 @@ class Facts:
     """Digest -> adapter that the record names."""
     metrics: tuple[Metric, ...] = ()
     """Scores attested after it was made."""
+    data: DataRef | None = None
+    """Rows they were measured on, where that is on record."""
     variant: str = ""
     """What was scored, when that is more than this adapter: `1+2`."""
     composition: Mapping[str, Any] = field(default_factory=dict)
@@ -50,17 +53,26 @@ def facts_of(
     entry: Entry,
     kin: Mapping[str, Kin],
     revocations: tuple[Revocation, ...] = (),
+    evaluations: Iterable[Evaluation] = (),
 ) -> Facts:
-    """Gather what a registry knows about one of its adapters.
+    """Gather what is known about an adapter of a registry.
+
+    Args:
+        store: The registry.
+        entry: The adapter.
+        kin: Digest -> adapter that the record names.
+        revocations: Those that reach it.
+        evaluations: What others measured of it.
 
     Raises:
         IntegrityError: An attestation is not readable.
     """
-    variant, metrics = _scores(store, entry)
+    best, together = _score(store, entry, evaluations)
     return Facts(
         kin=kin,
-        metrics=metrics,
-        variant=variant,
+        metrics=tuple(best.metrics) if best else (),
+        data=best.data if best else None,
+        variant=best.variant if best and together > 1 else "",
         composition=_composition(entry),
         revocations=revocations,
     )
@@ -72,22 +84,19 @@ def is_plain_sum(record: Record) -> bool:
     return exact and bool(record.parents) and all(parent.scale == 1.0 for parent in record.parents)
 
 
-def _scores(store: Store, entry: Entry) -> tuple[str, tuple[Metric, ...]]:
-    """The latest scores of exactly the adapters that are active when this one is used as it was made."""
+def _score(store: Store, entry: Entry, others: Iterable[Evaluation]) -> tuple[Score | None, int]:
+    """The score, on the most problems, of just the adapters that are active when this one is used as made; how many."""
     record = entry.record
     if record.kind == "merge":
         together = {parent.digest for parent in record.parents} if is_plain_sum(record) else set()
     else:
         together = {entry.digest, *(item.digest for item in record.parents if item.role == "active_during_training")}
     base = f"{record.base.repo}@{record.base.revision}"
-    held = set(store.digests())
-    said = [item for digest in together & held for item in store.attestations(digest, EVAL)]
-    for item in sorted(said, key=lambda item: item.created, reverse=True):
-        inputs = item.payload.get("inputs")
-        if isinstance(inputs, dict) and set(inputs.values()) == together and item.payload.get("base") == base:
-            metrics = tuple(Metric.model_validate(each) for each in item.payload.get("metrics", []))
-            return (str(item.payload.get("variant", "")) if len(together) > 1 else ""), metrics
-    return "", ()
+    said = [item for digest in together & set(store.digests()) for item in store.attestations(digest, EVAL)]
+    said += [item.to_attestation() for item in others if item.is_about(entry.digest, record)]
+    known = [read_score(item) for item in said if item.payload.get("base") == base]
+    fit: list[Score] = [score for score in known if score and set(score.inputs.values()) == together]
+    return max(fit, key=lambda score: (score.n, score.created), default=None), len(together)
 
 
 def _composition(entry: Entry) -> Mapping[str, Any]:

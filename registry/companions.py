@@ -1,16 +1,17 @@
-"""What lies beside an adapter in its repository and is no part of its digest: statements about it, and a signature."""
+"""What lies beside an adapter in its repository outside its digest: what is said of it, scores, a signature."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .signing import keep_signature, signature_of
-from .statements import MAX_STATEMENTS_BYTES, Statement, adopt, parse_statements, statements, to_bytes
+from .evaluations import evaluations, evaluations_to_bytes, parse_evaluations
+from .signing import signature_of
+from .statements import MAX_STATEMENTS_BYTES, parse_statements, statements, to_bytes
 from .store import Store
 
 REVOCATIONS_FILE = "revocations.json"
+EVALUATIONS_FILE = "evaluations.json"
 SIGNATURE_FILE = "model.sig"
-COMPANIONS = (REVOCATIONS_FILE, SIGNATURE_FILE)
 MAX_COMPANION_BYTES = MAX_STATEMENTS_BYTES
 """Largest companion fetched."""
 
@@ -33,20 +34,9 @@ def companions(
     there = parse_statements(remote[REVOCATIONS_FILE], where) if REVOCATIONS_FILE in remote else []
     said = [*there, *statements(store, digest)]
     files = {REVOCATIONS_FILE: to_bytes(said)} if said else {}
+    measured = parse_evaluations(remote[EVALUATIONS_FILE], where) if EVALUATIONS_FILE in remote else []
+    if measured := [*measured, *evaluations(store, digest)]:
+        files[EVALUATIONS_FILE] = evaluations_to_bytes(measured)
     ours, theirs = signature_of(store, digest), remote.get(SIGNATURE_FILE)
     signature = ours if ours and (replace_signature or theirs is None) else theirs
     return files | ({SIGNATURE_FILE: signature} if signature else {})
-
-
-def keep_companions(store: Store, digest: str, remote: Mapping[str, bytes], where: object) -> list[Statement]:
-    """Take what stood beside an adapter into the registry; return the statements that were not known here.
-
-    Statements about other adapters are kept as well: a repository holds a stage's whole history.
-
-    Raises:
-        IntegrityError: It is not readable, or a signature of another adapter.
-    """
-    said = parse_statements(remote[REVOCATIONS_FILE], where) if REVOCATIONS_FILE in remote else []
-    if SIGNATURE_FILE in remote:
-        keep_signature(store, digest, remote[SIGNATURE_FILE], where)
-    return adopt(store, said)

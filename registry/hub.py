@@ -13,15 +13,14 @@ from typing import Any
 
 from ..core.errors import ConfigError, IncompatibleError, NotFoundError
 from .card_facts import Kin
-from .companions import REVOCATIONS_FILE, SIGNATURE_FILE
+from .companions import SIGNATURE_FILE
 from .hub_client import HubClient
-from .hub_commit import Outcome, Wanted, publish
+from .hub_commit import Outcome, Wanted, publish, said_here
 from .hub_places import attest_location, check_shareable, location, repo_of
 from .hub_pull import Pulled, pull
 from .record import RECORD_FILE
 from .revocation import revocations
-from .signing import sign, signature_of
-from .statements import statements
+from .signing import sign
 from .store import MERGES, Entry, Store
 
 __all__ = ["Pulled", "Pushed", "Signer", "choose", "pull", "push", "repo_of"]
@@ -55,7 +54,7 @@ class Pushed:
     status: str
     """`pushed`, `companions updated`, `already there`, or `would be pushed` in a dry run."""
     companions: tuple[str, ...]
-    """What is said about it here and so travels beside it: revocations.json, model.sig."""
+    """What is said about it here and so travels beside it: revocations.json, evaluations.json, model.sig."""
     asked_for: bool
     """False for ancestors."""
     commit: str | None = None
@@ -202,8 +201,7 @@ def push(
 def _pushed(wanted: Wanted, *, asked_for: bool, signing: bool) -> Pushed:
     """What is known of an adapter before anything is sent."""
     entry = wanted.entry
-    revoked = bool(statements(wanted.store, entry.digest))
-    signed = signing or signature_of(wanted.store, entry.digest) is not None
+    beside = [*said_here(wanted.store, entry.digest), *([SIGNATURE_FILE] if signing else [])]
     return Pushed(
         digest=entry.digest,
         name=wanted.name,
@@ -212,7 +210,7 @@ def _pushed(wanted: Wanted, *, asked_for: bool, signing: bool) -> Pushed:
         repo=wanted.repo,
         size_bytes=sum(item.size for item in entry.record.files) + (entry.path / RECORD_FILE).stat().st_size,
         status=PLANNED,
-        companions=(*([REVOCATIONS_FILE] if revoked else []), *([SIGNATURE_FILE] if signed else [])),
+        companions=tuple(dict.fromkeys(beside)),
         asked_for=asked_for,
     )
 

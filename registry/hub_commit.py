@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,8 @@ from ..core.digest import sha256_bytes, short
 from ..core.errors import ConflictError, IntegrityError
 from . import card
 from .card_facts import Kin, facts_of
-from .companions import REVOCATIONS_FILE, SIGNATURE_FILE, companions
+from .companions import EVALUATIONS_FILE, REVOCATIONS_FILE, SIGNATURE_FILE, companions
+from .evaluations import evaluations, evaluations_to_bytes, parse_evaluations
 from .hub_client import PATIENCE_S, TRIES, HubClient, RemoteFile
 from .hub_errors import HeadMovedError, HubBusyError
 from .hub_look import COMPANION_LINE, Repository, difference, holds, line_of, stated
@@ -31,6 +32,7 @@ from .store import Entry, Store
 
 CARD_FILE = "README.md"
 SCORES_FILE = ".eval_results/plyfold.yaml"
+WORDS = {REVOCATIONS_FILE: "revocations", EVALUATIONS_FILE: "scores", SIGNATURE_FILE: "signature"}
 PUSHED, UPDATED, THERE = "pushed", "companions updated", "already there"
 
 
@@ -161,14 +163,9 @@ def _whole(now: Repository, wanted: Wanted) -> _Change:
     entry, store = wanted.entry, wanted.store
     # A repository of one commit was just made; asking what it holds would be one more request for every push.
     tree = now.tree(now.head) if len(now.commits) > 1 or statements(store, entry.digest) else {}
-    there = {}
-    if REVOCATIONS_FILE in tree:
-        there[REVOCATIONS_FILE] = now.read(store, REVOCATIONS_FILE, tree[REVOCATIONS_FILE])
+    there = _there(now, store, tree, (REVOCATIONS_FILE, EVALUATIONS_FILE))
     said_about = companions(store, entry.digest, there, location(now.repo, now.head or ""))
-    facts = facts_of(store, entry, wanted.kin, _reaching(wanted, said_about))
-    files: dict[str, Path | bytes] = {CARD_FILE: card.render(entry.record, repo=now.repo, facts=facts).encode()}
-    if scores := card.eval_results(entry.record, facts):
-        files[SCORES_FILE] = scores.encode()
+    files = _pages(now, wanted, said_about)
     files |= said_about
     deleted = tuple(name for name in (SIGNATURE_FILE, SCORES_FILE) if name in tree and name not in files)
     files |= {name: entry.path / name for name in (RECORD_FILE, *(item.path for item in entry.record.files))}
@@ -180,19 +177,14 @@ def _whole(now: Repository, wanted: Wanted) -> _Change:
 def _beside(now: Repository, wanted: Wanted) -> _Change | None:
     """The commit that adds what is said about an adapter that is there; None where nothing is new."""
     entry, store = wanted.entry, wanted.store
-    said, signature = statements(store, entry.digest), signature_of(store, entry.digest)
-    ours = ({REVOCATIONS_FILE: to_bytes(said)} if said else {}) | ({SIGNATURE_FILE: signature} if signature else {})
+    ours = said_here(store, entry.digest)
     if not ours:
         return None
     tree = now.tree(now.head)
-    at_head = difference(entry, tree) is None
-    if not at_head:
+    leads = difference(entry, tree) is None
+    if not leads:
         ours.pop(SIGNATURE_FILE, None)  # it would be taken for the signature of the adapter that leads
-    there = {
-        name: data if holds(tree[name], data) else now.read(store, name, tree[name])
-        for name, data in ours.items()
-        if name in tree
-    }
+    there = _there(now, store, tree, ours, known=ours)
     if SIGNATURE_FILE in there and not _signs(store, entry, there[SIGNATURE_FILE]):
         del there[SIGNATURE_FILE]
     at = location(now.repo, now.head or "")
@@ -201,21 +193,58 @@ def _beside(now: Repository, wanted: Wanted) -> _Change | None:
     if not files:
         return None
     note = ""
-    if REVOCATIONS_FILE in files and at_head:
+    changed = [name for name in WORDS if name in files]
+    if leads and changed != [SIGNATURE_FILE]:
         if _own_card(now, tree):
-            facts = facts_of(store, entry, wanted.kin, _reaching(wanted, joined))
-            files[CARD_FILE] = card.render(entry.record, repo=now.repo, facts=facts).encode()
+            others = _there(now, store, tree, {REVOCATIONS_FILE, EVALUATIONS_FILE} - set(joined))  # shown, not changed
+            files |= _pages(now, wanted, joined | others)
         else:
-            note = f"{CARD_FILE} of {now.repo} was edited on the Hub and is left as it is: say there what was revoked"
-    what = {REVOCATIONS_FILE: "revocations", SIGNATURE_FILE: "signature"}
-    title = " and ".join(word for name, word in what.items() if name in files)
+            what = " and ".join(WORDS[name] for name in changed if name != SIGNATURE_FILE)
+            note = f"{CARD_FILE} of {now.repo} was edited on the Hub and is left as it is: tell of the {what} there"
     return _Change(
-        title=f"{title} of {wanted.name}",
+        title=f"{' and '.join(WORDS[name] for name in changed)} of {wanted.name}",
         description=COMPANION_LINE + entry.digest,
         files=files,
         status=UPDATED,
         note=note,
     )
+
+
+def said_here(store: Store, digest: str) -> dict[str, bytes]:
+    """What a registry has to say beside an adapter: name -> bytes.
+
+    Raises:
+        IntegrityError: An attestation is not readable.
+    """
+    said, measured, signature = statements(store, digest), evaluations(store, digest), signature_of(store, digest)
+    ours = {REVOCATIONS_FILE: to_bytes(said)} if said else {}
+    ours |= {EVALUATIONS_FILE: evaluations_to_bytes(measured)} if measured else {}
+    return ours | ({SIGNATURE_FILE: signature} if signature else {})
+
+
+def _there(
+    now: Repository,
+    store: Store,
+    tree: Mapping[str, RemoteFile],
+    names: Iterable[str],
+    known: Mapping[str, bytes] | None = None,
+) -> dict[str, bytes]:
+    """Companions at the head; those that are as in `known` are not fetched."""
+    return {
+        name: known[name] if known and holds(tree[name], known[name]) else now.read(store, name, tree[name])
+        for name in names
+        if name in tree
+    }
+
+
+def _pages(now: Repository, wanted: Wanted, said: Mapping[str, bytes]) -> dict[str, Path | bytes]:
+    """What shows an adapter and its scores to people and to the Hub, made again from all that is said about it."""
+    measured = parse_evaluations(said[EVALUATIONS_FILE]) if EVALUATIONS_FILE in said else []
+    facts = facts_of(wanted.store, wanted.entry, wanted.kin, _reaching(wanted, said), measured)
+    record = wanted.entry.record
+    scores = card.eval_results(record, facts)
+    page = card.render(record, repo=now.repo, facts=facts).encode()
+    return {CARD_FILE: page} | ({SCORES_FILE: scores.encode()} if scores else {})
 
 
 def _signs(store: Store, entry: Entry, data: bytes) -> bool:

@@ -17,6 +17,7 @@ from ..core.errors import IntegrityError
 from ..core.files import require_space
 from . import hub_names
 from .ancestry import keep_record
+from .evaluations import adopt_evaluations
 from .hub_client import HubClient, switched_off
 from .hub_fetch import obtain
 from .hub_find import Looked, find_places
@@ -24,6 +25,7 @@ from .hub_lineage import Ancestor, Wanted, named, walk
 from .hub_places import Place, attest_location, held, locations
 from .hub_plan import distinct, missing_ancestors, want
 from .hub_remote import Remote
+from .hub_scores import hear_scores
 from .hub_signatures import check_keys, fetch_signature, is_signed, require_signature
 from .hub_statements import Heard, hear, reaching
 from .lock import Lock
@@ -170,6 +172,7 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
             keys = options.public_keys if each.asked_for else ()
             obtain(looked, each, partial(require_signature, each, signatures.get(each.digest), keys))
             options.done(each.name)
+        adopt_evaluations(looked.store, [] if switched_off() else hear_scores(looked, wanted, options.notice))
         _take_in(looked, wanted, walked, heard, signatures, options.notice)
         for digest, ancestor in walked.items() if options.with_parents else ():
             if ancestor.record and digest in here:  # perhaps fetched by a pull that was stopped before it named it

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 
 from plyfold.core.errors import IntegrityError
-from plyfold.registry.companions import COMPANIONS, REVOCATIONS_FILE, companions, keep_companions
+from plyfold.registry.companions import EVALUATIONS_FILE, REVOCATIONS_FILE, companions
 from plyfold.registry.revocation import revocations, revoke, withdraw
-from plyfold.registry.statements import statements, to_bytes
+from plyfold.registry.statements import Statement, adopt, parse_statements
 from plyfold.registry.store import Store
+
+
+def _heard(store: Store, files: dict[str, bytes]) -> list[Statement]:
+    return adopt(store, parse_statements(files[REVOCATIONS_FILE]))
 
 
 @pytest.fixture
@@ -27,7 +31,6 @@ def stores(tmp_path: Path, make_record: Any, make_adapter: Any) -> tuple[Store, 
 def test_an_adapter_of_which_nothing_is_said_has_none(stores: tuple[Store, Store, str]) -> None:
     here, _, digest = stores
     assert companions(here, digest, {}, "acme/toy") == {}
-    assert keep_companions(here, digest, {}, "acme/toy") == []
 
 
 def test_two_who_revoke_end_with_both_reasons(stores: tuple[Store, Store, str]) -> None:
@@ -38,28 +41,17 @@ def test_two_who_revoke_end_with_both_reasons(stores: tuple[Store, Store, str]) 
     second = companions(there, digest, first, "acme/toy")
     assert set(first) == set(second) == {REVOCATIONS_FILE}
     assert companions(here, digest, second, "acme/toy") == second  # nothing new to say
-    assert [item.payload.reason for item in keep_companions(here, digest, second, "acme/toy")] == ["wrong base"]
-    keep_companions(there, digest, second, "acme/toy")
+    assert [item.payload.reason for item in _heard(here, second)] == ["wrong base"]
+    _heard(there, second)
     assert revocations(here, [digest]) == revocations(there, [digest])
     withdraw(here, digest, "it was another run")
-    keep_companions(there, digest, companions(here, digest, second, "acme/toy"), "acme/toy")
+    _heard(there, companions(here, digest, second, "acme/toy"))
     assert revocations(there, [digest]) == {}
 
 
 def test_what_cannot_be_read_there_is_never_overwritten(stores: tuple[Store, Store, str]) -> None:
     here, _, digest = stores
     revoke(here, digest, "leak")
-    for name in COMPANIONS:
+    for name in (REVOCATIONS_FILE, EVALUATIONS_FILE):
         with pytest.raises(IntegrityError):
-            keep_companions(here, digest, {name: b"{}"}, "acme/toy")
-    with pytest.raises(IntegrityError):
-        companions(here, digest, {REVOCATIONS_FILE: b"{}"}, "acme/toy")
-
-
-def test_a_statement_kept_twice_is_one(stores: tuple[Store, Store, str]) -> None:
-    here, there, digest = stores
-    revoke(here, digest, "leak")
-    remote = {REVOCATIONS_FILE: to_bytes([*statements(here, digest), *statements(here, digest)])}
-    assert len(keep_companions(there, digest, remote, "acme/toy")) == 1
-    assert keep_companions(there, digest, remote, "acme/toy") == []
-    assert len(statements(there, digest)) == 1
+            companions(here, digest, {name: b"{}"}, "acme/toy")

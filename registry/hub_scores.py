@@ -1,0 +1,40 @@
+"""Scores as they stand beside adapters on the Hub: claims of those who measured, kept with the adapters they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..core.errors import IntegrityError
+from .companions import EVALUATIONS_FILE, MAX_COMPANION_BYTES
+from .evaluations import Evaluation, parse_evaluations
+from .hub_find import Looked
+from .hub_lineage import Wanted
+
+
+def hear_scores(looked: Looked, wanted: Sequence[Wanted], notice: Callable[[str], object]) -> list[Evaluation]:
+    """Read `evaluations.json` at the head of the repositories of adapters; keep what is of exactly these adapters.
+
+    A file that cannot be read takes nothing from the adapters beside it: it is left out, and said.
+
+    Raises:
+        NotFoundError, OfflineError, AuthError: The repository cannot be read.
+    """
+    found: list[Evaluation] = []
+    for each in wanted:
+        repo = each.place.repo
+        head = looked.remote.head(repo) if each.asks else None
+        if head is None:
+            continue
+        try:
+            data = looked.remote.small_file(repo, head, EVALUATIONS_FILE, MAX_COMPANION_BYTES)
+            said = parse_evaluations(data, f"hf://{repo}@{head}/{EVALUATIONS_FILE}") if data is not None else []
+        except IntegrityError as error:
+            notice(f"the scores beside {each.name} were left out: {error.what}, {error.found}")
+            continue
+        own = [item for item in said if item.digest == each.digest]
+        sound = [item for item in own if item.is_about(each.digest, each.record)]
+        if len(sound) < len(own):
+            count = len(own) - len(sound)
+            notice(f"{count} of {len(own)} scores beside {each.name} were left out: they name other adapters or a base")
+        found += sound
+    return found
