@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from ..registry.snapshot import Snapshot
 from ..serving.bases import assumed, shared_base
 
 if TYPE_CHECKING:
+    from ..registry.overlap import Overlap
     from ..registry.record import Metric
     from ..registry.store import Entry, Store
     from ..serving.variants import Variant
@@ -70,8 +71,7 @@ def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> 
         ancestry.append(own)
         warnings += _departures(selected, number, needed, own)
         if score and score.data:
-            found = overlaps(store, selected, score.data)
-            warnings += [f"the score of stage {number} says little: {overlap}" for overlap in found]
+            warnings += _overlap(number, overlaps(store, selected, score.data))
     revoked = [item for found in revocations(store, selected).values() for item in found]
     warnings += [f"revoked: {item.label} ({short(item.digest)}): {item.reason}" for item in dict.fromkeys(revoked)]
     warnings += assumed(entries)
@@ -83,6 +83,13 @@ def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> 
         quantisation=", ".join(f"{key} {value}" for key, value in sorted(quantisation.items())),
         warnings=tuple(warnings),
     )
+
+
+def _overlap(number: int, found: Sequence[Overlap]) -> Iterator[str]:
+    """That a stage's score is of rows that some of the selection were trained on, in one line."""
+    if found:
+        more = f"; so were {', '.join(item.label for item in found[1:])}" if found[1:] else ""
+        yield f"the score of stage {number} says little: {found[0]}{more}"
 
 
 def _departures(

@@ -57,10 +57,10 @@ class Overlap:
         }
 
     def __str__(self) -> str:
-        split = f"{self.trained.split} of {self.trained.id}"
+        who, split = f"{self.label} ({short(self.digest)})", f"{self.trained.split} of {self.trained.id}"
         if self.same == "rows":
-            return f"{self.label} ({short(self.digest)}) was trained on the very rows that are scored ({split})"
-        return f"{self.label} ({short(self.digest)}) was trained on the split that is scored ({split})"
+            return f"{who} was trained on the very rows that are scored ({split})"
+        return f"{who} was trained on the split that is scored ({split}), so rows may be shared"
 
 
 def overlaps(store: Store, digests: Iterable[str], evaluated: Rows) -> list[Overlap]:

@@ -202,6 +202,16 @@ class TestStages:
         (warning,) = report(capsys, "--stages", "1", "--dry-run")["warnings"]
         assert warning.startswith("the score of stage 1 says little: toy 1 structure")
         assert warning.endswith("was trained on the very rows that are scored (train of acme/sums)")
+        folder = write_adapter_folder(store.root.parent / "two", seed=10, **BASE).path
+        two = make_record(2, "brevity", [store.ref("toy", 1)], data=[rows])
+        store.set_ref("toy", 2, store.publish(folder, two))
+        attest_scores(store, "toy", [1, 2], [Metric(name="accuracy", value=0.7, n=8)], data=rows)
+        warnings = report(capsys, "--stages", "1,2", "--dry-run")["warnings"]
+        assert [text.partition(" (")[0] for text in warnings] == [
+            "the score of stage 1 says little: toy 1 structure",
+            "the score of stage 2 says little: toy 1 structure",
+        ]
+        assert warnings[1].endswith("; so were toy 2 brevity")
 
     def test_a_stage_trained_again_is_said(
         self, store: Store, make_record: Any, capsys: pytest.CaptureFixture[str]
