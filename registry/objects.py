@@ -295,20 +295,28 @@ def _seal(staged: Path) -> None:
 
 
 def _move_in(staged: Path, target: Path) -> None:
-    try:
-        staged.rename(target)
-    except FileNotFoundError as error:
-        raise FailedError(
-            "the files being published were removed meanwhile",
-            where=staged,
-            next_step="run the same command again",
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        _check_existing(target)
-    else:
-        fsync_path(target.parent)
+    """Rename a finished object into place, or find it there already."""
+    for tries_left in reversed(range(3)):
+        try:
+            staged.rename(target)
+        except FileNotFoundError as error:
+            raise FailedError(
+                "the files being published were removed meanwhile",
+                where=staged,
+                next_step="run the same command again",
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            fsync_path(target.parent)
+            return
+        try:
+            _check_existing(target)
+            return
+        except IntegrityError:
+            if not tries_left:
+                raise  # else it may be that a sweep has taken it in the middle of the look: there is room now
 
 
 def _check_existing(target: Path) -> None:

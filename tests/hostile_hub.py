@@ -202,7 +202,9 @@ def lying_statements(files: dict[str, bytes], chance: random.Random) -> dict[str
     for _ in range(chance.choice([1, 1, 2])):
         holder = chance.choice([value, one, payload])
         key = chance.choice([*holder, "extra"])
-        holder[key] = chance.choice([*ODD, "\x1b[2J", [dict(one)] * 2, [dict(one)] * 20_000, "sha256:" + "7" * 64, ["0" * 16]])
+        holder[key] = chance.choice(
+            [*ODD, "\x1b[2J", [dict(one)] * 2, [dict(one)] * 20_000, "sha256:" + "7" * 64, ["0" * 16]]
+        )
     data = spelt(value)
     twice = data.replace(b'"reason":', b'"reason":"none","reason":', 1)
     texts = [b"", b"[]", b"null", b"[" * 100_000, data[:-2], b"\xef\xbb\xbf" + data, twice, b"\0" * 2_000_000]

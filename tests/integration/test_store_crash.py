@@ -12,6 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from plyfold.registry import objects
 from plyfold.registry.ledger import read_log
 from plyfold.registry.objects import TMP_MAX_AGE_S
 from plyfold.registry.store import Store, find_store
@@ -108,3 +111,24 @@ def test_killed_writers_leave_whole_objects_and_sound_refs(tmp_path: Path, make_
     digest = store.publish(folder, make_record(env={"after": "all"}))
     store.set_ref("toy", 1, digest, expected=before)  # the lock of a killed writer is not held
     assert not [*(store.root / "tmp").iterdir()]
+
+
+def test_an_object_that_a_sweep_takes_while_it_is_published_again_is_published(
+    tmp_path: Path, make_record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = find_store(tmp_path / ".plyfold", create=True)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_bytes(b"x")
+    digest = store.publish(tmp_path / "adapter", make_record())
+    look, looks = objects._check_existing, []
+
+    def swept(target: Path) -> None:
+        looks.append(target)
+        if len(looks) == 1:
+            target.rename(tmp_path / "taken")  # as gc does, between the look at the record and that at the files
+        look(target)
+
+    monkeypatch.setattr(objects, "_check_existing", swept)
+    assert store.publish(tmp_path / "adapter", make_record()) == digest
+    assert store.load(digest)
+    assert len(looks) == 1
