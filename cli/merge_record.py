@@ -55,4 +55,6 @@ def record_of(composed: Composition, entries: tuple[Entry, ...], variant: Varian
             targets=sorted(spec.config["target_modules"]),
         ),
         licence=", ".join(sorted({entry.record.licence for entry in entries})),
+        # The clock would give the same merge another identity each time it is made.
+        created=max(entry.record.created for entry in entries),
     )

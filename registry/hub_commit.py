@@ -243,8 +243,10 @@ def _pages(now: Repository, wanted: Wanted, said: Mapping[str, bytes]) -> dict[s
     facts = facts_of(wanted.store, wanted.entry, wanted.kin, _reaching(wanted, said), measured)
     record = wanted.entry.record
     scores = card.eval_results(record, facts)
-    page = card.render(record, repo=now.repo, facts=facts).encode()
-    return {CARD_FILE: page} | ({SCORES_FILE: scores.encode()} if scores else {})
+    pages: dict[str, Path | bytes] = {CARD_FILE: card.render(record, repo=now.repo, facts=facts).encode()}
+    if scores:
+        pages[SCORES_FILE] = scores.encode()
+    return pages
 
 
 def _signs(store: Store, entry: Entry, data: bytes) -> bool:

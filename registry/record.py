@@ -193,7 +193,7 @@ class Record(_Part):
     """Payload files; `Store.publish` fills it."""
     licence: str = "other"
     created: str = Field(default_factory=lambda: utc_now(), pattern=UTC_TIME)
-    """UTC, to the second."""
+    """UTC, to the second; a merge has that of its newest input, so that it is the same adapter wherever it is made."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
