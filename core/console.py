@@ -105,17 +105,24 @@ def print_table(
 def _print_long_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], title: str, right: Sequence[str], caption: str
 ) -> None:
-    from rich.cells import cell_len
-
     cells = [list(columns), *([printable(str(cell)) for cell in row] for row in rows)]
-    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
-        gaps = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
+        gaps = [" " * (width - _width(cell)) for width, cell in zip(widths, row, strict=True)]
         flushed = zip(columns, row, gaps, strict=True)
         lines.append("  " + "   ".join(gap + cell if name in right else cell + gap for name, cell, gap in flushed))
     lines.insert(1, " " + "─" * (sum(widths) + 3 * len(widths) - 1))
     print(*filter(None, [title]), "", *(line.rstrip() for line in lines), "", *filter(None, [caption]), sep="\n")
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 @contextmanager
