@@ -75,7 +75,7 @@ class Bench:
         from tests.hostile_hub import point_at
         from tests.hub_server import HubServer
 
-        self.root = root
+        self.root, self.most = root, 1
         self.hub = HubServer(root / "served")
         point_at(self.hub)
         self.client = HubClient(timeout_s=SILENCE_S, first_wait_s=0.001)
@@ -147,7 +147,7 @@ class Bench:
                 return f"no {repo}"
             brought = [row["id"] for row in self.hub.store.history(repo, "main") if f": {digest}" in row["message"]
                        and row["message"].startswith("adapter-digest")]  # fmt: skip
-            if len(brought) != 1:
+            if not 1 <= len(brought) <= self.most:
                 return f"{len(brought)} commits of stage {number}"
             if not self.holds(repo, "main", digest):
                 return f"other bytes of stage {number}"
@@ -176,7 +176,7 @@ class Bench:
             repo = f"{SPACE}/toy-s{number:02d}-{NAMES[number - 1]}"
             rows = self.hub.store.history(repo, "main") if repo in self.hub.store.repos() else []
             brought = [row["id"] for row in rows if row["message"].startswith(f"adapter-digest: {digest}")]
-            if len(brought) > 1:
+            if len(brought) > self.most:
                 return f"{len(brought)} commits of stage {number}"
             if brought and not self.holds(repo, brought[0], digest):
                 return f"a commit of other bytes of stage {number}"
@@ -282,6 +282,10 @@ def _verdict(here: Bench, case: Case) -> str:
         if here.hub.token in str(error) or not (error.where or error.found):
             wrong = "an error without a place, or with the token"
     seconds = time.monotonic() - begin_s
+    # Listings that lie all along make a sound commit look like another: it is made again, and refused in its turn.
+    lying = case.kind == "flip" and case.mode != MODES[0]
+    again = lying and outcome != "done" and bool(here.doubled())
+    here.most = 2 if again else 1
     if not fault.hits:
         return "not met"
     if case.way.startswith("push"):
@@ -294,7 +298,8 @@ def _verdict(here: Bench, case: Case) -> str:
     if not wrong:
         wrong = here.run(case.way)
         wrong = f"after healing: {wrong}" if wrong else ""
-    return f"FAULT {wrong}" if wrong else outcome
+    here.most = 1
+    return f"FAULT {wrong}" if wrong else f"{outcome}, committed again" if again else outcome
 
 
 # ---- the part
@@ -302,6 +307,7 @@ def _verdict(here: Bench, case: Case) -> str:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=int, default=1, help="take only every Nth fault")
+    parser.add_argument("--fault", choices=CODES, help="one kind of fault")
     parser.add_argument("--way", choices=WAYS, help="one of the ways faults are met on")
 
 
@@ -329,6 +335,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         os.environ["FAULTS_FOLDER"] = folder
         todo = cases(chosen.way)
         requests.update({way: len({case.index for case in todo if case.way == way}) for way in WAYS})
+        todo = [case for case in todo if chosen.fault in (None, case.kind)]
         todo = random.Random(chosen.seed).sample(todo, len(todo))[:: chosen.every]
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:

@@ -55,7 +55,7 @@ def translate(error: Exception, where: str) -> PlyfoldError | None:
         return _busy(where, type(error).__name__)
     if isinstance(error, EndlessAnswerError):
         return FailedError("the answer of the Hub has no end", where=where, found=found)
-    if isinstance(error, NONSENSE):
+    if isinstance(error, (*NONSENSE, hub.HfUriError)):
         return HubBusyError(
             "the answer of the Hub makes no sense",
             where=where,

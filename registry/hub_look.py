@@ -48,9 +48,15 @@ class Repository:
     def landed(self, entry: Entry) -> str | None:
         """The newest commit that says it brought this adapter, and did."""
         for commit in self.commits:
-            if line_of(commit, DIGEST_LINE) == entry.digest and difference(entry, self.tree(commit.sha)) is None:
+            if line_of(commit, DIGEST_LINE) == entry.digest and self._holds(entry, commit.sha):
                 return commit.sha
         return None
+
+    def _holds(self, entry: Entry, sha: str) -> bool:
+        if difference(entry, self.tree(sha)) is None:
+            return True
+        del self._trees[sha]  # rather the listing came changed than that the commit is not what it says: ask again
+        return difference(entry, self.tree(sha)) is None
 
     def last_brought(self) -> str | None:
         """The adapter that came last."""

@@ -159,7 +159,7 @@ class FileEntry(_Part):
 
     path: str
     """Relative POSIX path inside the folder."""
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, le=2**53)
     """Bytes."""
     sha256: Digest
 

@@ -6,6 +6,7 @@ One server stays up in the process; each case says which answer is replaced, by 
 from __future__ import annotations
 
 import base64
+import copy
 import functools
 import gzip
 import importlib
@@ -203,7 +204,7 @@ def lying_statements(files: dict[str, bytes], chance: random.Random) -> dict[str
         holder = chance.choice([value, one, payload])
         key = chance.choice([*holder, "extra"])
         holder[key] = chance.choice(
-            [*ODD, "\x1b[2J", [dict(one)] * 2, [dict(one)] * 20_000, "sha256:" + "7" * 64, ["0" * 16]]
+            [*ODD, "\x1b[2J", [copy.deepcopy(one)] * 2, [copy.deepcopy(one)] * 20_000, "sha256:" + "7" * 64, ["0" * 16]]
         )
     data = spelt(value)
     twice = data.replace(b'"reason":', b'"reason":"none","reason":', 1)

@@ -313,8 +313,9 @@ def lock_file(case: Case) -> None:
     path = case.lock_file
     value = json.loads(path.read_bytes())
     one = value["stages"]["1"]
+    base = one["base"]
     for _ in range(case.chance.choice([0, 1, 1, 2])):
-        holder = case.chance.choice([value, value["stages"], one, one["base"]])
+        holder = case.chance.choice([value, value["stages"], one, base])
         key = case.chance.choice([*holder, "extra", "0", "1000", "-1", "01", "\u0661", "1.0", " 1"])
         if case.chance.random() < 0.2:
             holder.pop(key, None)

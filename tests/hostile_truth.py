@@ -201,7 +201,11 @@ RECORD_FORM = _object(
         )
     ),
     weights=_object(digest=_digest, dtype=_text(), r=_integer(1), alpha=_number, targets=_list(_text())),
-    files=_list(_object(path=lambda value: isinstance(value, str) and lawful_name(value), size=_count, sha256=_digest)),
+    files=_list(
+        _object(
+            path=lambda value: isinstance(value, str) and lawful_name(value), size=_integer(0, 2**53), sha256=_digest
+        )
+    ),
     licence=_text(),
     created=_text(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"),
 )

@@ -178,3 +178,18 @@ def test_bytes_changed_on_the_way_up_are_found_out(hub: Hub, store: Store, clien
     with pytest.raises(IntegrityError, match="other bytes than were sent"):
         push(store, stages(store)[:1], "acme", client=client)
     assert not locations(store, stages(store)[0])
+
+
+def test_a_listing_that_came_changed_once_makes_no_second_commit(hub: Hub, pushed: Store, client: HubClient) -> None:
+    files, looks = client.files, []
+
+    def garbled(repo: str, sha: str) -> Any:
+        looks.append(sha)
+        found = files(repo, sha)
+        return {**found, "lineage.json": found["README.md"]} if len(looks) == 1 else found
+
+    client.files = garbled  # type: ignore[method-assign]
+    (again,) = push(pushed, stages(pushed)[:1], "acme", client=client)
+    assert again.status == "already there"
+    assert len(looks) == 2
+    assert not hub.seen("POST .*/commit/")
