@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..core.digest import PREFIX, canonical_json
 from ..core.errors import IntegrityError
+from .record import first_fault
 
 MAX_SIGNATURE_BYTES = 400_000
 """Largest bundle read: a thousand files in one adapter."""
@@ -125,7 +126,7 @@ def parse_bundle(data: bytes, where: object = "") -> Bundle:
             "not a signature this version understands",
             where=where,
             expected="a bundle of model-signing 1 over the sha256 of every file",
-            found=_fault(error),
+            found=first_fault(error),
             next_step="ask the adapter's owner to sign it again with `plyfold sign`",
         ) from error
 
@@ -148,11 +149,3 @@ def _parse_json(data: bytes) -> object:
 
 def _children(item: dict[str, object] | list[object]) -> Iterable[object]:
     return item.values() if isinstance(item, dict) else item
-
-
-def _fault(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return f"{type(error).__name__}: {error}"[:120]
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}"[:120] if place else first["msg"][:120]

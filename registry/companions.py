@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from .evaluations import evaluations, evaluations_to_bytes, parse_evaluations
 from .signing import signature_of
-from .statements import MAX_STATEMENTS_BYTES, parse_statements, statements, to_bytes
+from .statements import parse_statements, statements
 from .store import Store
+from .travel import MAX_TRAVEL_BYTES, to_bytes
 
 REVOCATIONS_FILE = "revocations.json"
 EVALUATIONS_FILE = "evaluations.json"
 SIGNATURE_FILE = "model.sig"
-MAX_COMPANION_BYTES = MAX_STATEMENTS_BYTES
+MAX_COMPANION_BYTES = MAX_TRAVEL_BYTES
 """Largest companion fetched."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.digest import short
 from ..core.errors import IntegrityError, NotFoundError, PlyfoldError
 from ..core.files import read_capped
-from .objects import Entry, Problem
+from .objects import PICKLES, Entry, Problem
 from .record import Parent, Record
 from .scores import overlapping_scores
 from .store import Store
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..adapters.spec import AdapterSpec
 
 COMPOSITION_FILE = "composition.json"
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 CANONICAL_METADATA = {"format": "pt"}
 MAX_COMPOSITION_BYTES = 16_000_000
 
@@ -135,7 +134,9 @@ def _is_pickle(path: Path) -> bool:
     """By its name, or by the first two bytes of pickle's protocols 2 to 5."""
     with path.open("rb") as file:
         start = file.read(2)
-    return path.suffix in PICKLES or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+    return path.suffix.lower() in PICKLES or (
+        start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    )
 
 
 def _said(error: PlyfoldError) -> str:

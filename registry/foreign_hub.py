@@ -19,8 +19,9 @@ from ..core.files import require_space
 from .foreign import UNKNOWN, base_record, check_name, fit_name, import_adapter
 from .hub_client import HubClient, RemoteFile
 from .hub_find import Looked, find_places
-from .hub_places import PICKLES, Place, attest_location, held, location
+from .hub_places import Place, attest_location, held, location
 from .hub_remote import Remote
+from .objects import PICKLES
 from .record import RECORD_FILE
 from .store import Entry, Store
 

@@ -27,8 +27,9 @@ from .hub_places import DIGEST_LINE, location
 from .record import RECORD_FILE
 from .revocation import Revocation
 from .signing import signature_of, signs
-from .statements import parse_statements, standing, statements, to_bytes
+from .statements import parse_statements, standing, statements
 from .store import Entry, Store
+from .travel import to_bytes
 
 CARD_FILE = "README.md"
 SCORES_FILE = ".eval_results/plyfold.yaml"

@@ -12,13 +12,12 @@ from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IncompatibleError, UnsupportedAdapterError
 from ..core.files import disk_errors
 from .ledger import LOCATION, read_attestations, write_attestation
+from .objects import PICKLES
 from .record import MAX_RECORD_BYTES, Record
 from .store import Store
 
 DIGEST_LINE = "adapter-digest: "
 """Begins the line of a commit's description that names the adapter it brought."""
-PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
-"""Files that run code when they are loaded."""
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9]|[-_.](?=[A-Za-z0-9]))*")
 

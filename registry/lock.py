@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.digest import canonical_json
 from ..core.errors import IntegrityError, NotFoundError
 from ..core.files import read_capped, write_json
 from .ledger import LOCATION
-from .record import CURRICULUM_NAME, MAX_RECORD_BYTES, STAGE_NAME, Commit, Digest, RepoId
+from .record import CURRICULUM_NAME, MAX_RECORD_BYTES, STAGE_NAME, Commit, Digest, RepoId, first_fault
 from .store import Store
 
 LOCK_FILE = "curriculum.lock.json"
@@ -105,12 +105,11 @@ def read_lock(path: Path) -> Lock:
     except FileNotFoundError as error:
         raise NotFoundError("no such lock file", where=path, next_step="`plyfold lock` writes one") from error
     except (OSError, ValueError, RecursionError) as error:
-        fault = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         raise IntegrityError(
             "not a lock file this version understands",
             where=path,
             expected="schema 1 of curriculum.lock.json",
-            found=f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault else str(error)[:80],
+            found=first_fault(error),
             next_step="`plyfold lock` writes it anew",
         ) from error
 

@@ -22,6 +22,9 @@ from ..core.errors import ConfigError, FailedError, IntegrityError, NotFoundErro
 from ..core.files import disk_errors, fsync_path, require_space
 from .record import MAX_RECORD_BYTES, RECORD_FILE, FileEntry, Record, check_file_name, parse_record, read_record_bytes
 
+PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
+"""Files that run code when they are loaded."""
+
 TMP_MAX_AGE_S = 3600.0
 """Leftovers younger than this may belong to a running publish and are never touched."""
 

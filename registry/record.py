@@ -245,13 +245,11 @@ def parse_record(data: bytes, where: object = "") -> Record:
     try:
         record = Record.model_validate_json(data, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field, fault = ".".join(str(part) for part in first["loc"])[:200], first["msg"][:500]
         raise IntegrityError(
             "not an adapter record this version understands",
             where=where,
             expected=f"schema {RECORD_SCHEMA}",
-            found=f"{field}: {fault}" if field else fault,
+            found=first_fault(error),
             next_step="fetch or publish the adapter again; a newer plyfold may read newer records",
         ) from error
     if not _spells(record, data):
@@ -270,6 +268,15 @@ def _spells(record: Record, data: bytes) -> bool:
         return record.to_bytes() == data
     except ValueError:  # a number of thousands of digits
         return False
+
+
+def first_fault(error: Exception) -> str:
+    """What is wrong with untrusted JSON, in a line: for a `ValidationError` the first field at fault and why."""
+    if not isinstance(error, ValidationError):
+        return f"{type(error).__name__}: {error}"[:120]
+    first = error.errors(include_url=False, include_input=False)[0]
+    field, fault = ".".join(str(part) for part in first["loc"])[:200], first["msg"][:500]
+    return f"{field}: {fault}" if field else fault
 
 
 def read_record_bytes(path: Path) -> bytes:

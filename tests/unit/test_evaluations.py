@@ -10,7 +10,6 @@ import pytest
 
 from plyfold.core.errors import IntegrityError
 from plyfold.registry.evaluations import (
-    MAX_EVALUATIONS_BYTES,
     Evaluation,
     adopt_evaluations,
     evaluations,
@@ -20,6 +19,7 @@ from plyfold.registry.evaluations import (
 from plyfold.registry.record import DataRef, Metric
 from plyfold.registry.scores import attest_scores, scores
 from plyfold.registry.store import Store
+from plyfold.registry.travel import MAX_TRAVEL_BYTES
 
 ABSENT = "sha256:" + "a" * 64
 
@@ -94,7 +94,7 @@ def test_of_thousands_the_newest_travel(stores: tuple[Store, Store]) -> None:
     ]
     data = evaluations_to_bytes(many)
     kept = parse_evaluations(data)
-    assert MAX_EVALUATIONS_BYTES / 2 < len(data) <= MAX_EVALUATIONS_BYTES
+    assert MAX_TRAVEL_BYTES / 2 < len(data) <= MAX_TRAVEL_BYTES
     assert len(kept) < len(many)
     assert kept[-1] == many[-1]
     assert evaluations_to_bytes([*many, *kept]) == data
@@ -110,7 +110,7 @@ def _file(**changes: Any) -> bytes:
         **changes.pop("payload", {}),
     }
     row = {"digest": ABSENT, "kind": "eval", "created": "2026-11-20T10:00:00Z", "payload": payload, **changes}
-    return json.dumps({"schema": 1, "evaluations": [row]}).encode()
+    return json.dumps({"schema": 1, "statements": [row]}).encode()
 
 
 def test_the_sound_file_of_the_next_test_is_read() -> None:
@@ -124,8 +124,8 @@ def test_the_sound_file_of_the_next_test_is_read() -> None:
         b"[]",
         b"\xff",
         b"[" * 100_000,
-        b"{" + b" " * MAX_EVALUATIONS_BYTES + b"}",
-        b'{"schema": 2, "evaluations": []}',
+        b"{" + b" " * MAX_TRAVEL_BYTES + b"}",
+        b'{"schema": 2, "statements": []}',
         _file(digest="sha256:.."),
         _file(kind="revoked"),
         _file(created="now"),
@@ -142,5 +142,5 @@ def test_the_sound_file_of_the_next_test_is_read() -> None:
     ],
 )
 def test_what_is_no_file_of_evaluations_is_refused(data: bytes) -> None:
-    with pytest.raises(IntegrityError, match="not a file of evaluations"):
+    with pytest.raises(IntegrityError, match="is not what this version understands"):
         parse_evaluations(data, "hf://acme/toy")

@@ -12,8 +12,9 @@ import pytest
 from plyfold.cli.main import run
 from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
 from plyfold.registry.revocation import refuse_revoked, revocations, revoke, withdraw
-from plyfold.registry.statements import Statement, adopt, parse_statements, statements, to_bytes
+from plyfold.registry.statements import Statement, adopt, parse_statements, statements
 from plyfold.registry.store import Store
+from plyfold.registry.travel import to_bytes
 
 ABSENT = "sha256:" + "a" * 64
 
@@ -100,7 +101,7 @@ def test_an_adapter_that_is_not_here_is_revoked_by_its_name(store: Store) -> Non
     ],
 )
 def test_what_is_no_file_of_statements_is_refused(data: bytes) -> None:
-    with pytest.raises(IntegrityError, match="not a file of revocations"):
+    with pytest.raises(IntegrityError, match="is not what this version understands"):
         parse_statements(data, "hf://acme/toy")
 
 

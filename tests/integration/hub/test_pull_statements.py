@@ -13,8 +13,9 @@ from plyfold.registry.hub_client import HubClient
 from plyfold.registry.hub_places import DIGEST_LINE, locations
 from plyfold.registry.hub_pull import Options, Pulled, pull
 from plyfold.registry.revocation import refuse_revoked, revocations, revoke, withdraw
-from plyfold.registry.statements import Statement, statements, to_bytes
+from plyfold.registry.statements import Statement, statements
 from plyfold.registry.store import Store
+from plyfold.registry.travel import to_bytes
 
 from ...conftest import Hub, MakeAdapter, MakeRecord
 from .conftest import is_empty, stages

@@ -35,7 +35,7 @@ def read(hub: Hub, path: str, repo: str = REPO) -> str:
 
 
 def listed(hub: Hub) -> list[float]:
-    said = json.loads(read(hub, "evaluations.json"))["evaluations"]
+    said = json.loads(read(hub, "evaluations.json"))["statements"]
     return sorted(item["payload"]["metrics"][0]["value"] for item in said)
 
 
@@ -121,7 +121,7 @@ def test_scores_of_other_adapters_or_bases_are_left_out_and_said(
     measure(pushed, 0.61, 200)
     statuses(pushed, client)
     value = json.loads(read(hub, "evaluations.json"))
-    value["evaluations"][0]["payload"] |= change
+    value["statements"][0]["payload"] |= change
     put(hub, "evaluations.json", json.dumps(value).encode())
     lines: list[str] = []
     pull(away, "acme/toy", client=client, options=Options(notice=lines.append))
@@ -139,6 +139,6 @@ def test_a_file_that_cannot_be_read_stops_no_pull_and_is_never_written_over(
     assert stages(away) == stages(pushed)
     assert [line for line in lines if "the scores beside toy 2 brevity were left out" in line]
     measure(pushed, 0.61, 200)
-    with pytest.raises(IntegrityError, match="not a file of evaluations"):
+    with pytest.raises(IntegrityError, match="is not what this version understands"):
         statuses(pushed, client)
     assert read(hub, "evaluations.json") == "scores: good"
