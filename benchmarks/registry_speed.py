@@ -21,46 +21,49 @@ from typing import Any
 
 from plyfold.registry.hub_places import attest_location
 from plyfold.registry.record import BaseRecord, Code, Metric, Parent, Record, StageId, Weights
-from plyfold.registry.scores import attest_scores
+from plyfold.registry.scores import EVAL, variant_name
 from plyfold.registry.store import Store
 
 NUM_ADAPTERS = 1000
-RUNS = 1
+RUNS = 5
 BYTES = 4_000_000_000
 COMMIT = "1" * 40
 
 
-def adapter(store: Store, source: Path, curriculum: str, number: int, parents: list[str], size: int = 1000) -> str:
-    """One stage with a name, a score and a place on the Hub."""
+def adapter(store: Store, source: Path, curriculum: str, before: dict[int, str], size: int = 1000) -> str:
+    """The next stage after `before`, trained on all of it, with a name, a score and a place on the Hub."""
+    number = max(before, default=0) + 1
     source.mkdir(exist_ok=True)
     (source / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "acme/tiny", "r": 4}))
     (source / "adapter_model.safetensors").write_bytes(random.Random(f"{curriculum}{number}").randbytes(size))
-    name = f"s{number}"
+    name, accuracy = f"s{number}", Metric(name="accuracy", value=0.5, n=100)
     record = Record(
         kind="stage",
         curriculum=curriculum,
         stage=StageId(number=number, name=name),
         base=BaseRecord(repo="acme/tiny", revision="0" * 40),
-        parents=[Parent(role="active_during_training", digest=digest) for digest in parents],
-        requires=parents,
+        parents=[Parent(role="active_during_training", digest=digest) for digest in before.values()],
+        requires=list(before.values()),
         code=Code(version="0"),
-        metrics=[Metric(name="accuracy", value=0.5, n=100)],
+        metrics=[accuracy],
         weights=Weights(digest=f"sha256:{number:064x}", dtype="float32", r=4, alpha=8, targets=["q_proj"]),
     )
     digest = store.publish(source, record)
     store.set_ref(curriculum, number, digest)
     attest_location(store, digest, f"hf://acme/{curriculum}-s{number:02d}-{name}@{COMMIT}")
-    scored = range(number - len(parents), number + 1)  # the variant that it completes, as `tree` shows it
-    attest_scores(store, curriculum, scored, [Metric(name="accuracy", value=0.5, n=100)])
+    inputs = {**before, number: digest}  # the variant that it completes, as `tree` shows it
+    score = {"variant": variant_name(list(inputs)), "inputs": {str(key): value for key, value in inputs.items()}}
+    score |= {"curriculum": curriculum, "base": f"acme/tiny@{'0' * 40}", "metrics": [accuracy.model_dump(mode="json")]}
+    store.attest(digest, EVAL, score)
     return digest
 
 
 def chained(root: Path) -> Store:
-    """One curriculum of 999 stages, each trained on the one before; and one more, so that two names have to be told."""
-    store, parents = Store(root / "chain"), list[str]()
+    """One curriculum of 999 stages, each trained on the one before; and one stage of another."""
+    store, before = Store(root / "chain"), dict[int, str]()
     for number in range(1, NUM_ADAPTERS):
-        parents = [adapter(store, root / "source", "toy", number, parents)]
-    adapter(store, root / "source", "other", 1, [])
+        before = {number: adapter(store, root / "source", "toy", before)}
+    adapter(store, root / "source", "other", {})
     return store
 
 
@@ -68,18 +71,18 @@ def spread(root: Path) -> Store:
     """Fifty curricula of twenty stages, each trained on all before it."""
     store = Store(root / "spread")
     for curriculum in range(50):
-        parents: list[str] = []
+        before: dict[int, str] = {}
         for number in range(1, 21):
-            parents.append(adapter(store, root / "source", f"toy-{curriculum}", number, parents))
+            before[number] = adapter(store, root / "source", f"toy-{curriculum}", before)
     return store
 
 
-def timed(arguments: list[object], cwd: Path, **environment: str) -> tuple[float, str]:
+def timed(arguments: list[object], cwd: Path, runs: int = RUNS) -> tuple[float, str]:
     """Median seconds of whole runs, and what the last one wrote."""
     command, seconds, done = [*map(str, arguments)], [], None
-    for _ in range(RUNS):
+    for _ in range(runs):
         begin_s = time.monotonic()
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment})
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
         seconds.append(time.monotonic() - begin_s)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr[-500:]}")
@@ -126,7 +129,7 @@ def verified(root: Path) -> list[dict[str, Any]]:
     """GB/s of verifying some gigabytes of objects, and of other programs over the same files."""
     store = Store(root / "large")
     for number in range(1, 1 + BYTES // 125_000_000):
-        adapter(store, root / "source", "toy", number, [], 125_000_000)
+        adapter(store, root / "source", f"toy-{number}", {}, 125_000_000)
     shutil.rmtree(root / "source")
     files = [path for path in store.objects.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
@@ -141,7 +144,7 @@ def verified(root: Path) -> list[dict[str, Any]]:
         "openssl dgst -sha256": ["sh", "-c", f"xargs -0 openssl dgst -sha256 < {listed} > /dev/null"],
         "cat > /dev/null": ["sh", "-c", f"xargs -0 cat < {listed} > /dev/null"],
     }.items():
-        seconds, _ = timed(list(command), root)
+        seconds, _ = timed(list(command), root, 3)
         rows.append({"program": name, "bytes": size, "seconds": seconds, "gb_s": size / seconds / 1e9})
     return rows
 
@@ -157,7 +160,7 @@ def warm_pull(root: Path) -> list[dict[str, Any]]:
         from plyfold.registry.hub import push
 
         store = Store(root / "pushed")
-        digest = adapter(store, root / "source", "toy", 1, [], 60_000_000)
+        digest = adapter(store, root / "source", "toy", {}, 60_000_000)
         (done,) = push(store, [digest], "acme")
         for name in ("cold", "warm", "warm again"):
             hub.log.clear()

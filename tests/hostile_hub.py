@@ -73,7 +73,7 @@ _site: list[Site] = []
 def site(store: Store) -> Site:
     """The process's Hub, filled from a registry at the first call."""
     if not _site:
-        hub = LyingHub(Path(tempfile.mkdtemp(prefix="lying-hub-")))
+        hub = LyingHub(Path(tempfile.mkdtemp(prefix="lying-hub-", dir=store.root.parent.parent)))
         point_at(hub)
         files, digests = {}, store.stages("toy")
         for number, digest in digests.items():
