@@ -9,7 +9,6 @@ memory shared with whoever kills it.
 from __future__ import annotations
 
 import argparse
-import itertools
 import mmap
 import os
 import random
@@ -40,9 +39,8 @@ NAMES = ("structure", "brevity", "remedy")
 IDLE, AT_WORK, PUBLISHING, LOCKED = range(4)
 """Where a writer is: between two jobs; within one; making an object; holding the store's lock."""
 COLUMNS = (
-    "kills", "making an object", "holding the lock", "elsewhere",
-    "entries read", "broken entries", "refs read", "lost updates",
-    "stuck locks", "torn log lines", "leftovers", "left after gc",
+    "kills", "making an object", "holding the lock", "elsewhere", "entries read", "refs, locks, statements read",
+    "broken", "lost updates", "stuck locks", "torn log lines", "leftovers", "left after gc",
 )  # fmt: skip
 
 
@@ -265,24 +263,25 @@ class Found:
                 self.count["entries read"] += 1
             except NotFoundError:
                 if everything:
-                    self._fault("broken entries", f"{digest} is gone")
+                    self._fault("broken", f"{digest} is gone")
             except (PlyfoldError, OSError) as error:
                 if (self.store.objects / digest.removeprefix("sha256:")).is_dir():
-                    self._fault("broken entries", f"{digest}: {error}")
+                    self._fault("broken", f"{digest}: {error}")
         for number, digest in self.store.stages("toy").items():
-            self.count["refs read"] += 1
+            self.count["refs, locks, statements read"] += 1
             try:
                 self.store.load(digest)
             except (PlyfoldError, OSError) as error:
                 if self.store.stages("toy")[number] == digest:
-                    self._fault("broken entries", f"ref {number}: {error}")
+                    self._fault("broken", f"ref {number}: {error}")
         if len(self.store.stages("toy")) != 3:
-            self._fault("broken entries", "a ref is gone")
+            self._fault("broken", "a ref is gone")
         if (self.root / "curriculum.lock.json").exists():
+            self.count["refs, locks, statements read"] += 1
             try:
                 read_lock(self.root / "curriculum.lock.json")
             except PlyfoldError as error:
-                self._fault("broken entries", str(error))
+                self._fault("broken", str(error))
         self._take_the_lock()
 
     def _take_the_lock(self) -> None:
@@ -308,23 +307,27 @@ class Found:
     def settle(self) -> None:
         """When all writers are dead: the whole store verifies, nothing counted is lost, a sweep leaves nothing over."""
         self.faults += [str(check.problems[0]) for check in verify(self.store) if check.problems]
-        self.count["broken entries"] += sum(bool(check.problems) for check in verify(self.store))
+        self.count["broken"] += sum(bool(check.problems) for check in verify(self.store))
         for digest in self.store.digests():
-            self.store.attestations(digest)
+            self.count["refs, locks, statements read"] += len(self.store.attestations(digest))
         rows = read_log(self.store.root / "log.jsonl")
         lines = (self.store.root / "log.jsonl").read_bytes().split(b"\n")
         self.count["torn log lines"] = sum(bool(line) for line in lines) - len(rows)
         self._compare_counters()
-        self.count["leftovers"] = sum(1 for _ in (self.store.root / "tmp").iterdir())
+        leftovers = self._leftovers()
+        self.count["leftovers"] = len(leftovers)
         old_s = time.time() - TMP_MAX_AGE_S - 60
-        for path in itertools.chain((self.store.root / "tmp").rglob("*"), (self.store.root / "refs").rglob(".*"),
-                                    (self.store.root / "attest").rglob(".*")):  # fmt: skip
+        for path in (inside for leftover in leftovers for inside in (*leftover.rglob("*"), leftover)):
             os.utime(path, (old_s, old_s))
         gc.delete(self.store)
-        left = [*(self.store.root / "tmp").iterdir(), *(self.store.root / "refs").rglob(".*")]
-        left += (self.store.root / "attest").rglob(".*")
+        left = self._leftovers()
         self.count["left after gc"] = len(left)
         self.faults += [f"left after gc: {path.name}" for path in left]
+
+    def _leftovers(self) -> list[Path]:
+        """What is not under its final name."""
+        root = self.store.root
+        return [*(root / "tmp").iterdir(), *(root / "refs").rglob(".*"), *(root / "attest").rglob(".*")]
 
     def _compare_counters(self) -> None:
         """Every move counts one further than the adapter it came from, so a lost one leaves the count short."""
