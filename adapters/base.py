@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.config import BaseConfig
-from ..core.digest import CHUNK_BYTES, digest_json, short
+from ..core.digest import CHUNK_BYTES, digest_json, sha256_file, short
 from ..core.errors import ConfigError, FailedError, IntegrityError, NotFoundError
 from ..core.files import require_space, staged_folder, write_json
 from .header import read_header
@@ -34,6 +34,11 @@ SANDBOX = "sandbox"
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 CONTENT_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 """Files that make a base what it is; what is fetched from the Hub and what `auto` digests."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""Files that decide how text becomes tokens."""
 INDEX_NAME = "model.safetensors.index.json"
 TWIN_NAME = "twin.json"
 
@@ -129,6 +134,23 @@ def content_revision(path: Path) -> str:
             while chunk := handle.read(CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()[:40]
+
+
+def config_digest(path: Path) -> str:
+    """Digest of a base folder's `config.json`.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    if not (path / "config.json").is_file():
+        raise NotFoundError("a base without config.json", where=path)
+    return sha256_file(path / "config.json")
+
+
+def tokenizer_digest(path: Path) -> str | None:
+    """Digest over the tokenizer files of a base folder and the chat template; None where there are none."""
+    files = {name: sha256_file(path / name) for name in TOKENIZER_FILES if (path / name).is_file()}
+    return digest_json(files) if files else None
 
 
 def content_files(path: Path) -> set[Path]:

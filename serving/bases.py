@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.console import warn
+from ..core.digest import short
 from ..core.errors import BaseMismatchError, IncompatibleError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def base_of(
         told: Called with what was assumed.
 
     Raises:
-        BaseMismatchError: Variants of different bases, revisions or quantisations.
+        BaseMismatchError: Variants of different bases, revisions, tokenizers or quantisations; or what lies here under
+            the base's name has another config or tokenizer than the stages were trained with.
         NotFoundError: A stage or curriculum that does not exist.
         IncompatibleError: No record says how its base was quantised.
         OfflineError, AuthError: The base is neither where it was last seen nor in the Hub cache, and cannot be had.
@@ -70,6 +72,7 @@ def base_of(
         ref = BaseRef(repo=record.repo, revision=record.revision, path=known)
     else:
         ref = resolve_base(BaseConfig(repo=record.repo, revision=record.revision))
+    _check_folder(ref.path, record)
     return ref, Quantisation(**record.quantisation)  # type: ignore[arg-type]
 
 
@@ -99,6 +102,29 @@ def twin_of(store: Store, variants: Sequence[Variant]) -> Path:
     return ensure_twin(ref, quantisation, store.cache)
 
 
+def _check_folder(path: Path, record: BaseRecord) -> None:
+    """Refuse a folder that is not the base of a record, as far as the record can tell.
+
+    Raises:
+        BaseMismatchError: Its config or tokenizer is another.
+    """
+    from ..adapters.base import config_digest, tokenizer_digest
+
+    pairs = (
+        ("config.json", record.config_digest, config_digest(path)),
+        ("tokenizer", record.tokenizer_digest, tokenizer_digest(path)),
+    )
+    for name, expected, found in pairs:
+        if expected is not None and found != expected:
+            raise BaseMismatchError(
+                f"the base that lies here has another {name} than the stages were trained with",
+                where=path,
+                expected=expected,
+                found=found or "none",
+                next_step=f"fetch {record.repo}@{record.revision[:12]} again, or train with the base that lies here",
+            )
+
+
 def _by_label(entries: Sequence[Entry]) -> dict[str, BaseRecord]:
     return {entry.record.label: entry.record.base for entry in entries}
 
@@ -114,8 +140,11 @@ def _same_base(found: Mapping[str, BaseRecord]) -> BaseRecord:
     first = next((name for name, base in found.items() if base.quantisation is not None), next(iter(found)))
     base = found[first]
     for name, other in found.items():
-        known = other.quantisation is None or other.quantisation == base.quantisation
-        if (other.repo, other.revision) != (base.repo, base.revision) or not known:
+        alike = all(
+            getattr(other, field) in (None, getattr(base, field)) or getattr(base, field) is None
+            for field in ("quantisation", "config_digest", "tokenizer_digest")
+        )
+        if (other.repo, other.revision) != (base.repo, base.revision) or not alike:
             raise BaseMismatchError(
                 "the stages were trained on different bases",
                 where=name,
@@ -144,7 +173,9 @@ def _assumed(found: Mapping[str, BaseRecord]) -> list[str]:
 
 
 def _describe(base: BaseRecord) -> str:
-    return f"{base.repo}@{base.revision[:12]} ({_quantised(base)})"
+    digests = {"config": base.config_digest, "tokenizer": base.tokenizer_digest}
+    files = "".join(f", {name} {short(digest)}" for name, digest in digests.items() if digest)
+    return f"{base.repo}@{base.revision[:12]} ({_quantised(base)}{files})"
 
 
 def _quantised(base: BaseRecord) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters.base import config_digest, tokenizer_digest
 from ..adapters.tensors import tensor_digest
 from ..core.config import CurriculumConfig, config_dict
 from ..core.console import say, warn
@@ -123,7 +124,13 @@ def _record(plan: CurriculumPlan, stage: StagePlan, parents: Sequence[Entry], ru
         kind="stage",
         curriculum=config.curriculum,
         stage=StageId(number=stage.number, name=stage.name),
-        base=BaseRecord(repo=plan.base.repo, revision=plan.base.revision, quantisation=plan.quantisation.to_json()),
+        base=BaseRecord(
+            repo=plan.base.repo,
+            revision=plan.base.revision,
+            quantisation=plan.quantisation.to_json(),
+            config_digest=config_digest(plan.base.path),
+            tokenizer_digest=tokenizer_digest(plan.base.path),
+        ),
         parents=[Parent(role="active_during_training", digest=entry.digest) for entry in parents],
         requires=[entry.digest for entry in parents],
         recipe=Recipe(

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from plyfold.adapters.base import BaseRef, Quantisation, load_nf4, load_tokenizer
+from plyfold.adapters.base import BaseRef, Quantisation, load_nf4, load_tokenizer, tokenizer_digest
 from plyfold.adapters.stack import attach, frozen_digest
 from plyfold.adapters.tensors import read_adapter, tensor_digest
 from plyfold.cli.main import run as run_command
 from plyfold.core.config import CurriculumConfig, load_config
+from plyfold.core.digest import sha256_file
 from plyfold.core.errors import BaseMismatchError, ConfigError, FailedError, NotFoundError
 from plyfold.registry.record import check_portable
 from plyfold.registry.store import Store
@@ -86,7 +87,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
 
 
 def test_three_stages_train_and_their_lineage_is_on_record(
-    make_config: MakeConfig, store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    make_config: MakeConfig, store: Store, tiny_base: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config()
     result = train(config, store, runs_dir=tmp_path / "runs")
@@ -101,6 +102,8 @@ def test_three_stages_train_and_their_lineage_is_on_record(
         assert record.recipe.steps == 4
         assert record.data[0].rows == 40
         assert record.base.quantisation == Quantisation(compute_dtype="float32").to_json()
+        assert record.base.config_digest == sha256_file(tiny_base() / "config.json")
+        assert record.base.tokenizer_digest == tokenizer_digest(tiny_base())
         assert record.weights.digest == tensor_digest(entry.path)
         assert {path.name for path in entry.path.iterdir()} == {
             "adapter_config.json", "adapter_model.safetensors", "lineage.json"

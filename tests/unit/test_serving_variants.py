@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from plyfold.adapters.base import config_digest, tokenizer_digest
 from plyfold.core.errors import (
     BaseMismatchError,
     ConfigError,
@@ -132,6 +134,42 @@ def test_variants_of_two_quantisations_are_refused(make_store: Any, tiny_base: A
     base = tiny_base(dtype="float32")
     make_store(tmp_path / "s", base, curriculum="one", stages=1)
     store = make_store(tmp_path / "s", base, curriculum="two", stages=1, compute_dtype="bfloat16")
+    with pytest.raises(BaseMismatchError, match="different bases"):
+        base_of(store, [parse_variant("one:1", "one"), parse_variant("two:1", "one")])
+
+
+def _say_which_files(store: Any, base: Path, curriculum: str = "tiny", **digests: str) -> None:
+    """Publish stage 1 again with the digests of its base's config and tokenizer on record."""
+    entry = store.stage(curriculum, 1)
+    files = {"config_digest": config_digest(base), "tokenizer_digest": tokenizer_digest(base), **digests}
+    record = entry.record.model_copy(update={"base": entry.record.base.model_copy(update=files)})
+    store.set_ref(curriculum, 1, store.publish(entry.path, record))
+
+
+def test_a_base_whose_files_are_not_those_on_record_is_refused(make_store: Any, tiny_base: Any, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base(dtype="float32"), base)
+    store = make_store(tmp_path / "s", base, stages=2)
+    variants = [parse_variant("1+2", "tiny")]
+    _say_which_files(store, base)
+    assert base_of(store, variants)[0].path == base  # stage 2 does not say, which is not another base
+    text = (base / "tokenizer_config.json").read_text()
+    (base / "tokenizer_config.json").write_text(text.replace("{", '{"chat_template": "x", ', 1))
+    with pytest.raises(BaseMismatchError, match="another tokenizer"):
+        base_of(store, variants)
+    (base / "tokenizer_config.json").write_text(text)
+    (base / "config.json").write_text((base / "config.json").read_text().replace("rope", "r0pe"))
+    with pytest.raises(BaseMismatchError, match="another config"):
+        base_of(store, variants)
+
+
+@pytest.mark.parametrize("field", ["config_digest", "tokenizer_digest"])
+def test_variants_of_two_tokenizers_are_refused(make_store: Any, tiny_base: Any, tmp_path: Path, field: str) -> None:
+    base = tiny_base(dtype="float32")
+    make_store(tmp_path / "s", base, curriculum="one", stages=1)
+    store = make_store(tmp_path / "s", base, curriculum="two", stages=1)
+    _say_which_files(store, base, "one")
+    _say_which_files(store, base, "two", **{field: "sha256:" + "a" * 64})
     with pytest.raises(BaseMismatchError, match="different bases"):
         base_of(store, [parse_variant("one:1", "one"), parse_variant("two:1", "one")])
 
