@@ -44,7 +44,8 @@ def use_session(silence_s: float) -> None:
         request.extensions["timeout"] = {**limits, **asked}
 
     def bound(response: Any) -> None:
-        if _sent is None or STREAMED.items() <= response.request.extensions.items():
+        streamed = STREAMED.items() <= response.request.extensions.items()
+        if _sent is None or (streamed and response.is_success):
             return
         data = bytearray()
         for chunk in response.iter_bytes():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -103,16 +105,22 @@ def test_an_answer_that_makes_no_sense_is_asked_for_again_and_then_said(
     assert "acme/toy" in error.value.where
 
 
-def test_an_answer_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_an_answer_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch, status: int, tmp_path: Path) -> None:
     def zeros() -> Iterator[bytes]:
         while True:
             taken.append(1)
             yield bytes(1 << 20)
 
     taken: list[int] = []
-    client, _ = answering(monkeypatch, lambda request: httpx2.Response(200, content=zeros()))
+    client, _ = answering(monkeypatch, lambda request: httpx2.Response(status, content=zeros()))
     with pytest.raises(FailedError, match="more than 32,000,000 bytes"):
         client.refs("acme/toy")
+    assert len(taken) <= 33
+    taken.clear()
+    with nullcontext() if status == 200 else pytest.raises(FailedError, match="32,000,000"):
+        client.fetch("acme/toy", "0" * 40, "file", tmp_path / "file", max_bytes=10)
+        assert (tmp_path / "file").stat().st_size == 11
     assert len(taken) <= 33
 
 
