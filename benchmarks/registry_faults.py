@@ -2,6 +2,9 @@
 
 The requests are found by running undisturbed once; then each is broken in each way, once, whenever it is asked again,
 or together with everything after it. After the run the Hub heals, the same is run again, and has to end complete.
+`done` is complete and right in spite of the fault: one commit per adapter, byte for byte, or the stages the Hub has
+now, and never the ones known from before. Errors end with their exit codes: HubBusyError 6, AuthError 7,
+HeadMovedError 5, IntegrityError 4, NotFoundError 3, FailedError 1.
 """
 
 from __future__ import annotations

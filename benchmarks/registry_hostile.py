@@ -1,7 +1,11 @@
 """Thousands of hostile records, registries and Hubs: accepted and right, or one clear refusal, and nothing else.
 
-Every case runs in a child process with a limit on its memory and its time; a case that hangs or eats memory is ended,
-counted and named by its seed.
+Each case breaks one thing: a record's bytes, a file of an object, a ref, a statement, the log, a lock file, a
+stranger's repository, or the Hub's own answers. It then goes through every door: parsing, load, adopt, tree, chain,
+stale, verify, gc, scores, revocations, locks, pull. What is accepted is compared with a second reading that shares no
+code (`tests/hostile_truth.py`); `right` under a mutation means that it spells another sound thing, or touches what is
+not read. A fault is any other exception, an error without a place or of over 2,000 characters, a file changed that
+was not to be, more than 10 s, 2 GiB of address space or 512 MiB of memory. Faults are named by their seeds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Hubs that lie: a repository of a stranger, or the Hub itself, answers a pull with something else than what is true.
-
-One server stays up in the process; each case says which answer is replaced, by what.
-"""
+"""Hubs that lie: a repository of a stranger, or the Hub itself, answers a pull with something else than the truth."""
 
 from __future__ import annotations
 
@@ -30,10 +27,11 @@ from plyfold.registry.store import Store
 
 from . import hostile_records
 from .hostile_records import ODD, spelt
-from .hostile_stores import NAMES, REPO, Case, digest_of
+from .hostile_stores import Case, digest_of
 from .hostile_truth import lawful, strictly
 from .hub_routes import Reply, Request
 from .hub_server import HubServer
+from .sound_registry import NAMES, REPO
 
 Answer = Callable[[Reply, random.Random], Reply]
 SPACE, ENDLESS = "acme", 1 << 30

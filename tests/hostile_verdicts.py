@@ -20,6 +20,7 @@ from plyfold.registry.verify import verify
 from . import hostile_records, hostile_stores
 from .hostile_stores import Case, digest_of
 from .hostile_truth import lawful, strictly, whole
+from .sound_registry import REPO, REVISION, make_registry
 
 KINDS = [*hostile_records.KINDS, *hostile_stores.KINDS]
 MAX_MESSAGE = 2000
@@ -55,7 +56,7 @@ def new_case(folder: Path, seed: int) -> Case:
     if made is None:
         made = _template[folder.parent] = folder.parent / "template"
         if not made.exists():
-            hostile_stores.make_registry(made)
+            make_registry(made)
     shutil.copytree(made, folder, dirs_exist_ok=True)
     (folder / hostile_stores.CANARY).parent.mkdir()
     (folder / hostile_stores.CANARY).write_bytes(b"stays as it is")
@@ -121,7 +122,7 @@ def _store(case: Case, kind: str) -> str:
     if kind == "curriculum.lock.json":
         outcomes.insert(0, _lock(case))
     if kind == "locations.json":
-        base = (hostile_stores.REPO, hostile_stores.REVISION)
+        base = (REPO, REVISION)
         outcomes.insert(0, tried("base_path", lambda: case.store.base_path(*base)))
         tried("remember_base", lambda: case.store.remember_base(*base, case.root))
     if kind in ("leftovers", "leases", "refs: names", "attest: folders", "log.jsonl"):
