@@ -167,6 +167,16 @@ def require_disjoint(train: Sequence[str], held_out: Sequence[str], where: str) 
         )
 
 
+def require_train_split(data: DataConfig, where: str) -> None:
+    """Refuse to mine failures among rows that variants may be scored on.
+
+    Raises:
+        ConfigError: The split is not `train`.
+    """
+    if data.split != "train":
+        raise ConfigError("failures are mined on the train split only", where=where, found=data.split)
+
+
 def _report(config: DataConfig, rows: Sequence[Row], parsed: int, skipped: dict[str, int]) -> LoadReport:
     return LoadReport(
         source=source_name(config),

@@ -21,7 +21,7 @@ from ..registry.graph import stale
 from ..registry.record import Record
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
-from .data import LoadReport, load_problems, load_rationales, require_disjoint
+from .data import LoadReport, load_problems, load_rationales, require_disjoint, require_train_split
 from .masking import check_masking
 from .mining import check_mining
 from .rationale import Rationale
@@ -131,7 +131,7 @@ def plan_curriculum(config: CurriculumConfig, store: Store, stages: Sequence[int
     named = sorted(config.stages.items(), key=lambda item: item[1].number)
     selected = _selected(named, stages)
     for name, stage in named:
-        _check(name, stage)
+        _check(name, stage, config.data)
     asked = protocol(config.eval.protocol)
     base = resolve_base(config.base)
     quantisation = Quantisation.of(config.base)
@@ -214,7 +214,7 @@ def _selected(named: Sequence[tuple[str, StageConfig]], stages: Sequence[int] | 
     return known if stages is None else set(stages)
 
 
-def _check(name: str, stage: StageConfig) -> None:
+def _check(name: str, stage: StageConfig, data: DataConfig) -> None:
     where = f"stages.{name}"
     check_stage(stage, where)
     check_trainer(stage, name)
@@ -223,12 +223,7 @@ def _check(name: str, stage: StageConfig) -> None:
         check_reward(stage.reward, where)
     if stage.task == "rewrite":
         check_mining(stage.mining, where)
-        _check_train_split(stage.data, where)
-
-
-def _check_train_split(data: DataConfig | None, where: str) -> None:
-    if data is not None and data.split != "train":
-        raise ConfigError("failures are mined on the train split only", where=where, found=data.split)
+        require_train_split(stage.data or data, where)
 
 
 def _check_base(config: CurriculumConfig, store: Store, base: BaseRef, quantisation: Quantisation) -> None:

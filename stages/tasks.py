@@ -60,27 +60,33 @@ def make_rows(
         Rows `{prompt, completion}` for supervised tasks, `{prompt, gold, teacher_tokens, unaided}` for the others.
         Of each copy, exactly the rounded share of rows is unaided.
     """
+    return [row for _, row in draw_rows(rationales, stage, protocol, seed, count_tokens)]
+
+
+def draw_rows(
+    rationales: Sequence[Rationale],
+    stage: StageConfig,
+    protocol: Protocol,
+    seed: int,
+    count_tokens: Callable[[str], int],
+) -> list[tuple[int, Row]]:
+    """As `make_rows`, each row with the index of the rationale it was made of."""
     prompts = {"reconstruct": reconstruct_prompt, "complete": complete_prompt, "rewrite": rewrite_prompt}
     rng = random.Random(f"plyfold-{stage.task}-{seed}")
     lengths = [count_tokens(render_solution(rationale)) for rationale in rationales]
-    rows: list[Row] = []
+    rows: list[tuple[int, Row]] = []
     for _ in range(stage.epochs):
         order = rng.sample(range(len(rationales)), len(rationales))
         num_unaided = round(stage.unaided_share * len(order))
         for place, index in enumerate(order):
             rationale, unaided = rationales[index], place < num_unaided
             prompt = protocol.prompt(rationale.question) if unaided else prompts[stage.task](rationale, stage, rng)
+            row: Row = {"prompt": prompt}
             if stage.task in SUPERVISED:
-                rows.append({"prompt": prompt, "completion": render_solution(rationale)})
+                row["completion"] = render_solution(rationale)
             else:
-                rows.append(
-                    {
-                        "prompt": prompt,
-                        "gold": rationale.answer,
-                        "teacher_tokens": lengths[index],
-                        "unaided": unaided,
-                    }
-                )
+                row |= {"gold": rationale.answer, "teacher_tokens": lengths[index], "unaided": unaided}
+            rows.append((index, row))
         rows[-len(order) :] = rng.sample(rows[-len(order) :], len(order))
     return rows
 

@@ -13,7 +13,7 @@ from plyfold.core.errors import ConfigError
 from plyfold.evaluation.protocols import protocol
 from plyfold.stages.data import load_rationales
 from plyfold.stages.rationale import Rationale, parse_rationale, render_solution, states_answer
-from plyfold.stages.tasks import CUE, MASK, Row, check_stage, make_rows
+from plyfold.stages.tasks import CUE, MASK, Row, check_stage, draw_rows, make_rows
 
 ZERO_SHOT = protocol("zero-shot")
 STAGES = {
@@ -129,3 +129,11 @@ def test_meaningless_stages_are_refused(changes: dict[str, object]) -> None:
 def test_parsed_solutions_survive_their_own_rendering() -> None:
     for rationale in RATIONALES:
         assert parse_rationale(rationale.question, render_solution(rationale), rationale.answer) == rationale
+
+
+@pytest.mark.parametrize("task", STAGES)
+def test_drawn_rows_know_their_rationale(task: str) -> None:
+    stage = StageConfig(**{**vars(STAGES[task]), "epochs": 2, "unaided_share": 0.3})
+    drawn = draw_rows(RATIONALES, stage, ZERO_SHOT, 0, len)
+    assert all(_of(row) == RATIONALES[index] for index, row in drawn)
+    assert [row for _, row in drawn] == make_rows(RATIONALES, stage, ZERO_SHOT, 0, len)
