@@ -102,17 +102,38 @@ def states_answer(text: str) -> bool:
     return any(_ANSWER_LINE.match(line) or line.lstrip().startswith("####") for line in lines)
 
 
+def answer_in_step(text: str) -> bool:
+    """Whether a step of a teacher's text states the answer, which `parse_rationale` strips from it.
+
+    An answer line of its own at the end of the text is where an answer belongs, and none of this.
+    """
+    pieces, numbered = _pieces(text)
+    stripped = [_GSM8K_GOLD.sub("", _MARK.sub("", piece)).rstrip() for piece in pieces]
+    for place, piece in enumerate(stripped):
+        tail = _ANSWER_TAIL.search(piece)
+        if tail and tail.start() and "\n" not in tail[0] and not _ANSWER_LINE.match(piece):
+            return True  # on the line of a calculation
+        lines = piece.splitlines()
+        told = [number for number, line in enumerate(lines) if _ANSWER_LINE.match(line)]
+        if numbered and told and (place < len(pieces) - 1 or told[0] == 0):
+            return True
+    return False
+
+
 def _steps(text: str) -> list[str]:
+    return [step for piece in _pieces(text)[0] if (step := _clean(piece))]
+
+
+def _pieces(text: str) -> tuple[list[str], bool]:
+    """The texts of the last numbered run of steps, or else the lines, and whether they are numbered."""
     text = text.rpartition("</think>")[2]
     headings = list(_STEP.finditer(text))
     starts = [index for index, heading in enumerate(headings) if heading[1] == "1"]
-    if starts:
-        run = headings[starts[-1] :]
-        ends = [heading.start() for heading in run[1:]] + [len(text)]
-        pieces = [text[heading.end() : end] for heading, end in zip(run, ends, strict=True)]
-    else:
-        pieces = text.splitlines()
-    return [step for piece in pieces if (step := _clean(piece))]
+    if not starts:
+        return text.splitlines(), False
+    run = headings[starts[-1] :]
+    ends = [heading.start() for heading in run[1:]] + [len(text)]
+    return [text[heading.end() : end] for heading, end in zip(run, ends, strict=True)], True
 
 
 def _clean(piece: str) -> str:

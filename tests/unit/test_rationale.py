@@ -15,6 +15,7 @@ from plyfold.stages.data import load_rationales
 from plyfold.stages.rationale import (
     Rationale,
     UnusableRationale,
+    answer_in_step,
     parse_rationale,
     read_gold,
     render_solution,
@@ -69,6 +70,25 @@ def test_prose_about_an_answer_is_no_answer_line() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("Step 1: 20+20=40\nStep 2: 40+5=45 Answer: 45", True),
+        ("Step 1: 20+20=40\nStep 2: 40+5=45 **Final Answer:** 45", True),
+        ("Step 1: 20+20=40\nAnswer: 45\nStep 2: 40+5=45", True),
+        ("Step 1: 20+20=40\nStep 2: 40+5=45\nStep 3: The answer is 45", True),
+        ("20+20=40\n40+5=45 Answer: 45", True),
+        ("Answer: 9\n</think>Step 1: 20+20=40\nStep 2: 40+5=45\n\nAnswer: 45", False),
+        ("Step 1: To find the answer we add\nStep 2: 40+5=45\n**Final Answer:** 45", False),
+        ("20+20=<<20+20=40>>40\n40+5=45\n#### 45", False),
+        ("20+20=40\n40+5=45\n## Answer: 45", False),
+    ],
+)
+def test_an_answer_inside_a_step_is_told_from_an_answer_line(text: str, inside: bool) -> None:
+    assert answer_in_step(text) is inside
+    assert not any("nswer:" in line for line in parse_rationale("q", text, "45").steps)
+
+
+@pytest.mark.parametrize(
     ("text", "answer", "reason"),
     [
         ("1+1=2\nso two\n#### 3", "2", "not the gold one"),
@@ -117,5 +137,5 @@ def test_all_real_teacher_rationales_parse_and_keep_their_latex(real_data: Calla
     assert sum("[math]" in render_solution(rationale) for rationale in rationales) == 0
     with_latex = sum("\\" in row["teacher_cot"].rpartition("Step 1:")[2].partition("Answer:")[0] for row in originals)
     assert sum(any("\\" in line for line in rationale.steps) for rationale in rationales) == with_latex
-    # 47 % of the originals state the answer inside the last step.
+    assert sum(answer_in_step(row["teacher_cot"]) for row in originals) == 267
     assert not any("Answer:" in line for rationale in rationales for line in rationale.steps)
