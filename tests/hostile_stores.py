@@ -6,6 +6,7 @@ may touch.
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import hashlib
 import json
@@ -270,16 +271,19 @@ def leftovers(case: Case) -> None:
 def lock_file(case: Case) -> None:
     path = case.lock_file
     value = json.loads(path.read_bytes())
-    one = value["stages"]["1"]
+    stages = value["stages"]
+    one = stages["1"]
     base = one["base"]
     for _ in range(case.chance.choice([0, 1, 1, 2])):
-        holder = case.chance.choice([value, value["stages"], one, base])
+        holder = case.chance.choice([value, stages, one, base])
         key = case.chance.choice([*holder, "extra", "0", "1000", "-1", "01", "\u0661", "1.0", " 1"])
         if case.chance.random() < 0.2:
             holder.pop(key, None)
         else:
-            holder[key] = case.chance.choice([*ODD, one, f"hf://../..@{REVISION}", f"hf://a/b@{REVISION}/../x"])
-    twice = spelt({**value, "stages\u0001": value["stages"]}).replace(b"\\u0001", b"")
+            holder[key] = case.chance.choice(
+                [*ODD, copy.deepcopy(one), f"hf://../..@{REVISION}", f"hf://a/b@{REVISION}/../x"]
+            )
+    twice = spelt({**value, "stages\u0001": value.get("stages")}).replace(b"\\u0001", b"")
     _replace(case, path, [spelt(value), twice, *_no_json(spelt(value))])
 
 
