@@ -114,6 +114,11 @@ def check_frozen(model: PeftModel) -> None:
         raise FailedError("the model names another adapter active", expected=DEFAULT, found=model.active_adapter)
 
 
+def has_moved(model: PeftModel) -> bool:
+    """Whether `default` adds anything: B starts at zero, and A gets no gradient before B has left it."""
+    return any(bool(factors.B_OR.any()) for factors in _live_factors(model, DEFAULT).values())
+
+
 @contextmanager
 def reference_policy(model: PeftModel) -> Iterator[PeftModel]:
     """Compute as the policy this stage began with, base plus prior, inside the block.

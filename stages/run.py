@@ -50,7 +50,7 @@ class StageRun:
     steps: int
     """Optimiser steps."""
     details: dict[str, Any] = field(default_factory=dict)
-    """For the record: rows, seconds, device, mined failures, the last metrics."""
+    """For the record: rows, seconds, device, mined failures, the last metrics, alarms."""
 
 
 def run_stage(
@@ -114,6 +114,7 @@ def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: 
         "wall_s": round(time.monotonic() - start_s, 1),
         "device": model.device.type,
         "final": _final(read_metrics(recorder.path)),
+        "alarms": [alarm.to_json() for alarm in recorder.alarms.raised],
         **({"mined": mined.to_json() | {"failures": len(mined.failures)}} if mined else {}),
     }
     with staged_folder(run_dir / ADAPTER, replace=True) as staged:

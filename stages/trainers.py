@@ -20,10 +20,19 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from ..adapters.base import BaseRef
-from ..adapters.stack import activate, check_frozen, load_default, recast_fp32, reference_policy, save_default
-from ..core.console import Task
+from ..adapters.stack import (
+    activate,
+    check_frozen,
+    has_moved,
+    load_default,
+    recast_fp32,
+    reference_policy,
+    save_default,
+)
+from ..core.console import Task, warn
 from ..core.errors import FailedError
 from ..core.files import disk_errors, disk_full, write_json
+from .alarms import EQUAL_GROUPS, Alarm, Alarms
 from .quiet import quiet_libraries
 from .rewards import HierarchicalReward
 
@@ -40,16 +49,21 @@ _NOTED = {"loss": "loss", "mean_token_accuracy": "token accuracy", "reward": "re
 
 
 class RunRecorder(TrainerCallback):
-    """Writes metrics.jsonl, moves the progress bar and checks the freeze at every step."""
+    """Writes metrics.jsonl, moves the progress bar, raises alarms and checks the freeze at every step."""
 
     def __init__(self, run_dir: Path, task: Task) -> None:
         self.path = run_dir / METRICS
         self.task = task
         self.shown = 0
+        self.alarms = Alarms()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop metrics of steps after the checkpoint that is resumed from; they are run again."""
-        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+        kept = [line for line in read_metrics(self.path)
+                if line["step"] <= state.global_step and line.keys() != {"step", "alarms"}]  # fmt: skip
+        self.alarms = Alarms()
+        for line in kept:
+            self.alarms.observe(line)
         text = "".join(f"{json.dumps(line)}\n" for line in kept)
         self.path.write_text(text, encoding="utf-8")
         self.task.total(state.max_steps)
@@ -64,13 +78,26 @@ class RunRecorder(TrainerCallback):
         """Append what was measured, and show the few numbers that matter."""
         logs = logs or {}
         finite = {key: _finite(value) for key, value in logs.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
+        self._append(state, finite, self.alarms.observe({"step": state.global_step, **finite}))
         if isinstance(norm := logs.get("grad_norm"), float) and not math.isfinite(norm):
             raise _not_finite("gradient norm", state.global_step, norm)
         note = "  ".join(f"{label} {finite[key]:.3g}" for key, label in _NOTED.items() if finite.get(key) is not None)
         self.task.advance(state.global_step - self.shown, note)
         self.shown = state.global_step
+
+    def on_train_end(self, args: Any, state: Any, control: Any, *, model: PeftModel, **_: Any) -> None:
+        """Say so if all of it was for nothing."""
+        if alarms := self.alarms.finish(state.global_step, moved=has_moved(model)):
+            self._append(state, {}, alarms)
+
+    def _append(self, state: Any, measured: dict[str, Any], alarms: list[Alarm]) -> None:
+        line = {"step": state.global_step, **measured}
+        if alarms:
+            line["alarms"] = [alarm.to_json() for alarm in alarms]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for alarm in alarms if state.is_world_process_zero else []:
+            warn(f"step {alarm.step}: {alarm.message}")
 
 
 class _StageTrainer:
@@ -186,6 +213,14 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
         if beta:
             output["ref_per_token_logps"] = self._reference_logps(output)
         return output
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # Here alone are the rewards of all processes in order of their groups.
+        rewards_N1: torch.Tensor = super()._calculate_rewards(*args, **kwargs)
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        groups_GS = rewards_N1[:, 0].view(-1, size)
+        self._log_metric(EQUAL_GROUPS, (groups_GS == groups_GS[:, :1]).all(dim=1).float().mean().item())
+        return rewards_N1
 
     def _reference_logps(self, output: dict[str, Any]) -> torch.Tensor:
         """Log probabilities of the completions under base plus prior, (B, T_completion)."""
