@@ -97,17 +97,18 @@ def locate(store: Store, ref: str, curriculum: str | None = None) -> str:
 
     Raises:
         NotFoundError: Nothing of that name; the known stages are listed.
+        ConfigError: A stage or merge of several curricula, none of which is named.
         IntegrityError: A name that is not a digest.
     """
     if ref.startswith(PREFIX):
         return store.resolve(ref)
     prefix, _, rest = ref.rpartition(":")
-    name = store.default_curriculum(prefix or curriculum) if prefix or curriculum or store.curricula() else ""
     try:
+        name = store.default_curriculum(prefix or curriculum) if prefix or curriculum or store.curricula() else ""
         merges = store.merges(name) if name else {}
         found = merges[rest] if rest in merges else store.ref(store.default_curriculum(name or None), rest)
         return store.resolve(found)
-    except NotFoundError:
+    except (NotFoundError, ConfigError):  # of several curricula none is the default, and a digest needs none
         with suppress(NotFoundError, ConfigError):
             return store.resolve(ref)
         raise

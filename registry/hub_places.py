@@ -14,6 +14,7 @@ from ..core.files import disk_errors
 from .ledger import LOCATION, read_attestations, write_attestation
 from .objects import PICKLES
 from .record import MAX_RECORD_BYTES, Record
+from .signing import BESIDE
 from .store import Store
 
 DIGEST_LINE = "adapter-digest: "
@@ -112,9 +113,18 @@ def check_shareable(folder: Path, record: Record) -> None:
 
     Raises:
         UnsupportedAdapterError: It holds a pickle.
-        IncompatibleError: Its configuration names another base than its record, such as a local path.
+        IncompatibleError: Its configuration names another base than its record, such as a local path; or a file of it
+            has the name of what stands beside adapters on the Hub.
     """
     refuse_pickles(record)
+    taken = [item.path for item in record.files if item.path.partition("/")[0] in BESIDE]
+    if taken:
+        raise IncompatibleError(
+            "a file of the adapter has the name of what stands beside adapters on the Hub",
+            where=f"{record.curriculum} {record.label}: {taken[0]}",
+            expected=f"none of {', '.join(BESIDE)}",
+            next_step="publish it again without that file",
+        )
     config = folder / "adapter_config.json"
     if not config.is_file():
         return

@@ -27,6 +27,7 @@ BESIDE = (
     "README.md",
     "model.sig",
     "revocations.json",
+    "evaluations.json",
     ".eval_results",  # scores
     ".cache",  # what `hf download --local-dir` leaves
     ".git",

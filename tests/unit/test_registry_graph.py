@@ -171,6 +171,17 @@ class TestFind:
         for name, digest in {**names, toy.one[7:27]: toy.one, toy.one: toy.one}.items():
             assert find(toy.store, name).digest == digest, name
 
+    def test_a_digest_needs_no_curriculum_where_there_are_several(
+        self, toy: Toy, make_record: Any, make_adapter: Any, tmp_path: Path
+    ) -> None:
+        other = toy.store.publish(make_adapter(tmp_path / "joy"), make_record(1, "structure", [], curriculum="joy"))
+        toy.store.set_ref("joy", 1, other)
+        for name in (toy.one, toy.one[:20], toy.one[7:27]):
+            assert find(toy.store, name).digest == toy.one, name
+        for name in ("1", "structure", "ffffffff"):
+            with pytest.raises(ConfigError, match="several curricula"):
+                find(toy.store, name)
+
     def test_what_is_not_there_lists_the_stages(self, toy: Toy) -> None:
         for name in ("4", "nope", "toy:nope", "ffffffff"):
             with pytest.raises(NotFoundError) as caught:

@@ -57,7 +57,12 @@ def test_a_dry_run_and_a_refusal_send_nothing(
     pickled = make_adapter(tmp_path / "pickled")
     (pickled / "optimizer.pt").write_bytes(b"x")
     local = make_adapter(tmp_path / "local", repo="/data/models/qwen")
-    for folder, word in ((pickled, "pickle"), (local, "base")):
+    paged = make_adapter(tmp_path / "paged")
+    (paged / "README.md").write_text("mine")
+    scored = make_adapter(tmp_path / "scored")
+    (scored / ".eval_results").mkdir()
+    (scored / ".eval_results" / "own.yaml").write_text("[]")
+    for folder, word in ((pickled, "pickle"), (local, "base"), (paged, "README.md"), (scored, "own.yaml")):
         digest = store.publish(folder, make_record(4, "more", stages(store)))
         with pytest.raises(ValueError, match=word) as refused:
             push(store, [digest], "acme", client=client)
