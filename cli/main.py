@@ -20,6 +20,7 @@ from ..core.files import DISK_FULL, NOT_ALLOWED, disk_full, not_allowed
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
+    "data": ("data", "Look at training rows before training on them."),
     "train": ("train", "Train the stages that are missing or stale, each as its own adapter."),
     "merge": ("merge", "Compose stages into one adapter, or fold them into a checkpoint."),
     "eval": ("evaluate", "Score variants side by side."),
@@ -55,8 +56,9 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"{__package__}.{COMMANDS[cmd_name][0]}")
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
-        present = {parameter.name for parameter in command.params}
-        command.params.extend(option for option in _common_options() if option.name not in present)
+        for each in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+            present = {parameter.name for parameter in each.params}
+            each.params.extend(option for option in _common_options() if option.name not in present)
         return command
 
     def resolve_command(

@@ -1,0 +1,145 @@
+"""`plyfold data`: what a config's rows are, and what a stage will be shown, without training anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import config_option, json_option
+from .train import DEFAULT_CONFIG
+
+if TYPE_CHECKING:
+    from ..stages.data_check import DataCheck, Finding, RowsCheck, Spread
+    from ..stages.preview import Preview
+
+
+@click.group("data")
+def data_command() -> None:
+    """Look at training rows before training on them."""
+
+
+@data_command.command("check")
+@config_option
+@json_option
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def check_command(config: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """What every stage's rows are: usable or why not, lengths, repetitions, overlap with the evaluation.
+
+    Reads no weights and trains nothing. Ends with the error that train would end with because of the rows.
+    """
+    from ..core.config import load_config
+    from ..core.console import emit_json
+    from ..stages.data_check import check_data
+
+    check = check_data(load_config(config or DEFAULT_CONFIG, overrides))
+    if as_json:
+        emit_json(check.to_json())
+    else:
+        _show_check(check)
+    check.require()
+
+
+@data_command.command("preview")
+@config_option
+@click.option("-n", "num_rows", type=int, default=3, show_default=True, help="How many rows to show.")
+@click.option("--seed", type=int, help="Of draws and order; else the config's.")
+@json_option
+@click.argument("stage")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def preview_command(
+    config: str | None, num_rows: int, seed: int | None, as_json: bool, stage: str, overrides: tuple[str, ...]
+) -> None:
+    """The first rows of STAGE (its name or number): the mapped row, and the prompt and target made of it."""
+    from ..core.config import load_config
+    from ..core.console import emit_json
+    from ..stages.preview import preview_stage
+
+    preview = preview_stage(load_config(config or DEFAULT_CONFIG, overrides), stage, num_rows, seed)
+    if as_json:
+        emit_json(preview.to_json())
+    else:
+        _show_preview(preview)
+
+
+def _show_check(check: DataCheck) -> None:
+    from ..core.console import print_table
+
+    columns = (*check.stages, check.evaluation)
+    facts: list[list[object]] = [
+        ["source", *(each.source for each in columns)],
+        ["split", *(each.split for each in columns)],
+        ["range", *(_range(each) for each in columns)],
+        ["rows read", *(each.rows for each in columns)],
+        ["usable", *(each.usable for each in columns)],
+        ["steps, min/median/max", *(_spread(each.steps) for each in columns)],
+        [f"{check.unit}, min/median/max", *(_spread(each.length) for each in columns)],
+        ["with LaTeX kept", *(_finding(each.latex) for each in check.stages), ""],
+        ["with LaTeX outside the steps only", *(_finding(each.latex_dropped) for each in check.stages), ""],
+        ["answer taken out of a step", *(_finding(each.answers_stripped) for each in check.stages), ""],
+        ["answer still marked in a step", *(_finding(each.answers_left) for each in check.stages), ""],
+        ["gold answer unreadable", *(_finding(each.gold_unreadable) for each in columns)],
+        ["question seen before", *(_finding(each.duplicates) for each in columns)],
+        ["question of the evaluation", *(_finding(each.scored) for each in check.stages), ""],
+    ]
+    names = [each.name for each in columns]
+    print_table(
+        ["", *names],
+        facts,
+        title=check.curriculum,
+        right=names,
+        caption="n (row i): n usable rows, the first of them row i of its split, from 0"
+        + ("" if check.unit == "tokens" else "; the base's tokenizer is not on this disk: lengths in characters"),
+    )
+    skipped = [
+        [stage.name, reason, found.rows, found.example]
+        for stage in check.stages
+        for reason, found in stage.skipped.items()
+    ]
+    if skipped:
+        print_table(["stage", "skipped because", "rows", "first row"], skipped, right=("rows", "first row"))
+    if check.shared:
+        shared = [[*pair, count] for pair, count in check.shared.items()]
+        print_table(["stage", "and", "questions in both"], shared, right=("questions in both",))
+
+
+def _range(check: RowsCheck) -> str:
+    start, stop = check.range
+    return "all" if stop is None and not start else f"[{start}, {stop})"
+
+
+def _spread(spread: Spread | None) -> str:
+    return f"{spread.min} / {spread.median:g} / {spread.max}" if spread else ""
+
+
+def _finding(finding: Finding) -> str:
+    return f"{finding.rows} (row {finding.example})" if finding.rows else "0"
+
+
+def _show_preview(preview: Preview) -> None:
+    from rich.text import Text
+
+    from ..core.console import printable, stdout
+
+    console = stdout()
+
+    def show(title: str, text: str, style: str = "") -> None:
+        console.print(Text(f"--- {title}", style="bold"))
+        console.print(Text(printable(text).removesuffix("\n"), style=style))
+
+    note = ", if every problem were a failure" if preview.task == "rewrite" else ""
+    console.print(
+        Text(f"{preview.number} {preview.name} · {preview.task} · seed {preview.seed} · {preview.total} rows{note}")
+    )
+    for place, example in enumerate(preview.examples, start=1):
+        source, row = example.rationale, example.row
+        console.print(Text(f"\n=== row {place} of {preview.total}", style="bold"))
+        show("question", source.question)
+        show("steps", "\n".join(f"{number}. {step}" for number, step in enumerate(source.steps, start=1)))
+        show("answer", source.answer)
+        show("prompt (unaided)" if row.get("unaided") else "prompt", row["prompt"], "cyan")
+        if "completion" in row:
+            show("target", row["completion"], "green")
+        else:
+            tokens = row["teacher_tokens"]
+            show("gold" if tokens is None else f"gold (the teacher took {tokens} tokens)", row["gold"], "green")

@@ -1,0 +1,286 @@
+"""What a config's rows are, before anything is trained: counts, lengths, repetitions, and what `train` would refuse.
+
+Reads rows and, where it is on this disk, the base's tokenizer; never its weights, and nothing from a network but the
+rows of a Hub dataset.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from ..adapters.base import SANDBOX, TOKENIZER_FILES, load_tokenizer, sandbox_folder
+from ..core.config import BaseConfig, CurriculumConfig, DataConfig
+from ..core.digest import digest_json
+from ..core.errors import ConfigError
+from ..evaluation.answers import extract, normalise, same_answer
+from .data import (
+    Row,
+    load_problems,
+    load_rationales,
+    load_rows,
+    question_hash,
+    require_disjoint,
+    require_train_split,
+    source_name,
+)
+from .masking import check_masking
+from .rationale import Rationale, UnusableRationale, answer_in_step, parse_rationale, read_gold, render_solution
+from .tasks import check_stage
+
+_LATEX = re.compile(r"\\(?:[A-Za-z]+|[()\[\]{}$%,;!])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Smallest, middle and largest of some counts."""
+
+    min: int
+    median: float
+    max: int
+
+    @classmethod
+    def of(cls, counts: Sequence[int]) -> Spread | None:
+        """The spread of `counts`; None of nothing."""
+        return cls(min=min(counts), median=statistics.median(counts), max=max(counts)) if counts else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """How many rows something holds for, and one to look at."""
+
+    rows: int = 0
+    example: int | None = None
+    """Position in its split of the first such row, from 0."""
+
+    @classmethod
+    def of(cls, found: Sequence[Row]) -> Finding:
+        """The finding that rows make."""
+        return cls(rows=len(found), example=found[0].index if found else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsCheck:
+    """The rows of a stage, or of the evaluation."""
+
+    name: str
+    """`1 structure`, or `eval`."""
+    source: str
+    """Hub id, file name or `sandbox`."""
+    split: str
+    range: tuple[int, int | None]
+    """Rows asked for, [start, stop)."""
+    rows: int
+    """Rows read."""
+    usable: int
+    """Rows that can be taught from, or scored on."""
+    duplicates: Finding
+    """Usable rows whose question an earlier one has, but for case, spacing and punctuation."""
+    gold_unreadable: Finding
+    """Rows read whose gold answer is empty or holds no number: no completion can be right."""
+    skipped: dict[str, Finding] = field(default_factory=dict)
+    """Reason -> rows."""
+    steps: Spread | None = None
+    """Steps per usable rationale."""
+    length: Spread | None = None
+    """Of the solutions as they are taught, in the check's unit."""
+    latex: Finding = Finding()
+    """Usable rows with LaTeX in their steps."""
+    latex_dropped: Finding = Finding()
+    """Usable rows with LaTeX only in what is no step: thoughts before the first, or the answer line."""
+    answers_stripped: Finding = Finding()
+    """Usable rows whose teacher stated the answer inside a step, from which it was taken."""
+    answers_left: Finding = Finding()
+    """Usable rows with a step that still says which number is the answer, such as a box; it will be in prompts."""
+    scored: Finding = Finding()
+    """Usable rows whose question is among the evaluation rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """What the rows of a whole config are."""
+
+    curriculum: str
+    unit: str
+    """What lengths are counted in: `tokens` of the base, or `characters` where its tokenizer is not on this disk."""
+    stages: tuple[RowsCheck, ...]
+    """In order of their numbers."""
+    evaluation: RowsCheck
+    shared: dict[tuple[str, str], int]
+    """Two stages -> questions that both have; pairs without any are left out."""
+    refusal: ConfigError | None = None
+    """The first error `train` would end with."""
+
+    def require(self) -> None:
+        """Refuse what `train` would refuse.
+
+        Raises:
+            ConfigError: As `refusal`.
+        """
+        if self.refusal:
+            raise self.refusal
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as plain values."""
+        return {
+            "curriculum": self.curriculum,
+            "unit": self.unit,
+            "trainable": self.refusal is None,
+            "refusal": {"what": self.refusal.what, **dict(self.refusal.fields())} if self.refusal else None,
+            "stages": [asdict(stage) for stage in self.stages],
+            "eval": asdict(self.evaluation),
+            "shared": [{"stages": list(pair), "questions": count} for pair, count in self.shared.items()],
+        }
+
+
+@dataclass(frozen=True)
+class _Read:
+    rows: list[Row]
+    usable: list[tuple[Row, Rationale]]
+    skipped: dict[str, list[Row]]
+
+
+def check_data(config: CurriculumConfig) -> DataCheck:
+    """Read every row a config names and say what they are.
+
+    Raises:
+        ConfigError: A task, masking or split that cannot be meant, or rows that cannot be read (`load_rows`).
+        NotFoundError: A file, dataset or split that does not exist.
+        IntegrityError: A file that is not JSON.
+        OfflineError: A Hub dataset that is not cached, without a network.
+    """
+    named = sorted(config.stages.items(), key=lambda item: item[1].number)
+    for name, stage in named:
+        check_stage(stage, f"stages.{name}")
+        check_masking(stage.masking, f"stages.{name}")
+        if stage.task == "rewrite":
+            require_train_split(stage.data or config.data, f"stages.{name}")
+    count_tokens = token_counter(config.base)
+    held_out = load_rows(config.eval.data)
+    scored = {question_hash(row.question) for row in held_out}
+    refusals = [_refusal(load_problems, config.eval.data)]
+    read: dict[str, _Read] = {}
+    stages: list[RowsCheck] = []
+    questions: dict[str, set[str]] = {}
+    for name, stage in named:
+        data, label = stage.data or config.data, f"{stage.number} {name}"
+        key = digest_json(asdict(data))
+        if key not in read:
+            read[key] = _read(data)
+        usable = read[key].usable
+        questions[label] = {question_hash(row.question) for row, _ in usable}
+        stages.append(_check_rows(label, data, read[key], scored, count_tokens or len))
+        if not usable:
+            refusals.append(_refusal(load_rationales, data))
+        train = [rationale.question for _, rationale in usable]
+        refusals.append(_refusal(require_disjoint, train, [row.question for row in held_out], f"stages.{name}"))
+    pairs = {pair: len(questions[pair[0]] & questions[pair[1]]) for pair in combinations(questions, 2)}
+    return DataCheck(
+        curriculum=config.curriculum,
+        unit="tokens" if count_tokens else "characters",
+        stages=tuple(stages),
+        evaluation=_check_held_out(config.eval.data, held_out),
+        shared={pair: count for pair, count in pairs.items() if count},
+        refusal=next(filter(None, refusals), None),
+    )
+
+
+def token_counter(config: BaseConfig) -> Callable[[str], int] | None:
+    """Counts tokens of a text as training does; None where the base's tokenizer is not on this disk."""
+    folder = _tokenizer_folder(config)
+    if folder is None:
+        return None
+    tokenizer = load_tokenizer(folder)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _tokenizer_folder(config: BaseConfig) -> Path | None:
+    if config.path is not None:
+        folder = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
+        return folder if any((folder / name).is_file() for name in TOKENIZER_FILES[:2]) else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = (try_to_load_from_cache(config.repo, name, revision=config.revision) for name in TOKENIZER_FILES[:2])
+    return next((Path(file).parent for file in cached if isinstance(file, str)), None)
+
+
+def _refusal(check: Callable[..., object], *arguments: object) -> ConfigError | None:
+    try:
+        check(*arguments)
+    except ConfigError as error:
+        return error
+    return None
+
+
+def _read(data: DataConfig) -> _Read:
+    if "rationale" not in data.columns:
+        load_rationales(data)  # refuses
+    read = _Read(load_rows(data), [], {})
+    for row in read.rows:
+        try:
+            read.usable.append((row, parse_rationale(row.question, row.rationale, row.answer)))
+        except UnusableRationale as reason:
+            read.skipped.setdefault(str(reason), []).append(row)
+    return read
+
+
+def _check_rows(name: str, data: DataConfig, read: _Read, scored: set[str], length: Callable[[str], int]) -> RowsCheck:
+    usable = [row for row, _ in read.usable]
+    kept = [row for row, rationale in read.usable if any(map(_LATEX.search, rationale.steps))]
+    known = {row.index for row in kept}
+    return RowsCheck(
+        name=name,
+        usable=len(usable),
+        duplicates=_repeated(usable),
+        skipped={reason: Finding.of(rows) for reason, rows in sorted(read.skipped.items(), key=_most_rows)},
+        steps=Spread.of([len(rationale.steps) for _, rationale in read.usable]),
+        length=Spread.of([length(render_solution(rationale)) for _, rationale in read.usable]),
+        latex=Finding.of(kept),
+        latex_dropped=Finding.of([row for row in usable if row.index not in known and _LATEX.search(row.rationale)]),
+        answers_stripped=Finding.of([row for row in usable if answer_in_step(row.rationale)]),
+        answers_left=Finding.of([row for row, rationale in read.usable if _marks_answer(rationale)]),
+        scored=Finding.of([row for row in usable if question_hash(row.question) in scored]),
+        **_common(data, read.rows),
+    )
+
+
+def _check_held_out(data: DataConfig, rows: list[Row]) -> RowsCheck:
+    readable = [row for row in rows if read_gold(row.answer)]
+    return RowsCheck(name="eval", usable=len(readable), duplicates=_repeated(readable), **_common(data, rows))
+
+
+def _common(data: DataConfig, rows: list[Row]) -> dict[str, Any]:
+    start, stop = data.rows or (0, None)
+    return {
+        "source": source_name(data),
+        "split": data.split,
+        "range": (start, stop),
+        "rows": len(rows),
+        "gold_unreadable": Finding.of([row for row in rows if normalise(read_gold(row.answer)) is None]),
+    }
+
+
+def _marks_answer(rationale: Rationale) -> bool:
+    found = map(extract, rationale.steps)
+    return any(each.method != "last-number" and same_answer(each.value, rationale.answer) for each in found)
+
+
+def _repeated(rows: Sequence[Row]) -> Finding:
+    seen: Counter[str] = Counter()
+    repeated = []
+    for row in rows:
+        digest = question_hash(row.question)
+        if seen[digest]:
+            repeated.append(row)
+        seen[digest] += 1
+    return Finding.of(repeated)
+
+
+def _most_rows(item: tuple[str, list[Row]]) -> int:
+    return -len(item[1])

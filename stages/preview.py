@@ -1,0 +1,93 @@
+"""The first training rows of a stage, exactly as `tasks.make_rows` makes them, beside what they were made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.config import CurriculumConfig
+from ..core.errors import ConfigError, NotFoundError
+from ..evaluation.protocols import protocol
+from .data import load_rationales, require_train_split
+from .data_check import token_counter
+from .masking import check_masking
+from .rationale import Rationale
+from .tasks import Row, check_stage, draw_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One training row and its source."""
+
+    rationale: Rationale
+    row: Row
+    """`{prompt, completion}`, or `{prompt, gold, teacher_tokens, unaided}`; `teacher_tokens` is None where the base's
+    tokenizer is not on this disk."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The example as plain values."""
+        source = {**vars(self.rationale), "steps": list(self.rationale.steps)}
+        return {"source": source, "row": self.row}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """The first rows of a stage."""
+
+    number: int
+    name: str
+    task: str
+    seed: int
+    total: int
+    """Rows the stage has, over all epochs; for `rewrite` those it would have if every problem were a failure."""
+    examples: tuple[Example, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The preview as plain values."""
+        return {**vars(self), "examples": [example.to_json() for example in self.examples]}
+
+
+def preview_stage(config: CurriculumConfig, stage: str, num_rows: int = 3, seed: int | None = None) -> Preview:
+    """Make a stage's rows as `train` would, and take the first.
+
+    Rows of `rewrite` are made of all its problems: which of them are failures is only known once they are mined.
+
+    Args:
+        config: The curriculum.
+        stage: Name or number of the stage.
+        num_rows: How many rows to show.
+        seed: Of draws and order; None takes the config's.
+
+    Raises:
+        NotFoundError: The config has no such stage.
+        ConfigError: Fewer than one row asked for, a value that cannot be meant, or as `load_rationales`.
+    """
+    name = next((name for name, known in config.stages.items() if stage in (name, str(known.number))), None)
+    if name is None:
+        ordered = sorted(config.stages.items(), key=lambda item: item[1].number)
+        listed = ", ".join(f"{known.number} {name}" for name, known in ordered)
+        raise NotFoundError("the config has no such stage", found=stage, expected=f"one of {listed}")
+    if num_rows < 1:
+        raise ConfigError("no row to show", where="-n", found=num_rows, expected="1 or more")
+    full, where = config.stages[name], f"stages.{name}"
+    check_stage(full, where)
+    check_masking(full.masking, where)
+    data = full.data or config.data
+    if full.task == "rewrite":
+        require_train_split(data, where)
+    rationales, _ = load_rationales(data)
+    count_tokens = token_counter(config.base)
+    drawn_seed = config.seed if seed is None else seed
+    drawn = draw_rows(rationales, full, protocol(config.eval.protocol), drawn_seed, count_tokens or len)
+    unknown = {} if count_tokens else {"teacher_tokens": None}
+    return Preview(
+        number=full.number,
+        name=name,
+        task=full.task,
+        seed=drawn_seed,
+        total=len(drawn),
+        examples=tuple(
+            Example(rationale=rationales[index], row={key: unknown.get(key, value) for key, value in row.items()})
+            for index, row in drawn[:num_rows]
+        ),
+    )
