@@ -104,6 +104,9 @@ class MaskingConfig:
 class RewardConfig:
     """The hierarchical reward: correct, then in format, then short."""
 
+    mode: str = "continuous"
+    """`continuous` is made of the values below; `paper` is the paper's formulas, in words and steps; `binary` is 1
+    for a right answer and 0 otherwise."""
     wrong: float = -1.0
     """Reward of a wrong or missing answer."""
     unformatted: float = 0.0

@@ -35,6 +35,9 @@ _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps
                "log_completions", "dataloader_num_workers"}  # fmt: skip
 """Trainer fields that leave the weights alone."""
 
+_ADDED = {"reward": {"mode": "continuous"}}
+"""Fields newer than the recipe format, at the values that mean what lacking them meant."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
@@ -282,6 +285,10 @@ def _config_digest(
     unused = {"reconstruct": ["reward", "mining"], "complete": ["mining"], "rewrite": ["masking"]}[stage.task]
     for key in ("data", *unused):  # the rows' own digest stands for the data
         del decisive[key]
+    for section, added in _ADDED.items():
+        if section in decisive:
+            decisive[section] = {key: value for key, value in decisive[section].items()
+                                 if key not in added or value != added[key]}  # fmt: skip
     decisive["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _UNDECIDING}
     return digest_json(
         {

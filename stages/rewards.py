@@ -1,7 +1,8 @@
 """The hierarchical reward: a right answer first, then an answer line that can be read, then shortness.
 
-Length is counted in the tokens the policy produced, against the tokens of the teacher's solution. The reward knows
-nothing about prompts; it sees only what was generated.
+Length is counted in the tokens the policy produced, against the tokens of the teacher's solution; labels such as
+`Step 1:` are tokens like any other. Two other modes are there to be compared with: the paper's formulas, and right or
+wrong alone. The reward knows nothing about prompts; it sees only what was generated.
 """
 
 from __future__ import annotations
@@ -11,17 +12,43 @@ from typing import Any
 
 from ..core.config import RewardConfig
 from ..core.errors import ConfigError
-from ..evaluation.answers import extract_answer, same_answer
+from ..evaluation.answers import extract, extract_answer, same_answer
+from . import paper_reward
 from .rationale import ANSWER_CUE
+
+LEVELS = ("wrong", "unformatted", "correct")
+"""What a completion can be, the worst first: not right; right but out of form; right and in form."""
+
+_FIXED = {
+    "paper": paper_reward.LEVELS,
+    "binary": {"wrong": 0.0, "unformatted": 1.0, "correct": 1.0, "brevity": 0.0},
+}
+"""Values that a mode brings with it."""
+MODES = ("continuous", *_FIXED)
 
 
 def check_reward(config: RewardConfig, where: str) -> None:
-    """Refuse a reward whose order is not wrong < unformatted < correct, or that pays for length.
+    """Refuse an unknown mode, values that its mode would not use, and an order that is none.
 
     Raises:
-        ConfigError: The levels are out of order, or brevity is negative.
+        ConfigError: No such mode; a value beside `paper` or `binary` that means nothing there; or, in `continuous`,
+            levels that are not wrong < unformatted < correct, or a negative brevity.
     """
-    if not config.wrong < config.unformatted < config.correct or config.brevity < 0:
+    if config.mode not in MODES:
+        raise ConfigError(
+            "no such reward mode", where=f"{where}.reward.mode", found=config.mode, expected=", ".join(MODES)
+        )
+    if fixed := _FIXED.get(config.mode):
+        for name, default in vars(RewardConfig()).items():
+            value = getattr(config, name)
+            if name != "mode" and value not in (default, fixed.get(name, default)):
+                raise ConfigError(
+                    f"reward.{name} means nothing where reward.mode is {config.mode}",
+                    where=f"{where}.reward.{name}",
+                    found=value,
+                    next_step=f"leave {name} out (its default is {default}), or set reward.mode to continuous",
+                )
+    elif not config.wrong < config.unformatted < config.correct or config.brevity < 0:
         raise ConfigError(
             "the reward is not hierarchical",
             where=where,
@@ -47,24 +74,52 @@ def ends_with_answer(completion: str, gold: str) -> bool:
 
 
 class HierarchicalReward:
-    """A TRL reward function over `RewardConfig`; also logs accuracy, format and length.
+    """A TRL reward function over `RewardConfig`; also logs accuracy, format and the reward's components.
 
     wrong or missing answer: `wrong`; right without ending in an answer line: `unformatted`;
     right with one: `correct + brevity * 2 ** -(tokens / teacher_tokens)`.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, task: str = "complete") -> None:
+        """A reward for rows of `task` (`complete` or `rewrite`), which the paper's formulas depend on."""
         self.config = config
+        self.task = task
+        self.floors = {level: _FIXED.get(config.mode, vars(config))[level] for level in LEVELS}
         self.__name__ = "reward"
 
-    def score(self, completion: str, num_tokens: int, gold: str, teacher_tokens: int) -> float:
-        """Reward of one completion of `num_tokens` tokens."""
-        stated = extract_answer(completion)
-        if stated is None or not same_answer(stated, gold):
-            return self.config.wrong
-        if not ends_with_answer(completion, gold):
-            return self.config.unformatted
-        return self.config.correct + self.config.brevity * brevity(num_tokens, teacher_tokens)
+    def level(self, completion: str, gold: str) -> str:
+        """Which of `LEVELS` a completion reaches."""
+        stated = extract(completion)
+        if stated.value is None or not same_answer(stated.value, gold):
+            return "wrong"
+        if self.config.mode == "paper":
+            formatted = stated.method == "answer-line" and paper_reward.count_labels(completion) > 0
+        else:
+            formatted = ends_with_answer(completion, gold)
+        return "correct" if formatted else "unformatted"
+
+    def score(
+        self,
+        completion: str,
+        num_tokens: int,
+        gold: str,
+        teacher_tokens: int,
+        teacher_words: int = 0,
+        teacher_steps: int = 0,
+    ) -> float:
+        """Reward of one completion of `num_tokens` tokens; the teacher's words and steps count in mode `paper` only."""
+        level = self.level(completion, gold)
+        shortness = 0.0
+        if level == "correct" and self.config.mode == "continuous":
+            shortness = self.config.brevity * brevity(num_tokens, teacher_tokens)
+        elif level == "correct" and self.config.mode == "paper":
+            words = len(completion.split())
+            if self.task == "rewrite":
+                shortness = paper_reward.rewrite_bonus(words, teacher_words)
+            else:
+                steps = paper_reward.count_labels(completion)
+                shortness = paper_reward.completion_bonus(words, steps, teacher_steps)
+        return self.floors[level] + shortness
 
     def __call__(
         self,
@@ -74,20 +129,27 @@ class HierarchicalReward:
         gold: Sequence[str],
         teacher_tokens: Sequence[int],
         unaided: Sequence[bool],
+        teacher_words: Sequence[int] | None = None,
+        teacher_steps: Sequence[int] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
     ) -> list[float]:
         """Rewards of a batch, in TRL's calling convention; columns are repeated per completion."""
-        rewards = [
-            self.score(text, len(ids), right, reference)
-            for text, ids, right, reference in zip(completions, completion_ids, gold, teacher_tokens, strict=True)
-        ]
+        lengths = [len(ids) for ids in completion_ids]
+        none = [0] * len(lengths)
+        columns = (completions, lengths, gold, teacher_tokens, teacher_words or none, teacher_steps or none)
+        rewards = [self.score(*row) for row in zip(*columns, strict=True)]
         if log_metric is not None:
-            right = [reward > self.config.wrong for reward in rewards]
+            levels = [self.level(text, right) for text, right in zip(completions, gold, strict=True)]
+            right = [level != "wrong" for level in levels]
             log_metric("accuracy", _mean(right))
-            log_metric("formatted", _mean([reward >= self.config.correct for reward in rewards]))
+            log_metric("formatted", _mean([level == "correct" for level in levels]))
             if alone := [ok for ok, bare in zip(right, unaided, strict=True) if bare]:
                 log_metric("accuracy_unaided", _mean(alone))
+            for name in LEVELS:  # with the shortness below they add up to the reward
+                log_metric(f"reward/share_{name}", _mean([level == name for level in levels]))
+            floors = [self.floors[level] for level in levels]
+            log_metric("reward/brevity", _mean([a - b for a, b in zip(rewards, floors, strict=True)]))
         return rewards
 
 

@@ -148,7 +148,7 @@ def _trainer(
     }
     if stage.stage.task in SUPERVISED:
         return StageSFTTrainer(**common)
-    return StageGRPOTrainer(**common, reward=HierarchicalReward(stage.stage.reward))
+    return StageGRPOTrainer(**common, reward=HierarchicalReward(stage.stage.reward, stage.stage.task))
 
 
 def _rows(

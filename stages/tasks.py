@@ -57,7 +57,8 @@ def make_rows(
         count_tokens: Number of tokens of a text, for the teacher's length.
 
     Returns:
-        Rows `{prompt, completion}` for supervised tasks, `{prompt, gold, teacher_tokens, unaided}` for the others.
+        Rows `{prompt, completion}` for supervised tasks, `{prompt, gold, teacher_tokens, unaided}` for the others,
+        with `teacher_words` and `teacher_steps` where the paper's reward reads them.
         Of each copy, exactly the rounded share of rows is unaided.
     """
     return [row for _, row in draw_rows(rationales, stage, protocol, seed, count_tokens)]
@@ -86,6 +87,9 @@ def draw_rows(
                 row["completion"] = render_solution(rationale)
             else:
                 row |= {"gold": rationale.answer, "teacher_tokens": lengths[index], "unaided": unaided}
+                if stage.reward.mode == "paper":
+                    words = len(render_solution(rationale).split())
+                    row |= {"teacher_words": words, "teacher_steps": len(rationale.steps)}
             rows.append((index, row))
         rows[-len(order) :] = rng.sample(rows[-len(order) :], len(order))
     return rows
