@@ -72,7 +72,7 @@ def load_rows(config: DataConfig) -> list[Row]:
     """Read the rows a config names.
 
     Raises:
-        ConfigError: A column is missing, a value is no text or number, or the range is empty.
+        ConfigError: A column is missing, a value is no text (or not in Unicode) or number, or the range is empty.
         NotFoundError: The file, dataset or split does not exist.
         IntegrityError: The file is not JSON.
         OfflineError: A Hub dataset that is not cached, without a network.
@@ -228,6 +228,15 @@ def _row(index: int, record: dict[str, Any], config: DataConfig) -> Row:
                 found=type(value).__name__,
             )
         values[ours] = str(value)
+        try:
+            values[ours].encode()
+        except UnicodeEncodeError as error:  # half of an emoji: neither a digest nor a tokenizer takes it
+            raise ConfigError(
+                "a value is no Unicode text",
+                where=f"{source_name(config)}, row {index}, column {theirs}",
+                found=f"{values[ours][error.start]!a} at character {error.start}",
+                next_step="write the row's text anew, or leave the row out",
+            ) from error
     return Row(index=index, **values)
 
 

@@ -73,6 +73,14 @@ def test_broken_and_absent_files_have_their_own_errors(tmp_path: Path) -> None:
         load_rows(DataConfig(path=_write(tmp_path / "list.json", [{"question": ["a"], "answer": "1"}])))
 
 
+def test_half_an_emoji_is_named_with_its_row(tmp_path: Path) -> None:
+    rows = [GOOD, {**GOOD, "question": "1+1+1 \ud83d?"}]
+    with pytest.raises(ConfigError, match="no Unicode text") as caught:
+        load_rationales(DataConfig(path=_write(tmp_path / "x.jsonl", rows)))
+    assert "row 1, column question" in caught.value.where
+    assert caught.value.found == r"'\ud83d' at character 6"
+
+
 def test_no_usable_row_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_rationales(DataConfig(path=_write(tmp_path / "x.jsonl", [ONE_STEP])))
