@@ -84,7 +84,7 @@ class HierarchicalReward:
         """A reward for rows of `task` (`complete` or `rewrite`), which the paper's formulas depend on."""
         self.config = config
         self.task = task
-        self.floors = {level: _FIXED.get(config.mode, vars(config))[level] for level in LEVELS}
+        self.floors: dict[str, float] = {level: _FIXED.get(config.mode, vars(config))[level] for level in LEVELS}
         self.__name__ = "reward"
 
     def level(self, completion: str, gold: str) -> str:

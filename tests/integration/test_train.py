@@ -202,6 +202,20 @@ def test_a_killed_run_continues_to_the_very_same_adapter(
         assert max(kl[1:]) > 1e-6
 
 
+def test_the_papers_reward_trains_and_its_components_are_logged(
+    make_config: MakeConfig, store: Store, tmp_path: Path
+) -> None:
+    config = make_config("stages.brevity.reward.mode=paper", "stages.brevity.trainer.max_steps=2")
+    config.stages = {"brevity": config.stages["brevity"]}  # first of its curriculum: nothing to train before it
+    train(config, store, None, tmp_path / "runs")
+    lines = [
+        line for line in read_metrics(tmp_path / "runs" / "tiny" / "2-brevity" / "metrics.jsonl") if "loss" in line
+    ]
+    assert [line["reward"] for line in lines] == [-2.0, -2.0]  # a random base answers nothing right
+    for name, value in (("share_wrong", 1), ("share_unformatted", 0), ("share_correct", 0), ("brevity", 0)):
+        assert [line[f"reward/{name}"] for line in lines] == [value, value]
+
+
 def test_every_factor_trains_in_float32_and_nothing_else_moves(
     make_config: MakeConfig, store: Store, tmp_path: Path, varied_reward: None
 ) -> None:
@@ -269,6 +283,7 @@ def test_what_cannot_be_meant_is_refused_before_training(make_config: MakeConfig
         ("stages.brevity.trainer.num_generations=3", ConfigError, "TRL refuses"),
         ("stages.brevity.trainer.steps_per_generation=6", ConfigError, "generation cycle"),
         ("stages.brevity.masking.mode=all", ConfigError, "masking mode"),
+        ("stages.brevity.reward.mode=guess", ConfigError, "no such reward mode"),
         ("stages.remedy.task=guess", ConfigError, "no such task"),
         ("data.columns.answer=gold", ConfigError, "no column gold"),
         ("eval.protocol=few", ConfigError, "protocol"),
