@@ -80,6 +80,7 @@ def _show_check(check: DataCheck) -> None:
         ["answer still marked in a step", *(_finding(each.answers_left) for each in check.stages), ""],
         ["gold answer unreadable", *(_finding(each.gold_unreadable) for each in columns)],
         ["question seen before", *(_finding(each.duplicates) for each in columns)],
+        ["training rows too long", *(_too_long(each) for each in columns)],
         ["question of the evaluation", *(_finding(each.scored) for each in check.stages), ""],
     ]
     names = [each.name for each in columns]
@@ -114,6 +115,10 @@ def _spread(spread: Spread | None) -> str:
 
 def _finding(finding: Finding) -> str:
     return f"{finding.rows} (row {finding.example})" if finding.rows else "0"
+
+
+def _too_long(check: RowsCheck) -> str:
+    return "" if check.too_long is None else f"{check.too_long} of {check.training_rows}"
 
 
 def _show_preview(preview: Preview) -> None:

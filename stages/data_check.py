@@ -10,16 +10,17 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..adapters.base import SANDBOX, TOKENIZER_FILES, load_tokenizer, sandbox_folder
-from ..core.config import BaseConfig, CurriculumConfig, DataConfig
+from ..core.config import CurriculumConfig, DataConfig
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from ..evaluation.answers import extract, normalise, same_answer
+from ..evaluation.protocols import protocol
+from .arguments import trainer_arguments
 from .data import (
     Row,
     load_problems,
@@ -30,9 +31,10 @@ from .data import (
     require_train_split,
     source_name,
 )
+from .fit import context_tokens, fitting_rows, require_rows, token_counter
 from .masking import check_masking
 from .rationale import Rationale, UnusableRationale, answer_in_step, parse_rationale, read_gold, render_solution
-from .tasks import check_stage
+from .tasks import check_stage, make_rows
 
 _LATEX = re.compile(r"\\(?:[A-Za-z]+|[()\[\]{}$%,;!])")
 
@@ -100,6 +102,10 @@ class RowsCheck:
     """Usable rows with a step that still says which number is the answer, such as a box; it will be in prompts."""
     scored: Finding = Finding()
     """Usable rows whose question is among the evaluation rows."""
+    training_rows: int | None = None
+    """Rows made of them, over all epochs; None where the base's tokenizer is not on this disk."""
+    too_long: int | None = None
+    """Of these, rows that training leaves out because they do not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +156,7 @@ def check_data(config: CurriculumConfig) -> DataCheck:
     """Read every row a config names and say what they are.
 
     Raises:
-        ConfigError: A task, masking or split that cannot be meant, or rows that cannot be read (`load_rows`).
+        ConfigError: A task, masking or split that cannot be meant, or rows that cannot be read.
         NotFoundError: A file, dataset or split that does not exist.
         IntegrityError: A file that is not JSON.
         OfflineError: A Hub dataset that is not cached, without a network.
@@ -164,7 +170,8 @@ def check_data(config: CurriculumConfig) -> DataCheck:
     count_tokens = token_counter(config.base)
     held_out = load_rows(config.eval.data)
     scored = {question_hash(row.question) for row in held_out}
-    refusals = [_refusal(load_problems, config.eval.data)]
+    context = context_tokens(config.base) if count_tokens else None
+    refusals, late = [_refusal(load_problems, config.eval.data)], list[ConfigError | None]()
     read: dict[str, _Read] = {}
     stages: list[RowsCheck] = []
     questions: dict[str, set[str]] = {}
@@ -175,7 +182,11 @@ def check_data(config: CurriculumConfig) -> DataCheck:
             read[key] = _read(data)
         usable = read[key].usable
         questions[label] = {question_hash(row.question) for row, _ in usable}
-        stages.append(_check_rows(label, data, read[key], scored, count_tokens or len))
+        checked = _check_rows(label, data, read[key], scored, count_tokens or len)
+        if count_tokens and context and usable:
+            checked, refusal = _fit(checked, config, name, [item for _, item in usable], count_tokens, context)
+            late.append(refusal)
+        stages.append(checked)
         if not usable:
             refusals.append(_refusal(load_rationales, data))
         train = [rationale.question for _, rationale in usable]
@@ -187,27 +198,28 @@ def check_data(config: CurriculumConfig) -> DataCheck:
         stages=tuple(stages),
         evaluation=_check_held_out(config.eval.data, held_out),
         shared={pair: count for pair, count in pairs.items() if count},
-        refusal=next(filter(None, refusals), None),
+        refusal=next(filter(None, [*refusals, *late]), None),
     )
 
 
-def token_counter(config: BaseConfig) -> Callable[[str], int] | None:
-    """Counts tokens of a text as training does; None where the base's tokenizer is not on this disk."""
-    folder = _tokenizer_folder(config)
-    if folder is None:
-        return None
-    tokenizer = load_tokenizer(folder)
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _tokenizer_folder(config: BaseConfig) -> Path | None:
-    if config.path is not None:
-        folder = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
-        return folder if any((folder / name).is_file() for name in TOKENIZER_FILES[:2]) else None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = (try_to_load_from_cache(config.repo, name, revision=config.revision) for name in TOKENIZER_FILES[:2])
-    return next((Path(file).parent for file in cached if isinstance(file, str)), None)
+def _fit(
+    checked: RowsCheck,
+    config: CurriculumConfig,
+    name: str,
+    rationales: Sequence[Rationale],
+    count_tokens: Callable[[str], int],
+    context: int,
+) -> tuple[RowsCheck, ConfigError | None]:
+    """The check with the rows that do not fit counted, and what training says if too few do."""
+    stage = config.stages[name]
+    try:
+        arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
+    except ConfigError as error:
+        return checked, error
+    rows = make_rows(rationales, stage, protocol(config.eval.protocol), config.seed, count_tokens)
+    fitting, limit = fitting_rows(rows, stage, arguments, context, count_tokens)
+    refusal = _refusal(require_rows, len(fitting), name, stage, arguments, limit)
+    return replace(checked, training_rows=len(rows), too_long=len(rows) - len(fitting)), refusal
 
 
 def _refusal(check: Callable[..., object], *arguments: object) -> ConfigError | None:

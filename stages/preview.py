@@ -9,7 +9,7 @@ from ..core.config import CurriculumConfig
 from ..core.errors import ConfigError, NotFoundError
 from ..evaluation.protocols import protocol
 from .data import load_rationales, require_train_split
-from .data_check import token_counter
+from .fit import token_counter
 from .masking import check_masking
 from .rationale import Rationale
 from .tasks import Row, check_stage, draw_rows

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import save_config
 from ..core.console import progress, say
 from ..core.digest import digest_json, short
-from ..core.errors import ConfigError, ConflictError, FailedError
+from ..core.errors import ConflictError, FailedError
 from ..core.files import staged_folder, write_json
-from .arguments import prompts_per_generation, trainer_arguments
+from .arguments import trainer_arguments
+from .fit import fitting_rows, require_rows
 from .plan import CurriculumPlan, StagePlan
 from .quiet import quiet_libraries
 from .rationale import Rationale
@@ -166,26 +167,13 @@ def _rows(
 
     rows = make_rows(rationales, stage.stage, plan.protocol, plan.config.seed, count_tokens)
     context = int(model.config.max_position_embeddings)
-    if stage.stage.task in SUPERVISED:
-        limit = min(arguments.max_length or context, context)
-        fitting = [row for row in rows if count_tokens(row["prompt"] + row["completion"]) < limit]
-    else:
-        limit = context - arguments.max_completion_length
-        fitting = [row for row in rows if count_tokens(row["prompt"]) <= limit]
+    fitting, limit = fitting_rows(rows, stage.stage, arguments, context, count_tokens)
     too_long = len(rows) - len(fitting)
     if too_long:
         say(
             f"stage {stage.number} {stage.name}: {too_long} of {len(rows)} rows are longer than {limit} tokens, skipped"
         )
-    needed = 1 if stage.stage.task in SUPERVISED else prompts_per_generation(arguments)
-    if len(fitting) < needed:
-        raise ConfigError(
-            "too few rows for one generation batch" if needed > 1 else "no row fits",
-            where=f"stages.{stage.name}",
-            found=f"{len(fitting)} rows of at most {limit} tokens",
-            expected=f"{needed} or more",
-            next_step="more data or epochs, or a smaller trainer.generation_batch_size",
-        )
+    require_rows(len(fitting), stage.name, stage.stage, arguments, limit)
     return fitting, too_long
 
 

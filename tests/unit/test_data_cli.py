@@ -48,7 +48,7 @@ def config(tmp_path: Path) -> Callable[..., list[str]]:
         data = {"path": str(tmp_path / "teacher.json"), "split": "train", "columns": COLUMNS}
         values = {
             "curriculum": "toy",
-            "base": {"repo": "toy/base", "revision": "auto", "path": str(tmp_path), **base},
+            "base": {"repo": "toy/base", "revision": "auto", "path": str(tmp_path), "compute_dtype": "float32", **base},
             "data": data,
             "eval": {"data": {"path": str(tmp_path / "test.json"), "split": "test"}},
             "stages": {
@@ -164,6 +164,25 @@ def test_lengths_are_tokens_where_the_tokenizer_is_and_no_weights_are_needed(
     tokens = len(load_tokenizer(sandbox_folder())(text, add_special_tokens=False)["input_ids"])
     assert found["unit"] == "tokens"
     assert found["stages"][0]["length"] == {"min": tokens, "median": tokens, "max": tokens}
+
+
+def test_rows_that_training_leaves_out_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["stages.structure.data.rows=[0,20]", "stages.remedy.data.rows=[0,20]"]
+    whole = _json(capsys, "check", *few, "stages.brevity.data.rows=[0,8]")
+    assert [(stage["too_long"], stage["training_rows"]) for stage in whole["stages"]] == [(0, 20), (0, 8), (0, 80)]
+    config = load_config("sandbox", few)
+    rationales, _ = load_rationales(config.stages["structure"].data)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(sandbox_folder())
+    lengths = sorted(
+        len(tokenizer(row["prompt"] + row["completion"], add_special_tokens=False)["input_ids"])
+        for row in make_rows(rationales, config.stages["structure"], protocol("zero-shot"), 0, len)
+    )
+    cut = [f"stages.structure.trainer.max_length={lengths[9]}", "stages.brevity.data.rows=[0,7]"]
+    found = _json(capsys, "check", *few, *cut, code=2)
+    longer = sum(length >= lengths[9] for length in lengths)  # the end takes a token, too
+    assert [(stage["too_long"], stage["training_rows"]) for stage in found["stages"][:2]] == [(longer, 20), (0, 7)]
+    assert found["refusal"]["what"] == "too few rows for one generation batch"
+    assert found["refusal"]["where"] == "stages.brevity"
 
 
 def test_no_network_is_asked_for_a_tokenizer(

@@ -1,0 +1,91 @@
+"""Which training rows fit into the base's context, and whether they are enough: a cut row would lose its answer.
+
+Also finds the base's tokenizer and context where they are on this disk, without its weights and without a network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..adapters.base import SANDBOX, TOKENIZER_FILES, load_tokenizer, sandbox_folder
+from ..core.config import BaseConfig, StageConfig
+from ..core.errors import ConfigError
+from .arguments import prompts_per_generation
+from .tasks import SUPERVISED, Row
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+def fitting_rows(
+    rows: Sequence[Row],
+    stage: StageConfig,
+    arguments: TrainingArguments,
+    context: int,
+    count_tokens: Callable[[str], int],
+) -> tuple[list[Row], int]:
+    """The rows that are not too long, and the limit they were held to.
+
+    Args:
+        rows: As `make_rows` makes them.
+        stage: Their stage.
+        arguments: Its TRL arguments.
+        context: Positions of the base, in tokens.
+        count_tokens: Number of tokens of a text.
+
+    Returns:
+        Rows whose prompt and target are shorter than the limit (one token is the end), or whose prompt is within it
+        and leaves room for a completion; the limit in tokens.
+    """
+    if stage.task in SUPERVISED:
+        limit = min(arguments.max_length or context, context)
+        return [row for row in rows if count_tokens(row["prompt"] + row["completion"]) < limit], limit
+    limit = context - arguments.max_completion_length
+    return [row for row in rows if count_tokens(row["prompt"]) <= limit], limit
+
+
+def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, limit: int) -> None:
+    """Refuse a stage without a row, or with fewer than one generation batch takes.
+
+    Raises:
+        ConfigError: Too few of its rows fit.
+    """
+    needed = 1 if stage.task in SUPERVISED else prompts_per_generation(arguments)
+    if num_rows < needed:
+        raise ConfigError(
+            "too few rows for one generation batch" if needed > 1 else "no row fits",
+            where=f"stages.{name}",
+            found=f"{num_rows} rows of at most {limit} tokens",
+            expected=f"{needed} or more",
+            next_step="more data or epochs, or a smaller trainer.generation_batch_size",
+        )
+
+
+def token_counter(config: BaseConfig) -> Callable[[str], int] | None:
+    """Counts tokens of a text as training does; None where the base's tokenizer is not on this disk."""
+    folder = _tokenizer_folder(config)
+    if folder is None:
+        return None
+    tokenizer = load_tokenizer(folder)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def context_tokens(config: BaseConfig) -> int | None:
+    """Positions of the base; None where its config is not on this disk."""
+    folder = _tokenizer_folder(config)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    return int(json.loads((folder / "config.json").read_bytes())["max_position_embeddings"])
+
+
+def _tokenizer_folder(config: BaseConfig) -> Path | None:
+    if config.path is not None:
+        folder = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
+        return folder if any((folder / name).is_file() for name in TOKENIZER_FILES[:2]) else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = (try_to_load_from_cache(config.repo, name, revision=config.revision) for name in TOKENIZER_FILES[:2])
+    return next((Path(file).parent for file in cached if isinstance(file, str)), None)
