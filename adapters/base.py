@@ -93,8 +93,8 @@ class Quantisation:
         return digest_json(self.to_json())
 
 
-def resolve_base(config: BaseConfig) -> BaseRef:
-    """Find a base: the embedded sandbox, a local folder, the Hub cache, or the Hub.
+def resolve_base(config: BaseConfig, *, local_only: bool = False) -> BaseRef:
+    """Find a base: the embedded sandbox, a local folder, the Hub cache, or (unless `local_only`) the Hub.
 
     Returns:
         A folder with a config and complete, sound safetensors; its revision as 40 hex where it is knowable.
@@ -107,7 +107,9 @@ def resolve_base(config: BaseConfig) -> BaseRef:
         IntegrityError: A weights file is damaged.
     """
     if config.path is None:
-        path = snapshot(config.repo, config.revision, patterns=CONTENT_PATTERNS, check=check_weights)
+        path = snapshot(
+            config.repo, config.revision, patterns=CONTENT_PATTERNS, check=check_weights, local_only=local_only
+        )
         # A branch or tag becomes the commit it pointed to: the snapshot's folder name.
         commit = path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else config.revision
         return BaseRef(repo=config.repo, revision=commit, path=path)

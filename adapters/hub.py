@@ -11,7 +11,9 @@ from ..core.files import disk_errors
 PROBE_TIMEOUT_S = 10
 
 
-def snapshot(repo: str, revision: str, *, patterns: Sequence[str], check: Callable[[Path], object]) -> Path:
+def snapshot(
+    repo: str, revision: str, *, patterns: Sequence[str], check: Callable[[Path], object], local_only: bool = False
+) -> Path:
     """The folder of a repository at one commit in the local Hub cache, downloaded first where it is not there.
 
     Args:
@@ -19,6 +21,7 @@ def snapshot(repo: str, revision: str, *, patterns: Sequence[str], check: Callab
         revision: Commit, or a branch or tag, which is looked up in the cache first.
         patterns: Names of the files to fetch.
         check: Raises NotFoundError for a folder that is cached only in part.
+        local_only: Never ask the Hub.
 
     Raises:
         ConfigError: No revision to look for.
@@ -44,6 +47,8 @@ def snapshot(repo: str, revision: str, *, patterns: Sequence[str], check: Callab
         return path
     except (LocalEntryNotFoundError, NotFoundError):
         pass  # absent, or cached in part: the Hub has it
+    if local_only:
+        raise OfflineError("the base is not in the local cache", where=where)
     if constants.HF_HUB_OFFLINE:
         raise OfflineError(
             "the base is not in the local cache and the Hub is switched off (HF_HUB_OFFLINE)",

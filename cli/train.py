@@ -11,7 +11,6 @@ from .options import config_option, dry_run_option, json_option, parse_stages, r
 
 if TYPE_CHECKING:
     from ..stages.curriculum import TrainResult
-    from ..stages.plan import CurriculumPlan
 
 DEFAULT_CONFIG = "sandbox"
 
@@ -49,11 +48,13 @@ def train_command(
     if dry_run:
         from ..stages.plan import plan_curriculum
 
-        plan = plan_curriculum(loaded, store, numbers)
+        plan = plan_curriculum(loaded, store, numbers, only_show=True)
         if as_json:
-            emit_json(plan.to_json())
+            emit_json(plan.to_json() | {"run_folder": str(runs / loaded.curriculum), "registry": str(store.root)})
         else:
-            _show_plan(plan)
+            from .plan_tables import show_plan
+
+            show_plan(plan, runs, store.root)
         return
     from ..stages.curriculum import train
 
@@ -62,31 +63,6 @@ def train_command(
         emit_json(result.to_json())
     else:
         _show_result(result)
-
-
-def _show_plan(plan: CurriculumPlan) -> None:
-    from ..core.console import print_table
-
-    rows = [
-        [
-            f"{stage.number} {stage.name}",
-            stage.stage.task,
-            stage.status,
-            "train" if stage.will_train else "keep" if not stage.reasons else "not asked for",
-            f"{stage.report.parsed}" + (f" ({sum(stage.report.skipped.values())} skipped)"
-                                        if stage.report.skipped else ""),
-            f"<= {stage.steps}" if stage.stage.task == "rewrite" else stage.steps,
-            f"{stage.trainable:,}",
-            "; ".join([*stage.reasons, *(f"{count} rows: {why}" for why, count in stage.report.skipped.items())]),
-        ]
-        for stage in plan.stages
-    ]  # fmt: skip
-    print_table(
-        ["stage", "task", "state", "plan", "rows", "steps", "parameters", "why"],
-        rows,
-        title=f"{plan.config.curriculum} on {plan.base.repo}@{plan.base.revision[:12]}",
-        right=("rows", "steps", "parameters"),
-    )
 
 
 def _show_result(result: TrainResult) -> None:

@@ -103,10 +103,14 @@ def trainer_arguments(config: CurriculumConfig, name: str, output_dir: Path, *, 
     Raises:
         ConfigError: An unknown or refused field, a value TRL refuses, or checkpoints off the generation cycle.
     """
+    import torch
+
     stage = config.stages[name]
     check_trainer(stage, name)
     defaults = _COMMON | (_SFT if stage.task in SUPERVISED else _GRPO)
     defaults |= {"gradient_checkpointing": on_gpu, "dataloader_pin_memory": on_gpu}
+    if not (on_gpu or torch.cuda.is_available()):
+        defaults["use_cpu"] = True  # transformers refuses bfloat16 without an accelerator unless told so
     where = f"stages.{name}.trainer"
     try:
         arguments = trainer_class(stage)(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..adapters.base import BaseRef, Quantisation, check_weights, resolve_base
+from ..adapters.base import BaseRef, Quantisation, check_weights
 from ..adapters.header import read_header
 from ..core.config import AdapterConfig, CurriculumConfig, DataConfig, StageConfig, build_config
 from ..core.digest import digest_json, short
@@ -21,12 +21,18 @@ from ..registry.graph import stale
 from ..registry.record import Record
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
-from .data import LoadReport, load_problems, load_rationales, require_disjoint, require_train_split
+from .at_hand import find_base, find_rationales, held_out_questions
+from .data import LoadReport, require_disjoint, require_train_split
 from .masking import check_masking
+from .memory import MemoryEstimate, count_adapter, estimate_memory
 from .mining import check_mining
 from .rationale import Rationale
 from .rewards import check_reward
+from .shapes import ModelShape, find_shape
 from .tasks import SUPERVISED, check_stage
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 RECIPE_FORMAT = 1
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
@@ -50,9 +56,9 @@ class StagePlan:
     report: LoadReport
     """What became of its rows."""
     steps: int
-    """Optimiser steps; for `rewrite` an upper bound, since its rows are mined while training."""
-    trainable: int
-    """Parameters of its adapter."""
+    """Optimiser steps, or an upper bound of them where `bounded`; 0 where even that is not known."""
+    trainable: int | None
+    """Parameters of its adapter; None where the base's sizes are not known."""
     config_digest: str
     """Of everything that decides its weights, but its parents."""
     digest: str | None
@@ -61,6 +67,16 @@ class StagePlan:
     """Why it is missing or stale; empty where it is up to date."""
     selected: bool
     """Whether this run may train it."""
+    arguments: TrainingArguments
+    """TRL's, as on a machine without a GPU."""
+    parents: tuple[int, ...]
+    """Numbers of the earlier stages, which together are its prior."""
+    prior_rank: int
+    """Sum of their ranks."""
+    memory: MemoryEstimate | None
+    """None where the base's shape is not known."""
+    unknown: str = ""
+    """Why its rows, steps and staleness are not known; empty where they are."""
 
     @property
     def number(self) -> int:
@@ -73,7 +89,9 @@ class StagePlan:
 
     @property
     def status(self) -> str:
-        """`trained`, `missing` or `stale`."""
+        """`trained`, `missing`, `stale`, or `unknown` where its rows are not at hand."""
+        if self.unknown and self.digest:
+            return "unknown"
         return "trained" if not self.reasons else "stale" if self.digest else "missing"
 
     @property
@@ -90,11 +108,32 @@ class StagePlan:
             "reasons": list(self.reasons),
             "will_train": self.will_train,
             "digest": self.digest,
-            "data": self.report.to_json(),
-            "rows": len(self.rationales) * self.stage.epochs,
-            "steps": self.steps,
+            "data": None if self.unknown else self.report.to_json(),
+            "rows": None if self.unknown else len(self.rationales) * self.stage.epochs,
+            "rows_unknown": self.unknown or None,
+            "steps": self.steps or None,
+            "steps_bound": self.bounded,
+            "batch": self.batch,
+            "learning_rate": self.arguments.learning_rate,
+            "adapter": asdict(self.adapter),
             "trainable_parameters": self.trainable,
+            "parents": list(self.parents),
+            "prior_rank": self.prior_rank,
+            "memory": self.memory.to_json() if self.memory else None,
         }
+
+    @property
+    def bounded(self) -> bool:
+        """Whether `steps` is an upper bound: failures are yet to be mined, or rows yet to be read."""
+        return self.arguments.max_steps <= 0 and (self.stage.task == "rewrite" or bool(self.unknown))
+
+    @property
+    def batch(self) -> dict[str, int]:
+        """Rows (completions, for GRPO) of one forward pass, of one optimiser step, and generated at a time."""
+        size, times = self.arguments.per_device_train_batch_size, self.arguments.gradient_accumulation_steps
+        generated = {"generation": self.arguments.generation_batch_size, "group": self.arguments.num_generations} \
+            if hasattr(self.arguments, "num_generations") else {}  # fmt: skip
+        return {"device": size, "step": size * times, **generated}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,24 +146,36 @@ class CurriculumPlan:
     protocol: Protocol
     stages: tuple[StagePlan, ...]
     """In order of their numbers."""
+    base_note: str = ""
+    """What of the base is not here; empty where all is."""
+    eval_note: str = ""
+    """Why training and evaluation rows were not compared; empty where they were."""
+    shape_source: str = ""
+    """Where the sizes behind the memory estimate come from, or why there is none."""
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         return {
             "curriculum": self.config.curriculum,
-            "base": {"repo": self.base.repo, "revision": self.base.revision},
+            "base": {"repo": self.base.repo, "revision": self.base.revision, "missing": self.base_note or None},
+            "evaluation_rows_unknown": self.eval_note or None,
+            "shape_source": self.shape_source,
             "quantisation": self.quantisation.to_json(),
             "stages": [stage.to_json() for stage in self.stages],
         }
 
 
-def plan_curriculum(config: CurriculumConfig, store: Store, stages: Sequence[int] | None = None) -> CurriculumPlan:
+def plan_curriculum(
+    config: CurriculumConfig, store: Store, stages: Sequence[int] | None = None, *, only_show: bool = False
+) -> CurriculumPlan:
     """Decide what has to be trained.
 
     Args:
         config: The curriculum.
         store: Where its stages are registered.
         stages: Numbers of the stages this run may train; None allows all.
+        only_show: The plan will not be carried out: a base is not downloaded for it, and where the base or rows are
+            not at hand the plan says so.
 
     Raises:
         ConfigError: A value that cannot be meant, or training rows among the evaluation rows.
@@ -136,33 +187,40 @@ def plan_curriculum(config: CurriculumConfig, store: Store, stages: Sequence[int
     for name, stage in named:
         _check(name, stage, config.data)
     asked = protocol(config.eval.protocol)
-    base = resolve_base(config.base)
+    base, base_note = find_base(config.base, only_show)
+    shape, shape_source = find_shape(config.base)
     quantisation = Quantisation.of(config.base)
     _check_base(config, store, base, quantisation)
-    held_out = [problem.question for problem in load_problems(config.eval.data)]
-    loaded: dict[str, tuple[list[Rationale], LoadReport]] = {}
+    held_out, eval_note = held_out_questions(config.eval.data, only_show)
+    loaded: dict[str, tuple[list[Rationale], LoadReport, str]] = {}
     plans: list[StagePlan] = []
     for name, stage in named:
         full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
         assert full.data is not None
         key = digest_json(asdict(full.data))
         if key not in loaded:
-            loaded[key] = load_rationales(full.data)
+            loaded[key] = find_rationales(full.data, only_show)
             require_disjoint([item.question for item in loaded[key][0]], held_out, f"stages.{name}")
-        rationales, report = loaded[key]
+        rationales, report, unknown = loaded[key]
         arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
+        adapter, earlier = full.adapter or config.adapter, [plan.adapter for plan in plans]
         plans.append(
             StagePlan(
                 name=name,
                 stage=full,
                 rationales=tuple(rationales),
                 report=report,
-                steps=count_steps(arguments, len(rationales) * full.epochs),
-                trainable=count_parameters(base, full.adapter or config.adapter),
+                steps=count_steps(arguments, (_most_rows(full.data) if unknown else len(rationales)) * full.epochs),
+                trainable=_trainable(base, base_note, shape, adapter),
                 config_digest=_config_digest(full, config, (base.repo, base.revision), quantisation, report.sha256),
                 digest=None,
                 reasons=("not trained yet",),
                 selected=full.number in selected,
+                arguments=arguments,
+                parents=tuple(plan.number for plan in plans),
+                prior_rank=sum(item.r for item in earlier),
+                memory=estimate_memory(shape, quantisation, full, adapter, earlier, arguments) if shape else None,
+                unknown=unknown,
             )
         )
     return CurriculumPlan(
@@ -171,6 +229,9 @@ def plan_curriculum(config: CurriculumConfig, store: Store, stages: Sequence[int
         quantisation=quantisation,
         protocol=asked,
         stages=tuple(_with_state(plans, config.curriculum, store)),
+        base_note=base_note,
+        eval_note=eval_note,
+        shape_source=shape_source,
     )
 
 
@@ -186,15 +247,28 @@ def count_parameters(base: BaseRef, adapter: AdapterConfig) -> int:
     return count
 
 
+def _most_rows(data: DataConfig) -> int:
+    """Rows at most, by the config alone; 0 where it names no range."""
+    return data.rows[1] - data.rows[0] if data.rows and len(data.rows) == 2 else 0
+
+
+def _trainable(base: BaseRef, base_note: str, shape: ModelShape | None, adapter: AdapterConfig) -> int | None:
+    if not base_note:
+        return count_parameters(base, adapter)
+    return count_adapter(shape, adapter) if shape else None
+
+
 def _with_state(plans: list[StagePlan], curriculum: str, store: Store) -> list[StagePlan]:
     known = store.stages(curriculum)
-    outdated = stale(store, curriculum, {plan.number: plan.config_digest for plan in plans})
+    outdated = stale(store, curriculum, {plan.number: plan.config_digest for plan in plans if not plan.unknown})
     done: list[StagePlan] = []
     for plan in plans:
         reasons = list(outdated.get(plan.number, [])) if plan.number in known else ["not trained yet"]
         again = [str(earlier.number) for earlier in done if earlier.will_train and earlier.digest]
         if again and plan.number in known and not reasons:
             reasons = [f"stage {', '.join(again)} is trained again"]
+        if plan.unknown and plan.number in known:
+            reasons.append("whether its rows changed cannot be told: they are not at hand")
         plan = replace(plan, digest=known.get(plan.number), reasons=tuple(reasons))
         lacking = [earlier for earlier in done if earlier.digest is None and not earlier.selected]
         if plan.will_train and lacking:

@@ -1,0 +1,46 @@
+"""A curriculum's base and rows, as far as they are on this machine, for a plan that is shown and not carried out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..adapters.base import BaseRef, resolve_base
+from ..core.config import BaseConfig, DataConfig
+from ..core.errors import OfflineError
+from .data import LoadReport, load_problems, load_rationales, source_name
+from .rationale import Rationale
+
+
+def find_base(config: BaseConfig, only_show: bool) -> tuple[BaseRef, str]:
+    """The base; where it is only to be shown and is not here, its name alone, and a note that says so."""
+    try:
+        return resolve_base(config, local_only=only_show), ""
+    except OfflineError:
+        if not only_show:
+            raise
+    missing = BaseRef(repo=config.repo, revision=config.revision, path=Path())
+    return missing, "its weights are not in the local cache; training fetches them"
+
+
+def held_out_questions(config: DataConfig, only_show: bool) -> tuple[list[str], str]:
+    """The questions that variants are scored on, or why they are not known."""
+    try:
+        return [problem.question for problem in load_problems(config)], ""
+    except OfflineError as error:
+        if not only_show:
+            raise
+        return [], f"{source_name(config)}: {error.what}"
+
+
+def find_rationales(config: DataConfig, only_show: bool) -> tuple[list[Rationale], LoadReport, str]:
+    """A stage's rows and what became of them, or an empty report and why they are not known."""
+    try:
+        return *load_rationales(config), ""
+    except OfflineError as error:
+        if not only_show:
+            raise
+        source = source_name(config)
+        report = LoadReport(
+            source=source, revision=config.revision, split=config.split, rows=0, parsed=0, sha256=""
+        )  # fmt: skip
+        return [], report, f"{source}: {error.what}"

@@ -1,0 +1,110 @@
+"""What `train --dry-run` says where the base or its rows are not on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plyfold.cli.main import run
+from plyfold.core.config import load_config
+from plyfold.core.errors import OfflineError
+from plyfold.registry.store import Store
+from plyfold.stages import at_hand
+from plyfold.stages.data import load_rows
+from plyfold.stages.plan import plan_curriculum
+from plyfold.stages.sandbox.problems import make_problems
+
+
+@pytest.fixture(autouse=True)
+def _nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> list[str]:
+    """Overrides that put the sandbox's rows, as GSM8K-shaped files, in place of a Hub dataset."""
+    overrides = []
+    for split, key in (("train", "data.path"), ("test", "eval.data.path")):
+        file = tmp_path / f"{split}.jsonl"
+        rows = [dict(row) for row in make_problems(split, 4100 if split == "train" else 20)]  # type: ignore[arg-type]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        overrides.append(f"{key}={file}")
+    return overrides
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    def show(*arguments: str) -> Any:
+        capsys.readouterr()
+        code = run(["train", *arguments, "--dry-run", "--json"])
+        told = capsys.readouterr()
+        assert code == 0, told.err
+        return json.loads(told.out)
+
+    return show
+
+
+def test_the_plan_is_complete_without_weights(local: list[str], shown: Callable[..., Any]) -> None:
+    plan = shown("-c", "gsm8k", *local)
+    assert plan["base"]["missing"]
+    assert "known sizes" in plan["shape_source"]
+    assert [stage["parents"] for stage in plan["stages"]] == [[], [1], [1, 2]]
+    assert [stage["prior_rank"] for stage in plan["stages"]] == [0, 16, 32]
+    assert [stage["steps_bound"] for stage in plan["stages"]] == [False, False, True]
+    for stage in plan["stages"]:
+        assert stage["rows"] > 0
+        assert stage["steps"] > 0
+        assert stage["trainable_parameters"] == 29_933_568
+        assert stage["status"] == "missing"
+        assert stage["memory"]["total"] > stage["memory"]["held"] > 2e9
+    assert plan["run_folder"] == "runs/gsm8k"
+
+
+def test_rows_that_are_not_here_are_said_to_be_unknown(
+    monkeypatch: pytest.MonkeyPatch, shown: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(*_: Any) -> Any:
+        raise OfflineError("the dataset is not in the local cache")
+
+    monkeypatch.setattr(at_hand, "load_rationales", absent)
+    monkeypatch.setattr(at_hand, "load_problems", absent)
+    plan = shown("-c", "gsm8k")
+    first, _, last = plan["stages"]
+    assert first["rows"] is None
+    assert "not in the local cache" in first["rows_unknown"]
+    assert (first["steps"], first["steps_bound"]) == (313, True)  # 2,000 rows at most, 5 copies, 32 a step
+    assert last["steps"] is None
+    assert plan["evaluation_rows_unknown"]
+    assert run(["train", "-c", "gsm8k", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "unknown" in text
+    assert "peak, estimated" in text
+
+
+def test_an_unknown_base_is_planned_without_an_estimate(local: list[str], shown: Callable[..., Any]) -> None:
+    plan = shown("-c", "gsm8k", *local, "base.repo=acme/other", f"base.revision={'1' * 40}")
+    assert "config.json is not here" in plan["shape_source"]
+    assert all(stage["memory"] is None and stage["trainable_parameters"] is None for stage in plan["stages"])
+    assert all(stage["steps"] for stage in plan["stages"])
+
+
+def test_a_plan_to_be_carried_out_is_refused_without_its_base(local: list[str], tmp_path: Path) -> None:
+    with pytest.raises(OfflineError):
+        plan_curriculum(load_config("gsm8k", local), Store(tmp_path / "registry"))
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "paper", "sandbox"])
+def test_every_shipped_config_plans_on_the_sandbox(name: str, local: list[str], shown: Callable[..., Any]) -> None:
+    overrides = [] if name == "sandbox" else [*local, "base.path=sandbox", "base.revision=auto"]
+    config = load_config(name, overrides)
+    plan = shown("-c", name, *overrides)
+    assert plan["base"]["missing"] is None
+    assert len(plan["stages"]) == len(config.stages) == 3
+    assert all(stage["memory"]["total"] > 0 for stage in plan["stages"])
+    assert all(load_rows(stage.data or config.data) for stage in config.stages.values())
