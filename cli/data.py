@@ -19,7 +19,7 @@ def data_command() -> None:
     """Look at training rows before training on them."""
 
 
-@data_command.command("check")
+@data_command.command("check", short_help="What every stage's rows are, and what train would refuse.")
 @config_option
 @json_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -40,7 +40,7 @@ def check_command(config: str | None, as_json: bool, overrides: tuple[str, ...])
     check.require()
 
 
-@data_command.command("preview")
+@data_command.command("preview", short_help="The first training rows of a stage.")
 @config_option
 @click.option("-n", "num_rows", type=int, default=3, show_default=True, help="How many rows to show.")
 @click.option("--seed", type=int, help="Of draws and order; else the config's.")

@@ -70,7 +70,7 @@ def token_counter(config: BaseConfig) -> Callable[[str], int] | None:
     if folder is None:
         return None
     tokenizer = load_tokenizer(folder)
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def context_tokens(config: BaseConfig) -> int | None:
