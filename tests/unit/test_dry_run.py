@@ -62,6 +62,7 @@ def test_the_plan_is_complete_without_weights(local: list[str], shown: Callable[
         assert stage["steps"] > 0
         assert stage["trainable_parameters"] == 29_933_568
         assert stage["status"] == "missing"
+        assert stage["batch"]["step"] == 32
         assert stage["memory"]["total"] > stage["memory"]["held"] > 2e9
     assert plan["run_folder"] == "runs/gsm8k"
 
