@@ -112,7 +112,8 @@ def _show_memory(plan: CurriculumPlan) -> None:
                 "the peak is what is held and the largest of: activations with logits, rollout, log probabilities, "
                 "mining",
                 *(f"{name}: {value['assumption']}; gradient checkpointing the other way: "
-                  f"{_gb(value['other_activations'])} of activations" for name, value in values.items()),
+                  f"{_gb(value['other_activations'])} of activations; logits of all tokens at once: "
+                  f"{_gb(value['full_logits'])}" for name, value in values.items()),
             ]
         ),
     )  # fmt: skip
