@@ -88,6 +88,17 @@ def test_rows_that_are_not_here_are_said_to_be_unknown(
     assert "peak, estimated" in text
 
 
+def test_no_base_is_fetched_for_a_plan(
+    local: list[str], shown: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", asked)
+    assert shown("-c", "gsm8k", *local)["base"]["missing"]
+
+
 def test_an_unknown_base_is_planned_without_an_estimate(local: list[str], shown: Callable[..., Any]) -> None:
     plan = shown("-c", "gsm8k", *local, "base.repo=acme/other", f"base.revision={'1' * 40}")
     assert "config.json is not here" in plan["shape_source"]
