@@ -276,14 +276,8 @@ def repository(store: Store, one: str, keys: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "download"
     shutil.copytree(store.load(one).path, folder)
     (folder / "model.sig").write_bytes(sign(store, one, keys / "mine.pem"))
-    for name in (
-        "README.md",
-        "revocations.json",
-        "evaluations.json",
-        ".gitattributes",
-        ".eval_results/gsm8k.yaml",
-        ".cache/hub/x.lock",
-    ):
+    beside = ("README.md", "revocations.json", "evaluations.json", ".gitattributes")
+    for name in (*beside, ".eval_results/gsm8k.yaml", ".cache/hub/x.lock"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("beside")
     return folder
