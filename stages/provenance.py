@@ -9,16 +9,19 @@ from pathlib import Path
 
 from ..registry.record import Code
 
+ROOMS = ("adapters", "cli", "configs", "core", "evaluation", "merge", "registry", "serving", "src", "stages")
+"""Folders of a checkout whose changes can change an adapter."""
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
 
 
 def describe_code() -> Code:
-    """Version of plyfold; its commit and whether it was changed since, where it runs from a checkout of itself."""
+    """Version of plyfold; where it runs from a checkout of itself, its commit and whether the code differs from it."""
     version = metadata.version("plyfold")
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists() or not (root / "pyproject.toml").is_file():
         return Code(version=version)
-    commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *ROOMS)
     return Code(version=version, git=commit or None, dirty=None if changes is None else bool(changes))
 
 
