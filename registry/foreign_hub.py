@@ -6,14 +6,12 @@ commit, and the commit is noted beside the object, so that everybody can look wh
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..core.digest import CHUNK_BYTES
 from ..core.errors import ConfigError, ConflictError, IntegrityError, NotFoundError, UnsupportedAdapterError
 from ..core.files import require_space
 from .foreign import UNKNOWN, base_record, check_name, fit_name, import_adapter
@@ -202,28 +200,18 @@ def _fetch(source: _Source, path: str, target: Path, max_bytes: int) -> None:
             expected=f"at most {max_bytes:,} bytes",
             found=f"{listed.size:,} bytes",
         )
-    expected = listed.sha256 or f"git:{listed.blob_sha1}"
     for fresh in (False, True):  # perhaps changed on the way, perhaps in a cache on the way
         digest = source.client.fetch(repo, sha, path, target, max_bytes=listed.size, fresh=fresh)
-        found = digest if listed.sha256 else f"git:{_blob_sha1(target)}"
-        if found == expected:
+        found = digest if listed.sha256 else listed.digest_of(target)
+        if found == listed.stated:
             return
     raise IntegrityError(
         "a file is not what the Hub lists for this commit; nothing of it was kept",
         where=where,
-        expected=expected,
+        expected=listed.stated,
         found=f"{found}, twice",
         next_step="the copy on the Hub or the way to it is damaged: try another network, or ask its owner",
     )
-
-
-def _blob_sha1(path: Path) -> str:
-    """Git's name of a file's contents."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _licence(source: _Source, folder: Path) -> str | None:

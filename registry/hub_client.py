@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.digest import PREFIX
+from ..core.digest import CHUNK_BYTES, PREFIX, sha256_bytes, sha256_file
 from ..core.errors import ConfigError, PlyfoldError
 from .hub_errors import HubBusyError, offline, translate
 from .hub_session import STREAMED, question, use_session
@@ -28,7 +29,6 @@ PATIENCE_S = 20.0
 """No further try starts later than this after the first: for some requests the Hub's library tries for 23 s itself."""
 TIMEOUT_S = 30.0
 """Longest silence of a connection; `PLYFOLD_HUB_TIMEOUT` sets another."""
-CHUNK_BYTES = 1 << 20
 SHA1, SHA256 = r"[0-9a-f]{40}", r"[0-9a-f]{64}"
 
 Answer = TypeVar("Answer")
@@ -62,6 +62,22 @@ class RemoteFile:
     """Digest, for files in large-file storage."""
     blob_sha1: str
     """Git's digest, for files in git itself."""
+
+    @property
+    def stated(self) -> str:
+        """The digest that the Hub tells: `sha256:` of the bytes, or, for files in git itself, `git:` and git's own."""
+        return self.sha256 if self.sha256 is not None else f"git:{self.blob_sha1}"
+
+    def digest_of(self, local: bytes | Path) -> str:
+        """The same digest of bytes here, or of a file's: equal to `stated` if the Hub holds these."""
+        if self.sha256 is not None:
+            return sha256_bytes(local) if isinstance(local, bytes) else sha256_file(local)
+        with BytesIO(local) if isinstance(local, bytes) else local.open("rb") as file:
+            digest = hashlib.sha1(b"blob %d\0" % file.seek(0, os.SEEK_END), usedforsecurity=False)
+            file.seek(0)
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+        return f"git:{digest.hexdigest()}"
 
 
 def switched_off() -> bool:

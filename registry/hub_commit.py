@@ -22,7 +22,7 @@ from .companions import EVALUATIONS_FILE, REVOCATIONS_FILE, SIGNATURE_FILE, comp
 from .evaluations import evaluations, evaluations_to_bytes, parse_evaluations
 from .hub_client import PATIENCE_S, TRIES, HubClient, RemoteFile
 from .hub_errors import HeadMovedError, HubBusyError
-from .hub_look import COMPANION_LINE, Repository, difference, holds, line_of, stated
+from .hub_look import COMPANION_LINE, Repository, difference, line_of
 from .hub_places import DIGEST_LINE, location
 from .record import RECORD_FILE
 from .revocation import Revocation
@@ -232,10 +232,14 @@ def _there(
 ) -> dict[str, bytes]:
     """Companions at the head; those that are as in `known` are not fetched."""
     return {
-        name: known[name] if known and holds(tree[name], known[name]) else now.read(store, name, tree[name])
+        name: known[name] if known and _holds(tree[name], known[name]) else now.read(store, name, tree[name])
         for name in names
         if name in tree
     }
+
+
+def _holds(file: RemoteFile, data: bytes) -> bool:
+    return file.digest_of(data) == file.stated
 
 
 def _pages(now: Repository, wanted: Wanted, said: Mapping[str, bytes]) -> dict[str, Path | bytes]:
@@ -287,8 +291,8 @@ def _check_arrived(wanted: Wanted, sha: str, change: _Change, remote: Mapping[st
     wrong = difference(wanted.entry, remote) if change.status == PUSHED else None
     for name, data in change.files.items():
         file = remote.get(name)
-        if wrong is None and isinstance(data, bytes) and not (file and holds(file, data)):
-            wrong = name, sha256_bytes(data), stated(file) if file else "no such file"
+        if wrong is None and isinstance(data, bytes) and not (file and _holds(file, data)):
+            wrong = name, sha256_bytes(data), file.stated if file else "no such file"
     if wrong:
         raise IntegrityError(
             "the Hub holds other bytes than were sent",

@@ -5,10 +5,8 @@ A commit's description names the adapter it brought, or beside which it changed 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
-from ..core.digest import sha256_bytes
 from ..core.errors import IntegrityError
 from .companions import MAX_COMPANION_BYTES
 from .hub_client import Commit, HubClient, RemoteFile
@@ -74,12 +72,14 @@ class Repository:
                 target = folder / "file"
                 self.client.fetch(self.repo, self.head, path, target, max_bytes=MAX_COMPANION_BYTES, fresh=fresh)
                 data = target.read_bytes()
-                if holds(file, data) or file.size > MAX_COMPANION_BYTES:  # the reader says that it is too large
+                if (
+                    file.digest_of(data) == file.stated or file.size > MAX_COMPANION_BYTES
+                ):  # the reader says that it is too large
                     return data
         raise IntegrityError(
             "a file came changed from the Hub, twice",
             where=f"{location(self.repo, self.head)}/{path}",
-            expected=stated(file),
+            expected=file.stated,
             next_step="try another network, or run the same command again later",
         )
 
@@ -97,23 +97,7 @@ def difference(entry: Entry, remote: Mapping[str, RemoteFile]) -> tuple[str, str
         file = remote.get(name)
         if file is None:
             return name, digest, "no such file"
-        # In git itself all the Hub tells is git's own digest.
-        expected = digest if file.sha256 is not None else f"git:{_blob_sha1((entry.path / name).read_bytes())}"
-        if expected != stated(file):
-            return name, expected, stated(file)
+        expected = digest if file.sha256 is not None else file.digest_of(entry.path / name)
+        if expected != file.stated:
+            return name, expected, file.stated
     return None
-
-
-def stated(file: RemoteFile) -> str:
-    """The digest that the Hub tells of a file: `sha256:` of its bytes, or `git:` and git's own."""
-    return file.sha256 if file.sha256 is not None else f"git:{file.blob_sha1}"
-
-
-def holds(file: RemoteFile, data: bytes) -> bool:
-    """Is `data` what the Hub says the file holds?"""
-    own = sha256_bytes(data) if file.sha256 is not None else f"git:{_blob_sha1(data)}"
-    return own == stated(file)
-
-
-def _blob_sha1(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,13 +129,13 @@ class Remote:
             )
         for fresh in (False, True):  # perhaps changed on the way, perhaps in a cache on the way
             data = self._fetch(repo, sha, name, listed.size, fresh=fresh)
-            expected, found = _compared(listed, data)
-            if expected == found:
+            found = listed.digest_of(data)
+            if found == listed.stated:
                 return data
         raise IntegrityError(
             "a file of the repository is not what its commit lists",
             where=where,
-            expected=expected,
+            expected=listed.stated,
             found=f"{found}, twice",
             next_step="the way to the Hub is damaged: try another network, or later",
         )
@@ -162,11 +161,3 @@ class Remote:
 def _digests(commit: Commit) -> list[str]:
     lines = (line.strip() for line in commit.description.splitlines())
     return [line.removeprefix(DIGEST_LINE).strip() for line in lines if line.startswith(DIGEST_LINE)]
-
-
-def _compared(listed: RemoteFile, data: bytes) -> tuple[str, str]:
-    """What is listed, and the same of what came; files in git itself are listed by git's own digest."""
-    if listed.sha256 is not None:
-        return listed.sha256, sha256_bytes(data)
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    return f"git:{listed.blob_sha1}", f"git:{blob}"
