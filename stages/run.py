@@ -87,7 +87,7 @@ def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: 
 
     from ..adapters.base import load_nf4, load_tokenizer
     from ..adapters.stack import attach, frozen_digest, save_default
-    from .trainers import RunRecorder, last_checkpoint, read_metrics
+    from .recorder import RunRecorder, last_checkpoint, read_metrics
 
     config = plan.config
     if config.threads:

@@ -24,8 +24,8 @@ from plyfold.registry.store import Store
 from plyfold.stages.arguments import trainer_arguments
 from plyfold.stages.curriculum import train
 from plyfold.stages.plan import plan_curriculum
+from plyfold.stages.recorder import RunRecorder, last_checkpoint, read_metrics
 from plyfold.stages.rewards import HierarchicalReward
-from plyfold.stages.trainers import RunRecorder, last_checkpoint, read_metrics
 
 CONFIG = """
 curriculum: tiny

@@ -1,0 +1,119 @@
+"""What a run leaves behind: metrics.jsonl, progress, alarms, and the checkpoints a rerun may continue from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import TrainerCallback
+
+from ..adapters.stack import check_frozen, has_moved
+from ..core.console import Task, warn
+from ..core.errors import FailedError
+from .alarms import Alarm, Alarms
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+COMPLETE = "plyfold.json"
+"""Written last into a checkpoint: without it the checkpoint is half-written and never resumed from."""
+
+_NOTED = {"loss": "loss", "mean_token_accuracy": "token accuracy", "reward": "reward", "accuracy": "accuracy",
+          "completions/mean_length": "tokens"}  # fmt: skip
+
+
+class RunRecorder(TrainerCallback):
+    """Writes metrics.jsonl, moves the progress bar, raises alarms and checks the freeze at every step."""
+
+    def __init__(self, run_dir: Path, task: Task) -> None:
+        self.path = run_dir / METRICS
+        self.task = task
+        self.shown = 0
+        self.alarms = Alarms()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop metrics of steps after the checkpoint that is resumed from; they are run again."""
+        kept = [line for line in read_metrics(self.path)
+                if line["step"] <= state.global_step and line.keys() != {"step", "alarms"}]  # fmt: skip
+        self.alarms = Alarms()
+        for line in kept:
+            self.alarms.observe(line)
+        text = "".join(f"{json.dumps(line)}\n" for line in kept)
+        self.path.write_text(text, encoding="utf-8")
+        self.task.total(state.max_steps)
+        self.task.advance(state.global_step)
+        self.shown = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: PeftModel, **_: Any) -> None:
+        """Refuse to go on once anything but the trainable adapter could move."""
+        check_frozen(model)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Append what was measured, and show the few numbers that matter."""
+        logs = logs or {}
+        finite = {key: _finite(value) for key, value in logs.items()}
+        self._append(state, finite, self.alarms.observe({"step": state.global_step, **finite}))
+        if isinstance(norm := logs.get("grad_norm"), float) and not math.isfinite(norm):
+            raise not_finite("gradient norm", state.global_step, norm)
+        note = "  ".join(f"{label} {finite[key]:.3g}" for key, label in _NOTED.items() if finite.get(key) is not None)
+        self.task.advance(state.global_step - self.shown, note)
+        self.shown = state.global_step
+
+    def on_train_end(self, args: Any, state: Any, control: Any, *, model: PeftModel, **_: Any) -> None:
+        """Say so if all of it was for nothing."""
+        if alarms := self.alarms.finish(state.global_step, moved=has_moved(model)):
+            self._append(state, {}, alarms)
+
+    def _append(self, state: Any, measured: dict[str, Any], alarms: list[Alarm]) -> None:
+        line = {"step": state.global_step, **measured}
+        if alarms:
+            line["alarms"] = [alarm.to_json() for alarm in alarms]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for alarm in alarms if state.is_world_process_zero else []:
+            warn(f"step {alarm.step}: {alarm.message}")
+
+
+def last_checkpoint(run_dir: Path, fingerprint: str) -> Path | None:
+    """The newest complete checkpoint of this very configuration; half-written and foreign ones are passed over."""
+    found = [(_step(path), path) for path in (run_dir / CHECKPOINTS).glob("checkpoint-*") if _step(path) >= 0]
+    for _, path in sorted(found, reverse=True):
+        try:
+            if json.loads((path / COMPLETE).read_bytes())["fingerprint"] == fingerprint:
+                return path
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics.jsonl; a line cut by a kill is dropped."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    metrics = []
+    for line in lines:
+        try:
+            metrics.append(json.loads(line))
+        except ValueError:
+            continue
+    return metrics
+
+
+def not_finite(what: str, step: int, value: float) -> FailedError:
+    """The error of a run whose numbers blew up."""
+    return FailedError(
+        f"the {what} is not finite",
+        where=f"step {step}",
+        found=value,
+        next_step="lower trainer.learning_rate; the checkpoints before this step are sound",
+    )
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _step(path: Path) -> int:
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
