@@ -99,7 +99,7 @@ def flips(stacked: Any, prompts: list[list[int]], one: list[list[int]], other: l
 
 
 def vllm_tokens(engine: VllmEngine, variant: str, prompts: list[str], max_new_tokens: int) -> list[list[int]]:
-    outputs = engine._run([variant], prompts, engine._sampling(max_new_tokens), "vllm")[variant]
+    outputs = engine._run([variant], prompts, [engine._sampling(max_new_tokens)] * len(prompts), "vllm")[variant]
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 

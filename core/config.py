@@ -84,6 +84,10 @@ class EvalConfig:
     """Prompts a forward pass, for the `hf` engine."""
     engine: str = "hf"
     """`hf` or `vllm`."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above 0 one completion a problem is sampled, from all tokens."""
+    seed: int = 0
+    """Of the samples."""
 
 
 @dataclass(kw_only=True)

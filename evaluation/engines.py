@@ -1,16 +1,20 @@
 """What a generator of answers is: prompts in, counted completions out, the same whether HF or vLLM runs it.
 
-Every engine decodes greedily and takes nothing from the model's `generation_config.json` but its end tokens, so that
-two engines differ only in arithmetic. It knows neither questions nor answers.
+Every engine decodes greedily, or samples from the whole distribution where a temperature is given, and takes nothing
+from the model's `generation_config.json` but its end tokens, so that two engines differ only in arithmetic (and, where
+they sample, in their random numbers). It knows neither questions nor answers.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from ..core.errors import ConfigError
 
 BASE = "base"
 """Name of the variant without any adapter."""
@@ -37,7 +41,7 @@ class Engine(Protocol):
     """A generator that holds a base and any number of variants under their names."""
 
     def generate(self, variant: str, prompts: Sequence[str]) -> list[Generation]:
-        """Greedy completions of one variant, in the order of the prompts."""
+        """Completions of one variant, in the order of the prompts."""
 
     def generate_all(self, variants: Sequence[str], prompts: Sequence[str]) -> dict[str, list[Generation]]:
         """Completions of several variants; an engine that batches across adapters submits them all at once."""
@@ -64,3 +68,19 @@ def end_token_ids(twin: Path) -> tuple[int, ...]:
             ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
             found.update([ids] if isinstance(ids, int) else ids or [])
     return tuple(sorted(found))
+
+
+def check_temperature(temperature: float) -> float:
+    """The temperature, if one can decode with it.
+
+    Raises:
+        ConfigError: Below 0, or not a finite number.
+    """
+    if not 0 <= temperature < math.inf:
+        raise ConfigError("not a temperature", where="eval.temperature", found=temperature, expected="0, or above")
+    return temperature
+
+
+def describe_decoding(temperature: float, seed: int) -> dict[str, Any]:
+    """What a result says about how its tokens were chosen; nothing of a seed where none is used."""
+    return {"temperature": temperature, "seed": seed} if temperature else {"temperature": 0.0}

@@ -1,7 +1,8 @@
 """The reference engine: transformers and PEFT, one model, variants switched by name.
 
-Slower than vLLM and the same answers up to arithmetic: greedy, the twin in its own dtype, adapters in float32 as they
-were trained, prompts sorted by length and padded on the left.
+Slower than vLLM and the same greedy answers up to arithmetic: the twin in its own dtype, adapters in float32 as they
+were trained, prompts sorted by length and padded on the left. Samples are drawn batch by batch from one seeded stream,
+so they depend on the batch size as well as on the seed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..adapters.base import load_tokenizer, load_twin
 from ..adapters.spec import read_spec
 from ..core.console import progress
 from ..core.errors import ConfigError, NotFoundError
-from .engines import BASE, PROBE_TOKENS, Generation, end_token_ids
+from .engines import BASE, PROBE_TOKENS, Generation, check_temperature, describe_decoding, end_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +36,8 @@ class HfEngine:
         batch_size: int,
         stop: Sequence[str] = (),
         device: str | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> None:
         """Load the twin and all adapters.
 
@@ -45,15 +48,18 @@ class HfEngine:
             batch_size: Prompts a forward pass.
             stop: Strings that end a completion.
             device: `cpu` or `cuda:N`; null takes CUDA where there is some.
+            temperature: 0 decodes greedily; above 0 samples, with neither top_p nor top_k.
+            seed: Of the samples; every variant starts from it.
 
         Raises:
             NotFoundError, IntegrityError, UnsupportedAdapterError: An adapter that cannot be read.
-            ConfigError: No room for an answer, or a batch of nothing.
+            ConfigError: No room for an answer, a batch of nothing, or a temperature below 0.
         """
         if max_new_tokens < 1 or batch_size < 1:
             raise ConfigError(
                 "max_new_tokens and batch_size are at least 1", where="eval", found=(max_new_tokens, batch_size)
             )
+        self._temperature, self._seed = check_temperature(temperature), seed
         paths = {name: path for name, path in adapters.items() if path is not None}
         for path in paths.values():
             read_spec(path)
@@ -67,7 +73,7 @@ class HfEngine:
         self._model = _attach(model, {self._names[name]: path for name, path in paths.items()})
 
     def generate(self, variant: str, prompts: Sequence[str]) -> list[Generation]:
-        """Greedy completions of one variant, in the order of the prompts.
+        """Completions of one variant, in the order of the prompts.
 
         Raises:
             NotFoundError: The engine does not hold that variant.
@@ -84,7 +90,7 @@ class HfEngine:
         # Longest first: the batch that needs most memory comes first, and padding is least.
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
         found: dict[int, Generation] = {}
-        with self._active(variant), progress(f"scoring {variant}", total=len(ids)) as task:
+        with self._active(variant), self._seeded(), progress(f"scoring {variant}", total=len(ids)) as task:
             for start in range(0, len(order), self._batch_size):
                 batch = order[start : start + self._batch_size]
                 found.update(zip(batch, self._generate_batch([ids[index] for index in batch]), strict=True))
@@ -119,6 +125,7 @@ class HfEngine:
             "device": self._model.device.type,
             "max_new_tokens": self._max_new_tokens,
             "batch_size": self._batch_size,
+            **describe_decoding(self._temperature, self._seed),
         }
 
     def close(self) -> None:
@@ -136,9 +143,18 @@ class HfEngine:
         pad = self._tokenizer.pad_token_id
         self._pad_id: int = self._end_ids[0] if pad is None else pad
         # Replaced, not passed to generate(): there the base's own sampling defaults would be merged into it.
+        sampling = {"temperature": self._temperature, "top_p": 1.0, "top_k": 0} if self._temperature else {}
         model.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=list(self._end_ids), pad_token_id=self._pad_id
+            do_sample=bool(sampling), eos_token_id=list(self._end_ids), pad_token_id=self._pad_id, **sampling
         )
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Draw from the seed's stream, and leave the caller's where it was."""
+        with torch.random.fork_rng(enabled=self._temperature > 0):
+            if self._temperature:
+                torch.manual_seed(self._seed)
+            yield
 
     @contextmanager
     def _active(self, variant: str) -> Iterator[None]:

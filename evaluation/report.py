@@ -16,6 +16,8 @@ from .statistics import Interval, separable
 def print_evaluation(evaluation: Evaluation, title: str = "") -> None:
     """Scores, differences to the first variant, and what the number of problems can tell apart; on stdout."""
     heading = f"{evaluation.protocol.name} · {evaluation.engine['engine']} · {evaluation.n} problems"
+    if temperature := evaluation.engine.get("temperature"):
+        heading += f" · sampled at temperature {temperature:g}"
     columns = ["variant", "accuracy", "accuracy 95 %", "tokens", "truncated", "no answer"]
     print_table(
         columns,

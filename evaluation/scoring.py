@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import ensure_twin, twin_path
 from ..core.config import EvalConfig
@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 from ..registry.gc import lease
 from ..serving.options import vllm_version
 from ..serving.variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
-from .engines import Engine
+from .engines import Engine, check_temperature
 from .problems import Problem
 from .protocols import protocol
 from .report import write_evaluation
@@ -40,6 +40,8 @@ def score_variants(
 ) -> tuple[Evaluation, Path]:
     """Score variants on the twin they were trained on, write every answer and attest what they scored.
 
+    Sampled scores are written but not attested: what the registry shows for a variant is its greedy score.
+
     Args:
         store: Registry that holds the stages.
         variants: What to score, the baseline first; a variant named twice is scored once.
@@ -52,12 +54,13 @@ def score_variants(
         The evaluation and the folder it was written to.
 
     Raises:
-        ConfigError: No such engine or protocol.
+        ConfigError: No such engine or protocol, or a temperature below 0.
         NotFoundError: An unknown stage, or no vLLM.
         IncompatibleError, IntegrityError: Stages that do not compose, or damaged bytes.
         DiskFullError: No room; nothing half-written is left.
     """
     asked = protocol(config.protocol)
+    check_temperature(config.temperature)
     if config.engine not in ENGINES:
         raise ConfigError("no such engine", where="eval.engine", found=config.engine, expected=" or ".join(ENGINES))
     chosen = list(dict.fromkeys(variants))
@@ -75,19 +78,26 @@ def score_variants(
         with closing(load_engine(config, twin, adapters, asked.stop)) as engine:
             evaluation = evaluate(problems, engine, list(adapters), asked)
     folder = write_evaluation(evaluation, _fresh(runs / chosen[0].curriculum / "eval"))
-    attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, data)
+    if not config.temperature:
+        attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, data)
     return evaluation, folder
 
 
 def load_engine(config: EvalConfig, twin: Path, adapters: Mapping[str, Path | None], stop: Sequence[str]) -> Engine:
     """The engine a config names, holding all adapters."""
+    decoding: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens,
+        "stop": stop,
+        "temperature": config.temperature,
+        "seed": config.seed,
+    }
     if config.engine == "vllm":
         from .vllm import VllmEngine
 
-        return VllmEngine(twin, adapters, max_new_tokens=config.max_new_tokens, stop=stop)
+        return VllmEngine(twin, adapters, **decoding)
     from .hf import HfEngine
 
-    return HfEngine(twin, adapters, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, stop=stop)
+    return HfEngine(twin, adapters, batch_size=config.batch_size, **decoding)
 
 
 def warn_of_overlaps(store: Store, plans: Mapping[str, VariantPlan], data: DataRef) -> None:

@@ -21,7 +21,7 @@ from ..core.console import Task, progress, verbosity
 from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError
 from ..serving.options import EngineOptions, engine_options, vllm_version
 from ..serving.variants import check_sizes
-from .engines import BASE, PROBE_TOKENS, Generation, end_token_ids
+from .engines import BASE, PROBE_TOKENS, Generation, check_temperature, describe_decoding, end_token_ids
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -38,6 +38,8 @@ class VllmEngine:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         max_model_len: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> None:
         """Start vLLM on the twin and load every adapter.
 
@@ -47,12 +49,16 @@ class VllmEngine:
             max_new_tokens: Longest completion, in tokens.
             stop: Strings that end a completion.
             max_model_len: Longest prompt plus completion, in tokens; null takes the base's, on a CPU at most 4096.
+            temperature: 0 decodes greedily; above 0 samples, with neither top_p nor top_k.
+            seed: Of the samples; each prompt has a stream of its own, whatever is batched with it.
 
         Raises:
             NotFoundError: vLLM is not installed, or an adapter or the twin is missing.
             IncompatibleError, ShapeMismatchError: An adapter that is not of this base, or that vLLM does not take.
             FailedError: vLLM did not start.
+            ConfigError: No room for an answer, or a temperature below 0.
         """
+        self._temperature, self._seed = check_temperature(temperature), seed
         if max_new_tokens < 1:
             raise ConfigError("max_new_tokens is at least 1", where="eval", found=max_new_tokens)
         self._version = vllm_version()
@@ -93,7 +99,7 @@ class VllmEngine:
             self._llm = None
 
     def generate(self, variant: str, prompts: Sequence[str]) -> list[Generation]:
-        """Greedy completions of one variant, in the order of the prompts.
+        """Completions of one variant, in the order of the prompts.
 
         Raises:
             NotFoundError: The engine does not hold that variant.
@@ -104,12 +110,13 @@ class VllmEngine:
 
     def generate_all(self, variants: Sequence[str], prompts: Sequence[str]) -> dict[str, list[Generation]]:
         """Completions of several variants, all (variant, prompt) pairs in one submission."""
-        outputs = self._run(variants, prompts, self._sampling(self._max_new_tokens), f"scoring {', '.join(variants)}")
+        outputs = self._run(variants, prompts, self._decoding(len(prompts)), f"scoring {', '.join(variants)}")
         return {variant: [_generation(output) for output in rows] for variant, rows in outputs.items()}
 
     def probe(self, variant: str, prompts: Sequence[str]) -> list[tuple[float, ...]]:
         """Log probabilities of each prompt's likeliest first tokens."""
-        rows = self._run([variant], prompts, self._sampling(1, logprobs=PROBE_TOKENS), f"probing {variant}")[variant]
+        greedy = [self._sampling(1, logprobs=PROBE_TOKENS)] * len(prompts)
+        rows = self._run([variant], prompts, greedy, f"probing {variant}")[variant]
         found = []
         for output in rows:
             candidates = sorted((entry.logprob for entry in output.outputs[0].logprobs[0].values()), reverse=True)
@@ -127,6 +134,7 @@ class VllmEngine:
             "max_lora_rank": self._options.max_lora_rank,
             "max_loras": self._options.max_loras,
             "max_new_tokens": self._max_new_tokens,
+            **describe_decoding(self._temperature, self._seed),
         }
 
     def _load(self, paths: Mapping[str, Path]) -> dict[str, Any]:
@@ -146,11 +154,22 @@ class VllmEngine:
                 ) from error
         return requests
 
-    def _sampling(self, max_tokens: int, logprobs: int | None = None) -> SamplingParams:
+    def _decoding(self, num_prompts: int) -> list[SamplingParams]:
+        """One a prompt: under one seed alone, all prompts would draw the same random numbers."""
+        if not self._temperature:
+            return [self._sampling(self._max_new_tokens)] * num_prompts
+        # vLLM reads the low 32 bits alone; a prime apart, neighbouring seeds share no stream below a million prompts.
+        seeds = [(self._seed * 1_000_003 + index) % 2**32 for index in range(num_prompts)]
+        return [self._sampling(self._max_new_tokens, temperature=self._temperature, seed=seed) for seed in seeds]
+
+    def _sampling(
+        self, max_tokens: int, *, temperature: float = 0.0, seed: int | None = None, logprobs: int | None = None
+    ) -> SamplingParams:
         from vllm import SamplingParams
 
         return SamplingParams(
-            temperature=0.0,
+            temperature=temperature,
+            seed=seed,
             max_tokens=max_tokens,
             stop=self._stop,
             stop_token_ids=list(self._end_ids),
@@ -158,15 +177,16 @@ class VllmEngine:
         )
 
     def _run(
-        self, variants: Sequence[str], prompts: Sequence[str], sampling: SamplingParams, label: str
+        self, variants: Sequence[str], prompts: Sequence[str], sampling: Sequence[SamplingParams], label: str
     ) -> dict[str, list[RequestOutput]]:
         adapters = [self._adapter(variant) for variant in variants]
         ids = [self._token_ids(prompt) for prompt in prompts]
         # One prompt for every variant, then the next: the variants' rows share each batch.
         submitted = [{"prompt_token_ids": row} for row in ids for _ in variants]
+        decoding = [params for params in sampling for _ in variants]
         with progress(label, total=len(submitted)) as task:
             try:
-                self._llm.enqueue(submitted, sampling, lora_request=adapters * len(ids), use_tqdm=False)
+                self._llm.enqueue(submitted, decoding, lora_request=adapters * len(ids), use_tqdm=False)
                 outputs = self._llm.wait_for_completion(use_tqdm=lambda **_: _Bar(task))
             except Exception as error:
                 raise FailedError("vLLM failed while answering", found=f"{type(error).__name__}: {error}") from error

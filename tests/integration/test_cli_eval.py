@@ -66,6 +66,18 @@ def test_every_step_is_scored_written_and_attested(
     }
 
 
+def test_sampled_scores_are_written_and_not_attested(
+    store: Any, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = [len(store.attestations(store.ref("tiny", number), "eval")) for number in (1, 2)]
+    assert _eval(store, "1", "-c", config, "eval.temperature=1", "eval.seed=5") == 0
+    assert "sampled at temperature 1" in " ".join(capsys.readouterr().out.split())
+    results = json.loads(next((tmp_path / "runs").rglob("results.json")).read_text())
+    assert (results["engine"]["temperature"], results["engine"]["seed"]) == (1.0, 5)
+    assert [len(store.attestations(store.ref("tiny", number), "eval")) for number in (1, 2)] == known
+    assert _eval(store, "1", "-c", config, "eval.temperature=-1") == 2
+
+
 def test_rows_that_a_stage_was_trained_on_are_said_before_they_are_scored(
     store: Any, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,11 +149,49 @@ def test_bfloat16_twin_stays_bfloat16(tiny_base: Any, adapters: dict[str, Path |
     assert len(engine.generate("1", PROMPTS)) == len(PROMPTS)
 
 
+def test_samples_are_drawn_from_the_whole_distribution(twin: Path) -> None:
+    tokenizer, draws = load_tokenizer(twin), 2000
+    ids_BT = torch.tensor([tokenizer(PROMPTS[0])["input_ids"]])
+    with torch.inference_mode():
+        expected_V = torch.softmax(load_twin(twin, "cpu")(input_ids=ids_BT).logits[0, -1].float(), -1)
+    engine = HfEngine(twin, {}, max_new_tokens=1, batch_size=500, device="cpu", temperature=1.0)
+    first: list[int] = []
+    read = engine._read
+    engine._read = lambda ids, limit: (first.append(ids[0]), read(ids, limit))[1]  # type: ignore[method-assign]
+    engine.generate("base", PROMPTS[:1] * draws)
+    seen_V = torch.bincount(torch.tensor(first), minlength=expected_V.numel()) / draws
+    unlikely_V = expected_V.argsort(descending=True)[50:]  # transformers' own default would keep the 50 likeliest
+    expected, bound = float(expected_V[unlikely_V].sum()), 5 * 0.5 / draws**0.5
+    assert expected > 2 * bound
+    assert abs(float(seen_V[unlikely_V].sum()) - expected) < bound
+
+
+def test_samples_follow_their_seed_and_leave_the_callers_alone(
+    twin: Path, adapters: dict[str, Path | None], engine: HfEngine
+) -> None:
+    def sampled(temperature: float, seed: int) -> list[Generation]:
+        made = HfEngine(twin, adapters, max_new_tokens=NEW_TOKENS, batch_size=2, temperature=temperature, seed=seed)
+        assert made.describe()["seed"] == seed
+        before = torch.random.get_rng_state()
+        generations = made.generate("1", PROMPTS)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return generations
+
+    one = sampled(1.0, 7)
+    assert one == sampled(1.0, 7)
+    assert one != sampled(1.0, 8)
+    assert sampled(1e-5, 7) == engine.generate("1", PROMPTS)
+    assert "seed" not in engine.describe()
+
+
 def test_what_cannot_be_scored_is_refused(twin: Path, engine: HfEngine, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="does not hold"):
         engine.generate("1+2+3", PROMPTS)
     with pytest.raises(ConfigError, match="context"):
         engine.generate("base", ["word " * 600])
+    for temperature in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="not a temperature"):
+            HfEngine(twin, {}, max_new_tokens=1, batch_size=1, temperature=temperature)
     with pytest.raises(ConfigError, match="at least 1"):
         HfEngine(twin, {}, max_new_tokens=0, batch_size=1)
     (tmp_path / "broken").mkdir()

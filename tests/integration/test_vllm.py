@@ -87,7 +87,7 @@ def scored(engine: VllmEngine, variants: tuple[str, ...], prompts: list[str]) ->
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0.0, max_tokens=MAX_NEW_TOKENS, ignore_eos=True, logprobs=0)
-    outputs = engine._run(variants, prompts, sampling, "scoring")
+    outputs = engine._run(variants, prompts, [sampling] * len(prompts), "scoring")
     return {
         variant: [
             (
@@ -223,6 +223,18 @@ def test_what_is_refused_leaves_the_engine_alive(
     with pytest.raises(IncompatibleError, match="does not take"):
         engine._load({**{name: path for name, path in world.adapters.items() if path}, "wide": wide})
     assert len(engine.generate("base", PROMPTS)) == len(PROMPTS)
+
+
+def test_samples_follow_their_seed_and_differ_from_prompt_to_prompt(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = engine.generate("1", PROMPTS)
+    monkeypatch.setattr(engine, "_temperature", 1.0)
+    sampled = engine.generate("1", PROMPTS)
+    assert sampled == engine.generate("1", PROMPTS) != greedy
+    assert len({made.text for made in engine.generate("1", PROMPTS[:1] * 8)}) > 1  # a stream of its own each
+    monkeypatch.setattr(engine, "_seed", 1)
+    assert engine.generate("1", PROMPTS) != sampled
 
 
 def test_the_engine_says_what_it_is(engine: VllmEngine) -> None:
