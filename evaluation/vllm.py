@@ -72,12 +72,11 @@ class VllmEngine:
             },
         )
         ranks = [max(module.r for module in present) for present in modules.values()]
-        self._options = engine_options(twin, _dtype(twin), ranks, max_model_len=max_model_len)
+        self._options = engine_options(twin, model_dtype(twin), ranks, max_model_len=max_model_len)
         self._max_new_tokens, self._stop, self._end_ids = max_new_tokens, list(stop), end_token_ids(twin)
         self._tokenizer = load_tokenizer(twin)
         self._llm: Any = None
-        with _environment(self._options):
-            self._llm = _start(twin, self._options)
+        self._llm = start_llm(twin, self._options)
         try:
             self._requests = self._load(paths)
         except BaseException:
@@ -235,8 +234,18 @@ class _Bar:
         pass
 
 
-def _start(twin: Path, options: EngineOptions) -> Any:
-    with progress("start vLLM"):
+def start_llm(twin: Path, options: EngineOptions, **arguments: Any) -> Any:
+    """A `vllm.LLM` of a twin, in processes of its own.
+
+    Args:
+        twin: Folder of the dequantised base.
+        options: Of the engine.
+        arguments: Further ones of `vllm.LLM`.
+
+    Raises:
+        FailedError: It did not start.
+    """
+    with progress("start vLLM"), _environment(options):
         try:
             from vllm import LLM
 
@@ -244,10 +253,9 @@ def _start(twin: Path, options: EngineOptions) -> Any:
             return LLM(
                 str(twin),
                 generation_config="vllm",
-                seed=0,
                 disable_log_stats=True,
                 use_tqdm_on_load=verbosity() > 0,
-                **options.arguments(),
+                **{"seed": 0, **options.arguments(), **arguments},
             )
         except Exception as error:
             raise FailedError(
@@ -277,7 +285,7 @@ def _environment(options: EngineOptions) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _dtype(twin: Path) -> str:
+def model_dtype(twin: Path) -> str:
     """Dtype a model folder says it was saved in."""
     config = json.loads((twin / "config.json").read_text(encoding="utf-8"))
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
