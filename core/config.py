@@ -123,16 +123,27 @@ class RewardConfig:
 
 @dataclass(kw_only=True)
 class MiningConfig:
-    """How persistent failures are found: problems wrong in every one of k samples on the train split."""
+    """How persistent failures are found: problems of the train split wrong in every one of k samples."""
 
     samples: int = 4
-    """k, completions sampled a problem."""
+    """Samples of a problem; a right one ends them."""
+    confirm: int | None = None
+    """k, samples in all of a problem that has no right one among `samples`; null draws no more than those."""
     problems: int | None = None
     """Train problems tried; null takes all of the stage's rows."""
     temperature: float = 1.0
     max_new_tokens: int = 512
+    wrong_share: float = 0.5
+    """Least share of a failure's samples that end in a wrong answer. Where more are cut off or without an answer, the
+    form fails and not the problem: such ones are counted apart and not trained on."""
+    held_out_share: float = 0.0
+    """Share of the failures that is measured and not trained on."""
     minimum: int = 8
     """Fewest failures to train on; with fewer the stage stops with a clear error."""
+    unaided_samples: int = 8
+    """Fresh samples of a failure's bare prompt, before the stage and after it; 0 measures nothing."""
+    unaided_problems: int = 64
+    """Most failures measured so, of those trained on and of those held out."""
 
 
 @dataclass(kw_only=True)

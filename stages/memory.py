@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import Quantisation
 from ..core.config import AdapterConfig, StageConfig
-from .mining import BATCH as MINING_BATCH
+from .sampling import BATCH as MINING_BATCH
 from .shapes import ModelShape
 from .tasks import SUPERVISED
 

@@ -1,141 +1,165 @@
 """Persistent failures: train problems that a policy gets wrong in every one of k samples of the bare prompt.
 
-One sample at a time is drawn for all problems that are still unsolved, so solved ones cost nothing further. A problem
-without a right answer in k samples has, with 95 % confidence, a pass rate below 1 - 0.05 ** (1 / k). Wrong answers,
-cut-off ones and missing ones are counted apart: only the first are hard, the others are a matter of form.
+Every problem is sampled until it is solved, `samples` times at most. What is unsolved then is sampled on, up to
+`confirm` times in all, and is a failure only if none of these is right: with 95 % confidence its pass rate is below
+1 - 0.05 ** (1 / k). Wrong answers, cut-off ones and missing ones are kept apart: only the first are hard, the others
+are a matter of form. Knows neither models nor files.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
 
 from ..core.config import MiningConfig
 from ..core.console import progress
 from ..core.errors import ConfigError
-from ..evaluation.answers import extract_answer, same_answer
-from ..evaluation.protocols import Protocol
+from ..evaluation.answers import extract, same_answer
 from .rationale import Rationale
+from .sampling import Sample
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+OUTCOMES = ("right", "wrong", "truncated", "unanswered")
+"""How a sample can end."""
+VERDICTS = ("solved", "wrong", "truncated", "unanswered")
+"""What a problem can be: solved once, a persistent failure, or unsolved for its form."""
+CONFIDENCE = 0.95
 
-BATCH = 64
-"""Prompts sampled at once."""
+Ask = Callable[[Sequence[int], str], list[str]]
+"""Outcomes of one sample of each problem (by index), in their order; the label tells one call from another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mined:
-    """Which problems a policy persistently fails."""
+    """How a policy did on a pool of problems."""
 
-    failures: tuple[int, ...]
-    """Indices of the problems, ascending."""
-    tried: int
-    """Problems tried."""
+    outcomes: tuple[Mapping[str, int], ...]
+    """Of each problem tried, how often its samples ended how."""
+    verdicts: tuple[str, ...]
+    """Of each problem tried."""
     samples: int
-    """Samples drawn in all."""
-    outcomes: dict[str, int]
-    """How the failures' samples ended: wrong, truncated, unanswered."""
+    """Samples of a problem at first."""
+    k: int
+    """Samples of a failure."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The result as plain values."""
-        return {**vars(self), "failures": list(self.failures)}
+    @property
+    def failures(self) -> tuple[int, ...]:
+        """Indices of the persistent failures, ascending."""
+        return tuple(index for index, verdict in enumerate(self.verdicts) if verdict == "wrong")
+
+    @property
+    def drawn(self) -> int:
+        """Samples in all."""
+        return sum(sum(outcome.values()) for outcome in self.outcomes)
+
+    def pool_rates(self) -> dict[int, float]:
+        """pass@1 and pass@`samples` of the whole pool: the shares solved by the first sample, and by any of them.
+
+        No problem was picked by these samples, so the shares are not biased.
+        """
+        tried = len(self.outcomes)
+        first = sum(outcome == {"right": 1} for outcome in self.outcomes)
+        unsolved = sum(not outcome.get("right") or sum(outcome.values()) > self.samples for outcome in self.outcomes)
+        return {1: first / tried, self.samples: 1 - unsolved / tried}
 
 
 def check_mining(config: MiningConfig, where: str) -> None:
     """Refuse values that cannot be mined with.
 
     Raises:
-        ConfigError: Fewer than one sample, problem or token, or no temperature.
+        ConfigError: Nothing to sample, fewer samples to confirm than at first, or a share that is none.
     """
-    for name in ("samples", "max_new_tokens", "minimum", "temperature", "problems"):
+    for name in ("samples", "max_new_tokens", "minimum", "temperature", "problems", "unaided_problems"):
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise ConfigError(f"mining.{name} has to be positive", where=where, found=value)
+    if config.confirm is not None and config.confirm < config.samples:
+        raise ConfigError(
+            "mining.confirm counts all samples of a problem, the first ones too",
+            where=where,
+            found=config.confirm,
+            expected=f"mining.samples, which is {config.samples}, or more",
+        )
+    if config.unaided_samples < 0:
+        raise ConfigError("mining.unaided_samples is 0 or more", where=where, found=config.unaided_samples)
+    if not 0 <= config.wrong_share <= 1:
+        raise ConfigError("mining.wrong_share is a share", where=where, found=config.wrong_share, expected="0 to 1")
+    if not 0 <= config.held_out_share < 1:
+        raise ConfigError(
+            "mining.held_out_share leaves nothing to train on",
+            where=where,
+            found=config.held_out_share,
+            expected="0, or more and below 1",
+        )
 
 
-def mine(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rationales: Sequence[Rationale],
-    config: MiningConfig,
-    protocol: Protocol,
-    seed: int,
-) -> Mined:
-    """Sample a policy on problems of the train split and keep those it never solves.
+def pass_rate_bound(k: int) -> float:
+    """The pass rate below which a problem is with 95 % confidence if none of its k samples is right.
+
+    (1 - p) ** k > 0.05 for all smaller p. Of one problem; among many, one in twenty may be above it.
+    """
+    return 1.0 - float((1.0 - CONFIDENCE) ** (1.0 / k))
+
+
+def judge(sample: Sample, gold: str) -> str:
+    """How a sample ended; right wherever evaluation would call it right."""
+    found = extract(sample.text)
+    if found.value is not None and same_answer(found.value, gold):
+        return "right"
+    if found.method not in ("last-number", "none"):
+        return "wrong"  # it stated an answer, whatever it wrote after that
+    if not sample.complete:
+        return "truncated"
+    return "unanswered" if found.value is None else "wrong"
+
+
+def verdict(outcomes: Mapping[str, int], wrong_share: float) -> str:
+    """What a problem is, given how its samples ended."""
+    if outcomes.get("right"):
+        return "solved"
+    if outcomes.get("wrong", 0) >= wrong_share * sum(outcomes.values()):
+        return "wrong"
+    return "truncated" if outcomes.get("truncated", 0) >= outcomes.get("unanswered", 0) else "unanswered"
+
+
+def mine(rationales: Sequence[Rationale], config: MiningConfig, ask: Ask, batch: int) -> Mined:
+    """Find the problems that a policy never solves.
 
     Args:
-        model: The policy; a stage that has not trained yet is its prior (B starts at zero). Its mode and the global
-            random state are left as they were.
-        tokenizer: Of the base.
-        rationales: Problems with their gold answers; the first `config.problems` are tried.
-        config: Samples a problem, temperature, longest completion.
-        protocol: Whose bare prompt is asked: no mask and no hint.
-        seed: Of the samples.
+        rationales: Problems; the first `config.problems` are tried.
+        config: Numbers of samples.
+        ask: Draws samples and judges them; a label names its samples, so the same ones may be drawn again.
+        batch: Samples asked for at once.
     """
     tried = list(range(len(rationales)))[: config.problems]
-    unsolved, outcomes, drawn = tried, dict[int, Counter[str]](), 0
-    training = model.training
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), progress("mining failures", config.samples * len(tried)) as task:
-        torch.manual_seed(seed)
-        model.eval()
-        for _ in range(config.samples):
-            remaining = []
-            for start in range(0, len(unsolved), BATCH):
-                batch = unsolved[start : start + BATCH]
-                prompts = [protocol.prompt(rationales[index].question) for index in batch]
-                for index, outcome in zip(
-                    batch,
-                    _sample(model, tokenizer, prompts, [rationales[index].answer for index in batch], config),
-                    strict=True,
-                ):
-                    outcomes.setdefault(index, Counter())[outcome] += 1
+    k = config.confirm or config.samples
+    outcomes: list[Counter[str]] = [Counter() for _ in tried]
+    unsolved = tried
+
+    with progress("mining failures", len(tried) * config.samples) as task:
+
+        def draw(indices: Sequence[int], label: str) -> list[int]:
+            """Those of a round whose sample is not right."""
+            failed: list[int] = []
+            for start in range(0, len(indices), batch):
+                asked = indices[start : start + batch]
+                for index, outcome in zip(asked, ask(asked, f"{label} {start}"), strict=True):
+                    outcomes[index][outcome] += 1
                     if outcome != "right":
-                        remaining.append(index)
-                drawn += len(batch)
-                task.advance(len(batch), f"{len(tried) - len(unsolved) + start + len(batch) - len(remaining)} solved")
-            task.advance(len(tried) - len(unsolved))
-            unsolved = remaining
-    model.train(training)
-    ended = sum((outcomes[index] for index in unsolved), Counter[str]())
-    return Mined(failures=tuple(unsolved), tried=len(tried), samples=drawn, outcomes=dict(ended))
+                        failed.append(index)
+                task.advance(len(asked), f"{sum(bool(found['right']) for found in outcomes)} solved")
+            return failed
 
-
-def _sample(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    golds: Sequence[str],
-    config: MiningConfig,
-) -> list[str]:
-    """One sampled completion of each prompt, judged: right, wrong, truncated or unanswered."""
-    inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(model.device)
-    with torch.no_grad():
-        ids_BT = model.generate(
-            **inputs,
-            do_sample=True,
-            temperature=config.temperature,
-            top_p=1.0,
-            top_k=0,
-            max_new_tokens=config.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    new_BT = ids_BT[:, inputs["input_ids"].shape[1] :]
-    texts = tokenizer.batch_decode(new_BT, skip_special_tokens=True)
-    ended = (new_BT == tokenizer.eos_token_id).any(dim=1).tolist()
-    return [_judge(text, gold, complete) for text, gold, complete in zip(texts, golds, ended, strict=True)]
-
-
-def _judge(text: str, gold: str, complete: bool) -> str:
-    answer = extract_answer(text)
-    if answer is not None and same_answer(answer, gold):
-        return "right"
-    if not complete:
-        return "truncated"
-    return "unanswered" if answer is None else "wrong"
+        done = 0
+        for number in range(config.samples):
+            done += len(unsolved)
+            unsolved = draw(unsolved, f"round {number}")
+            rounds_left = config.samples - 1 - number
+            task.total(done + len(unsolved) * (rounds_left or k - config.samples))
+        draw([index for index in unsolved for _ in range(k - config.samples)], "confirm")
+    return Mined(
+        outcomes=tuple(dict(found) for found in outcomes),
+        verdicts=tuple(verdict(found, config.wrong_share) for found in outcomes),
+        samples=config.samples,
+        k=k,
+    )

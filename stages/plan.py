@@ -41,7 +41,13 @@ _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps
                "log_completions", "dataloader_num_workers"}  # fmt: skip
 """Trainer fields that leave the weights alone."""
 
-_ADDED = {"reward": {"mode": "continuous"}}
+_MEASURING = {"unaided_samples", "unaided_problems"}
+"""Fields of mining that only measure."""
+
+_ADDED: dict[str, dict[str, Any]] = {
+    "reward": {"mode": "continuous"},
+    "mining": {"confirm": None, "wrong_share": 0.5, "held_out_share": 0.0},
+}
 """Fields newer than the recipe format, at the values that mean what lacking them meant."""
 
 
@@ -363,6 +369,8 @@ def _config_digest(
         if section in decisive:
             decisive[section] = {key: value for key, value in decisive[section].items()
                                  if key not in added or value != added[key]}  # fmt: skip
+    if "mining" in decisive:
+        decisive["mining"] = {key: value for key, value in decisive["mining"].items() if key not in _MEASURING}
     decisive["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _UNDECIDING}
     return digest_json(
         {

@@ -2,7 +2,7 @@
 
     runs/<curriculum>/<number>-<name>/
         config.resolved.yaml   run.json (fingerprint)   metrics.jsonl   completions/   checkpoints/
-        mined.json (rewrite)   adapter/ (when finished)
+        mined.json and mined.draws.jsonl (rewrite)   adapter/ (when finished)
 
 A run folder belongs to one fingerprint: configuration, rows and parents. A folder of another fingerprint is moved
 aside, said aloud, and never resumed from. Knows nothing about the registry.
@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-    from .mining import Mined
-
 RUN = "run.json"
-MINED = "mined.json"
 ADAPTER = "adapter"
 
 
@@ -87,6 +84,7 @@ def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: 
 
     from ..adapters.base import load_nf4, load_tokenizer
     from ..adapters.stack import attach, frozen_digest, save_default
+    from .failures import find_failures, policy_sampler
     from .recorder import RunRecorder, last_checkpoint, read_metrics
 
     config = plan.config
@@ -96,8 +94,9 @@ def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: 
     tokenizer = load_tokenizer(plan.base.path)
     model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
     frozen = frozen_digest(model)
-    mined = _mine(plan, stage, model, tokenizer, run_dir) if stage.stage.task == "rewrite" else None
-    chosen = [stage.rationales[index] for index in mined.failures] if mined else list(stage.rationales)
+    sampler = policy_sampler(plan, stage, model, tokenizer)
+    failures = find_failures(plan, stage, prior, sampler, run_dir) if stage.stage.task == "rewrite" else None
+    chosen = failures.rationales if failures else stage.rationales
     arguments = trainer_arguments(config, stage.name, run_dir, on_gpu=model.device.type == "cuda")
     rows, too_long = _rows(plan, stage, chosen, tokenizer, arguments, model)
     checkpoint = last_checkpoint(run_dir, fingerprint)
@@ -109,18 +108,19 @@ def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: 
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if frozen_digest(model) != frozen:
         raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
-    details = {
+    details: dict[str, Any] = {
         "rows": len(rows),
         "rows_too_long": too_long,
         "wall_s": round(time.monotonic() - start_s, 1),
         "device": model.device.type,
         "final": _final(read_metrics(recorder.path)),
         "alarms": [alarm.to_json() for alarm in recorder.alarms.raised],
-        **({"mined": mined.to_json() | {"failures": len(mined.failures)}} if mined else {}),
     }
     with staged_folder(run_dir / ADAPTER, replace=True) as staged:
         save_default(model, staged, plan.base.repo, plan.base.revision)
     steps = int(trainer.state.global_step)
+    if failures:
+        details["mined"] = failures.report(sampler, run_dir / ADAPTER, steps)
     write_json(run_dir / RUN, {"schema": 1, "fingerprint": fingerprint, "steps": steps, "details": details})
     return StageRun(folder=run_dir / ADAPTER, steps=steps, details=details)
 
@@ -175,34 +175,6 @@ def _rows(
         )
     require_rows(len(fitting), stage.name, stage.stage, arguments, limit)
     return fitting, too_long
-
-
-def _mine(
-    plan: CurriculumPlan, stage: StagePlan, model: PeftModel, tokenizer: PreTrainedTokenizerBase, run_dir: Path
-) -> Mined:
-    """The stage's failures, sampled once a run: a resumed run trains on the very same problems."""
-    from .mining import Mined, mine
-
-    mining, path = stage.stage.mining, run_dir / MINED
-    if path.is_file():
-        saved = json.loads(path.read_bytes())
-        mined = Mined(**(saved["mined"] | {"failures": tuple(saved["mined"]["failures"])}))
-    else:
-        mined = mine(model, tokenizer, stage.rationales, mining, plan.protocol, plan.config.seed)
-        problems = [{"question": stage.rationales[index].question, "answer": stage.rationales[index].answer}
-                    for index in mined.failures]  # fmt: skip
-        write_json(path, {"schema": 1, "mining": asdict(mining), "mined": mined.to_json(), "problems": problems})
-    say(f"stage {stage.number} {stage.name}: {len(mined.failures)} of {mined.tried} problems wrong in all "
-        f"{mining.samples} samples")  # fmt: skip
-    if len(mined.failures) < mining.minimum:
-        raise FailedError(
-            "too few persistent failures to train on",
-            where=f"stage {stage.number} {stage.name}",
-            found=f"{len(mined.failures)} of {mined.tried} problems",
-            expected=f"{mining.minimum} or more",
-            next_step=f"try more rows (stages.{stage.name}.mining.problems) or fewer samples (mining.samples)",
-        )
-    return mined
 
 
 @contextmanager

@@ -57,7 +57,7 @@ stages:
     number: 3
     task: rewrite
     unaided_share: 0.5
-    mining: {{samples: 2, problems: 12, max_new_tokens: 8}}
+    mining: {{samples: 2, problems: 12, max_new_tokens: 8, wrong_share: 0, unaided_samples: 2}}
     trainer: *grpo
 """
 

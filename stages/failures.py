@@ -1,0 +1,324 @@
+"""The persistent failures a stage trains on: mined once a run, kept with what they were mined with, measured unaided.
+
+    mined.json          the manifest: rows, policy, sampling, every problem's outcomes, and which are trained on
+    mined.draws.jsonl   samples drawn so far; a killed run goes on from them
+
+Mining reads the train split only: before the first sample, questions are compared with those that variants are
+scored on. Failures of form (cut off, no answer) are counted and not trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..adapters.tensors import tensor_digest
+from ..core.config import MiningConfig
+from ..core.console import say
+from ..core.digest import digest_json
+from ..core.errors import FailedError, IntegrityError
+from ..core.files import write_json
+from .data import load_problems, question_hash, require_disjoint, require_train_split
+from .draws import Draws, verifier
+from .mining import VERDICTS, Mined, mine, pass_rate_bound
+from .plan import CurriculumPlan, StagePlan
+from .rationale import Rationale
+from .recorder import METRICS, read_metrics
+from .sampling import BATCH, Sampler, hf_sampler
+from .unaided import PassRates, difference, measure
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+MINED = "mined.json"
+DRAWS = "mined.draws.jsonl"
+SETS = ("trained", "held_out")
+"""Failures that are trained on, and failures that are only measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """What was mined, and how often it is solved unaided before the stage."""
+
+    sets: dict[str, tuple[Rationale, ...]]
+    """Of SETS; a set without problems is left out."""
+    summary: dict[str, Any]
+    """For the record."""
+    before: dict[str, PassRates]
+    """Of those sets, measured on at most `mining.unaided_problems` problems."""
+    label: str
+    """Number and name of the stage."""
+    draws: Draws
+    config: MiningConfig
+    metrics: Path
+    """metrics.jsonl of the run."""
+
+    @property
+    def rationales(self) -> tuple[Rationale, ...]:
+        """Those that are trained on."""
+        return self.sets["trained"]
+
+    def report(self, sampler: Sampler, adapter: Path, step: int) -> dict[str, Any]:
+        """Measure the trained policy on the same problems and say what changed, in metrics.jsonl as well.
+
+        Args:
+            sampler: Draws from the policy with the trained adapter.
+            adapter: Its folder.
+            step: Optimiser steps made.
+
+        Returns:
+            The summary; with `unaided`, set -> {problems, samples, before, after, change} where it was measured.
+        """
+        if not self.before:
+            return self.summary
+        start_s = time.monotonic()
+        after = _measure(self.sets, self.config, self.draws, tensor_digest(adapter), sampler)
+        _note(self.metrics, step, after)
+        unaided = {name: _compared(self.before[name], after[name]) for name in after}
+        for name, compared in unaided.items():
+            say(f"stage {self.label}: {_sentence(name, compared)}")
+        drawn = sum(2 * rates.samples * len(rates.right) for rates in after.values())
+        say(f"stage {self.label}: before and after are fresh samples, {drawn} in all "
+            f"({time.monotonic() - start_s:.0f} s after training); the {self.summary['k']} samples that picked these "
+            "problems were all wrong by selection and are left out")  # fmt: skip
+        return {**self.summary, "unaided": unaided, "unaided_samples": drawn}
+
+
+def policy_sampler(
+    plan: CurriculumPlan, stage: StagePlan, model: PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> Sampler:
+    """Draws from `model` by plain `generate`, as the stage's mining says; any other sampler will do as well."""
+    mining = stage.stage.mining
+    return hf_sampler(
+        model,
+        tokenizer,
+        temperature=mining.temperature,
+        max_new_tokens=mining.max_new_tokens,
+        stop=plan.protocol.stop,
+    )
+
+
+def find_failures(
+    plan: CurriculumPlan, stage: StagePlan, prior: Path | None, sampler: Sampler, run_dir: Path
+) -> Failures:
+    """Mine a stage's failures; samples that an interrupted run has drawn are not drawn again.
+
+    Args:
+        plan: For the protocol, the seed and the rows that variants are scored on.
+        stage: Whose rows are mined.
+        prior: The policy, as earlier stages composed into one adapter; null is the base.
+        sampler: Draws from that policy.
+        run_dir: Where manifest and draws are kept.
+
+    Raises:
+        ConfigError: Rows of another split than train, or questions that variants are scored on.
+        IntegrityError: The manifest in `run_dir` is of other failures than these.
+        FailedError: Too few of them.
+    """
+    config, label = stage.stage.mining, f"{stage.number} {stage.name}"
+    held_out = _require_train_only(plan, stage)
+    policy = tensor_digest(prior) if prior is not None else "base"
+    draws = Draws(run_dir / DRAWS, config, plan.protocol, plan.config.seed)
+    say(f"stage {label}: {_cost(len(stage.rationales), config)}")
+    start_s = time.monotonic()
+    mined = mine(stage.rationales, config, draws.asking(policy, sampler, stage.rationales), BATCH)
+    hashes = [question_hash(stage.rationales[index].question) for index in range(len(mined.verdicts))]
+    uses = _uses(mined, hashes, config.held_out_share, plan.config.seed)
+    sets = {name: _spread([stage.rationales[index] for index in indices], plan.config.seed)
+            for name in SETS if (indices := [index for index, use in uses.items() if use == name])}  # fmt: skip
+    manifest = {
+        "schema": 2,
+        "stage": label,
+        "data": stage.report.ref().model_dump(mode="json"),
+        "held_out": held_out,
+        "base": {"repo": plan.base.repo, "revision": plan.base.revision, **plan.quantisation.to_json()},
+        "policy": policy,
+        "protocol": plan.protocol.digest(),
+        "seed": plan.config.seed,
+        "mining": {name: getattr(config, name) for name in _DECIDING},
+        "k": mined.k,
+        "problems": [
+            {"index": index, "question": digest, "outcomes": mined.outcomes[index], "verdict": mined.verdicts[index]}
+            | (_shown(stage.rationales[index], uses[index]) if index in uses else {})
+            for index, digest in enumerate(hashes)
+        ],
+    }
+    _keep(run_dir / MINED, manifest)
+    earlier = {question_hash(item.question) for other in plan.stages if other.number < stage.number
+               for item in other.rationales}  # fmt: skip
+    summary = _summary(mined, uses, [digest in earlier for digest in hashes], digest_json(manifest))
+    for line in _told(summary):
+        say(f"stage {label}: {line}")
+    say(f"stage {label}: mined with {mined.drawn} samples in {time.monotonic() - start_s:.0f} s")
+    _require_enough(stage, summary)
+    before = _measure(sets, config, draws, policy, sampler)
+    _note(run_dir / METRICS, 0, before)
+    return Failures(
+        sets=sets,
+        summary=summary,
+        before=before,
+        label=label,
+        draws=draws,
+        config=config,
+        metrics=run_dir / METRICS,
+    )
+
+
+_DECIDING = ("samples", "confirm", "problems", "temperature", "max_new_tokens", "wrong_share", "held_out_share")
+"""Fields of mining that decide what is found."""
+
+
+def _require_train_only(plan: CurriculumPlan, stage: StagePlan) -> dict[str, Any]:
+    where = f"stages.{stage.name}"
+    assert stage.stage.data is not None
+    require_train_split(stage.stage.data, where)
+    questions = [problem.question for problem in load_problems(plan.config.eval.data)]
+    require_disjoint([rationale.question for rationale in stage.rationales], questions, where)
+    return {"problems": len(questions), "sha256": digest_json(sorted(map(question_hash, questions)))}
+
+
+def _cost(rows: int, config: MiningConfig) -> str:
+    tried = min(rows, config.problems or rows)
+    text = f"mining {tried} problems, {config.samples} samples each at most"
+    return f"{text}, {config.confirm} where none of them is right" if (config.confirm or 0) > config.samples else text
+
+
+def _uses(mined: Mined, hashes: Sequence[str], share: float, seed: int) -> dict[int, str]:
+    """Which failures are trained on; rows with one question are kept together."""
+    questions = sorted({hashes[index] for index in mined.failures}, key=lambda digest: digest_json([seed, digest]))
+    apart = set(questions[: round(share * len(questions))])
+    return {index: "held_out" if hashes[index] in apart else "trained" for index in mined.failures}
+
+
+def _shown(rationale: Rationale, use: str) -> dict[str, str]:
+    return {"use": use, "text": rationale.question, "answer": rationale.answer}
+
+
+def _spread(rationales: Sequence[Rationale], seed: int) -> tuple[Rationale, ...]:
+    """The same in an order that has nothing to do with the dataset's, so that the first few stand for all."""
+    return tuple(sorted(rationales, key=lambda item: digest_json([seed, question_hash(item.question)])))
+
+
+def _keep(path: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest; with one there, checkpoints may rest on it, and it has to be the same."""
+    if not path.is_file():
+        write_json(path, {**manifest, "verifier": verifier()})
+        return
+    try:
+        found = json.loads(path.read_bytes())
+        found.pop("verifier", None)
+    except (ValueError, AttributeError):
+        found = None
+    if found != json.loads(json.dumps(manifest)):
+        raise IntegrityError(
+            "the failures on file are not those this run finds",
+            where=path,
+            expected="rows, policy, sampling and outcomes as they were",
+            found=f"schema {found.get('schema')}" if isinstance(found, dict) else "no manifest",
+            next_step=f"remove {path.parent} to mine and train the stage afresh",
+        )
+
+
+def _summary(mined: Mined, uses: dict[int, str], seen: Sequence[bool], manifest: str) -> dict[str, Any]:
+    verdicts, used = Counter(mined.verdicts), Counter(uses.values())
+    ended = sum((Counter(mined.outcomes[index]) for index in mined.failures), Counter[str]())
+    return {
+        "tried": len(mined.verdicts),
+        "samples": mined.drawn,
+        "problems": {name: verdicts[name] for name in VERDICTS},
+        "failures": used["trained"],
+        "held_out": used["held_out"],
+        "outcomes": dict(sorted(ended.items())),
+        "seen_before": sum(seen[index] for index in uses),
+        "k": mined.k,
+        "bounds": {str(k): round(pass_rate_bound(k), 6) for k in sorted({mined.samples, mined.k})},
+        "pool": {f"pass@{k}": round(rate, 6) for k, rate in mined.pool_rates().items()},
+        "manifest": manifest,
+    }
+
+
+def _told(summary: dict[str, Any]) -> list[str]:
+    """What was found, in sentences."""
+    problems, k = summary["problems"], summary["k"]
+    first = next(iter(summary["bounds"]))
+    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary["pool"].items())
+    lines = [
+        f"{problems['solved']} of {summary['tried']} problems solved at least once (unaided {rates})",
+        f"{problems['wrong']} wrong in all {k} samples: each solved in fewer than {summary['bounds'][str(k)]:.1%} of "
+        f"samples, with 95 % confidence"
+        + (f" ({summary['bounds'][first]:.1%} after the first {first})" if first != str(k) else ""),
+    ]
+    if problems["truncated"] or problems["unanswered"]:
+        lines.append(f"{problems['truncated']} unsolved and mostly cut off, {problems['unanswered']} unsolved and "
+                     "mostly without an answer: a matter of form, not trained on")  # fmt: skip
+    if summary["held_out"] or summary["seen_before"]:
+        lines.append(f"{summary['failures']} failures to train on, {summary['held_out']} held out; "
+                     f"{summary['seen_before']} were among the rows of earlier stages")  # fmt: skip
+    return lines
+
+
+def _require_enough(stage: StagePlan, summary: dict[str, Any]) -> None:
+    config, name = stage.stage.mining, f"stages.{stage.name}.mining"
+    if summary["failures"] >= config.minimum:
+        return
+    form = summary["problems"]["truncated"] + summary["problems"]["unanswered"]
+    steps = [f"try more rows ({name}.problems)", "fewer samples (mining.samples, mining.confirm)"]
+    if form:
+        steps.append(f"{form} more are unsolved for their form: a larger mining.max_new_tokens, or a smaller "
+                     "mining.wrong_share to train on them too")  # fmt: skip
+    raise FailedError(
+        "too few persistent failures to train on",
+        where=f"stage {stage.number} {stage.name}",
+        found=f"{summary['failures']} of {summary['tried']} problems",
+        expected=f"{config.minimum} or more",
+        next_step="; ".join(steps),
+    )
+
+
+def _measure(
+    sets: dict[str, tuple[Rationale, ...]], config: MiningConfig, draws: Draws, policy: str, sampler: Sampler
+) -> dict[str, PassRates]:
+    if not config.unaided_samples:
+        return {}
+    measured = {name: rationales[: config.unaided_problems] for name, rationales in sets.items()}
+    return {
+        name: measure(
+            len(rationales), config.unaided_samples, draws.asking(policy, sampler, rationales), "unaided", BATCH
+        )
+        for name, rationales in measured.items()
+    }
+
+
+def _note(path: Path, step: int, measured: dict[str, PassRates]) -> None:
+    """Add pass rates to metrics.jsonl, unless an interrupted run has."""
+    rates = {
+        f"unaided/{name}/pass@{k}": round(found.pass_at(k), 6) for name, found in measured.items() for k in found.ks
+    }
+    line = {"step": step, **rates}
+    if rates and line not in read_metrics(path):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _compared(before: PassRates, after: PassRates) -> dict[str, Any]:
+    change = {}
+    for k in before.ks:
+        value, interval = difference(before, after, k)
+        change[f"pass@{k}"] = {"value": round(value, 6), "ci95": [round(bound, 6) for bound in interval]}
+    sizes = {"problems": len(before.right), "samples": before.samples}
+    return {**sizes, "before": before.to_json(), "after": after.to_json(), "change": change}
+
+
+def _sentence(name: str, compared: dict[str, Any]) -> str:
+    rates = [
+        f"{rate} {compared['before'][rate]:.1%} -> {compared['after'][rate]:.1%} "
+        f"({change['value']:+.1%}, 95 % {change['ci95'][0]:+.1%} to {change['ci95'][1]:+.1%})"
+        for rate, change in compared["change"].items()
+    ]
+    return f"unaided on {compared['problems']} failures {name.replace('_', ' ')}: {'; '.join(rates)}"
