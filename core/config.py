@@ -147,6 +147,20 @@ class MiningConfig:
 
 
 @dataclass(kw_only=True)
+class RolloutConfig:
+    """Where GRPO's completions come from; it changes how fast they come, not from which distribution."""
+
+    engine: str = "hf"
+    """`hf` is plain generate; `vllm` runs beside the trainer; `http` is a vLLM server, for several GPUs."""
+    url: str | None = None
+    """Of the server, for `http`."""
+    gpu_memory: float = 0.3
+    """Share of the GPU's memory that `vllm` may take; the trainer has the rest."""
+    timeout_s: float = 600.0
+    """Longest wait for one answer of the server, in seconds."""
+
+
+@dataclass(kw_only=True)
 class StageConfig:
     """One stage: what it trains on, for how long and towards what."""
 
@@ -180,6 +194,7 @@ class CurriculumConfig:
     stages: dict[str, StageConfig]
     """Stage name -> stage; trained in the order of their numbers."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     seed: int = 0
     threads: int | None = None
     """CPU threads torch may use; null leaves it to torch."""
