@@ -44,7 +44,7 @@ def show_plan(plan: CurriculumPlan, runs: Path, registry: Path) -> None:
         caption="\n".join(_notes(plan)),
     )
     print_table(
-        ["stage", "batch", "learning rate", "adapter", "parameters", "on top of", "run folder"],
+        ["stage", "batch", "learning rate", "adapter", "parameters", "on top of", "gate", "run folder"],
         [
             [
                 f"{stage.number} {stage.name}",
@@ -53,6 +53,7 @@ def show_plan(plan: CurriculumPlan, runs: Path, registry: Path) -> None:
                 f"r {stage.adapter.r}, alpha {stage.adapter.alpha}, {len(stage.adapter.targets)} modules",
                 "unknown" if stage.trainable is None else f"{stage.trainable:,}",
                 f"{', '.join(map(str, stage.parents))} (rank {stage.prior_rank})" if stage.parents else "the base",
+                " and ".join(map(str, stage.gate)) or "none",
                 folder / f"{stage.number}-{stage.name}",
             ]
             for stage in plan.stages
@@ -90,7 +91,8 @@ def _notes(plan: CurriculumPlan) -> list[str]:
 
 def _batch(stage: StagePlan) -> str:
     batch = stage.batch
-    text = f"{batch['device']} x {batch['step'] // batch['device']}"
+    times = batch["step"] // batch["device"] // batch["processes"]
+    text = f"{batch['device']} x {times}" + (f" x {batch['processes']} processes" if batch["processes"] > 1 else "")
     return f"{text}, groups of {batch['group']}" if "group" in batch else text
 
 

@@ -38,14 +38,16 @@ def train_command(
     Without -c it trains the embedded sandbox. A run that was interrupted continues from its last checkpoint.
     KEY=VALUE overrides the config, for example seed=1 stages.brevity.trainer.max_steps=10.
     """
-    from ..core.config import load_config
+    from ..core.config import CurriculumConfig, load_config
     from ..core.console import emit_json
-    from ..registry.store import find_store
+    from ..registry.store import Store, find_store
+    from ..stages.processes import join
 
-    loaded = load_config(config or DEFAULT_CONFIG, overrides)
-    numbers = parse_stages(stages) if stages else None
-    store = find_store(registry, create=True)
-    if dry_run:
+    def prepare() -> tuple[CurriculumConfig, list[int] | None, Store]:
+        loaded = load_config(config or DEFAULT_CONFIG, overrides)
+        return loaded, parse_stages(stages) if stages else None, find_store(registry, create=True)
+
+    def show() -> None:
         from ..stages.plan import plan_curriculum
 
         plan = plan_curriculum(loaded, store, numbers, only_show=True)
@@ -55,10 +57,17 @@ def train_command(
             from .plan_tables import show_plan
 
             show_plan(plan, runs, store.root)
+
+    processes = join()
+    loaded, numbers, store = processes.on_first(prepare)
+    if dry_run:
+        processes.on_first(show)
         return
     from ..stages.curriculum import train
 
     result = train(loaded, store, numbers, runs)
+    if not processes.is_first:
+        return
     if as_json:
         emit_json(result.to_json())
     else:

@@ -175,6 +175,8 @@ class StageConfig:
     """Share of rows whose prompt is the bare evaluation prompt."""
     epochs: int = 1
     """Freshly masked and shuffled copies of the rows."""
+    gate: str | None = None
+    """What the stage has to reach on the evaluation rows before a later one trains: `accuracy >= 0.6`."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     mining: MiningConfig = field(default_factory=MiningConfig)

@@ -6,6 +6,7 @@ Rich is loaded only when something is shown, so that `--help` stays fast.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,11 @@ def verbosity() -> int:
     return _settings["verbosity"]
 
 
+def is_first() -> bool:
+    """Whether this process speaks: of several that `accelerate launch` or `torchrun` started, the first does."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def stdout() -> Console:
     """A console for results; wide when piped, so that tables are not cut."""
     from rich.console import Console
@@ -55,19 +61,21 @@ def stderr() -> Console:
 
 def say(message: str) -> None:
     """A line of progress, unless quiet."""
-    if verbosity() >= 0:
+    if verbosity() >= 0 and is_first():
         stderr().print(message, markup=False)
 
 
 def warn(message: str) -> None:
     """A warning, shown even when quiet: something the user has to know."""
-    stderr().print(f"[yellow]warning[/] {_escape(message)}")
+    if is_first():
+        stderr().print(f"[yellow]warning[/] {_escape(message)}")
 
 
 def print_error(error: PlyfoldError) -> None:
     """One error, its kind first, then where, expected, found and the next step."""
     console = stderr()
-    console.print(f"[red]error\\[{error.kind}]:[/] {_escape(error.what)}")
+    speaker = "" if is_first() else f"process {os.environ.get('RANK')}: "
+    console.print(f"[red]error\\[{error.kind}]:[/] {speaker}{_escape(error.what)}")
     for name, value in error.fields():
         console.print(f"  {name:<9} {_escape(value)}")
 
@@ -152,7 +160,7 @@ class Task(Protocol):
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Task]:
     """Show a bar on a terminal, a line every few seconds elsewhere, nothing when quiet."""
-    if verbosity() < 0 or not sys.stderr.isatty():
+    if verbosity() < 0 or not sys.stderr.isatty() or not is_first():
         task = _PlainTask(label, total)
         yield task
         task.finish()

@@ -131,12 +131,17 @@ def evaluate(problems: Sequence[Problem], engine: Engine, variants: Sequence[str
         protocol=protocol,
         engine=engine.describe(),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        problems_digest=digest_json([[problem.id, problem.question, problem.gold] for problem in problems]),
+        problems_digest=problems_digest(problems),
         scores=[score(variant, outcomes[variant]) for variant in variants],
         comparisons={variant: compare(outcomes[variants[0]], outcomes[variant]) for variant in variants[1:]},
         inert=inert,
         outcomes=outcomes,
     )
+
+
+def problems_digest(problems: Sequence[Problem]) -> str:
+    """Digest of what is asked: ids, questions and gold answers, in order."""
+    return digest_json([[problem.id, problem.question, problem.gold] for problem in problems])
 
 
 def outcome(problem: Problem, generation: Generation) -> Outcome:

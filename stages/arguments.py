@@ -151,10 +151,10 @@ def prompts_per_generation(arguments: TrainingArguments) -> int:
 
 
 def count_steps(arguments: TrainingArguments, num_rows: int) -> int:
-    """Optimiser steps that `num_rows` rows make on one process."""
+    """Optimiser steps that `num_rows` rows make, on all processes together."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    batch = arguments.per_device_train_batch_size
+    batch = arguments.per_device_train_batch_size * arguments.world_size
     if hasattr(arguments, "num_generations"):
         prompts = prompts_per_generation(arguments)
         micro_steps = num_rows // prompts * prompts * arguments.num_generations * arguments.num_iterations // batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from ..core.digest import short
 from ..registry.record import BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store import Entry, Store
 from ..serving.variants import Variant, materialise
+from .data import load_scored
+from .gates import Measured, check_gate
 from .plan import CurriculumPlan, StagePlan, plan_curriculum
+from .processes import Processes, join
 from .provenance import describe_code, describe_environment
 from .run import StageRun, run_stage
 
@@ -33,11 +36,13 @@ class StageResult:
     """Whether this run trained it."""
     run_dir: Path
     details: dict[str, Any]
-    """Of the recipe: steps, rows, seconds, last metrics."""
+    """Of the recipe: steps, rows, seconds, last metrics; of an earlier run's where the stage was kept."""
+    gate: tuple[Measured, ...] = ()
+    """What it was held against, all of it reached; empty where it has no gate or none was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values."""
-        return {**vars(self), "run_dir": str(self.run_dir)}
+        return {**vars(self), "run_dir": str(self.run_dir), "gate": [item.to_json() for item in self.gate]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,53 +74,90 @@ def train(
         runs_dir: Run folders are `runs_dir/<curriculum>/<number>-<name>`.
 
     Raises:
+        GateError: A stage misses its gate.
         As `plan_curriculum` and `run_stage`. What was finished before stays published; a rerun continues.
     """
     start_s = time.monotonic()
-    plan = plan_curriculum(config, store, stages)
-    store.remember_base(plan.base.repo, plan.base.revision, plan.base.path)
-    results: list[StageResult] = []
-    for stage in plan.stages:
-        run_dir = runs_dir / config.curriculum / f"{stage.number}-{stage.name}"
-        digest: str | None = stage.digest
-        details: dict[str, Any] = {}
-        if stage.will_train:
-            digest, details = _train_stage(plan, stage, store, run_dir)
-        elif stage.reasons:
-            warn(f"stage {stage.number} {stage.name} is {stage.status}: {'; '.join(stage.reasons)}")
-        else:
-            say(f"stage {stage.number} {stage.name}: up to date ({short(stage.digest or '')})")
-        results.append(
-            StageResult(
-                number=stage.number,
-                name=stage.name,
-                digest=digest,
-                trained=stage.will_train,
-                run_dir=run_dir,
-                details=details,
-            )
-        )
+    processes = join()
+
+    def begin() -> CurriculumPlan:
+        plan = plan_curriculum(config, store, stages)
+        store.remember_base(plan.base.repo, plan.base.revision, plan.base.path)
+        return plan
+
+    with processes.told_once():
+        plan = processes.on_first(begin)
+        results = [_stage(plan, stage, store, runs_dir, processes) for stage in plan.stages]
     wall_s = round(time.monotonic() - start_s, 1)
     return TrainResult(curriculum=config.curriculum, stages=tuple(results), wall_s=wall_s)
 
 
-def _train_stage(plan: CurriculumPlan, stage: StagePlan, store: Store, run_dir: Path) -> tuple[str, dict[str, Any]]:
+def _stage(plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path, processes: Processes) -> StageResult:
+    """Train a stage or leave it alone, then hold it against its gate."""
+    label, curriculum = f"stage {stage.number} {stage.name}", plan.config.curriculum
+    run_dir = runs_dir / curriculum / f"{stage.number}-{stage.name}"
+    digest = stage.digest
+    if stage.will_train:
+        digest = _train_stage(plan, stage, store, run_dir, processes)
+    elif stage.reasons:
+        warn(f"{label} is {stage.status}: {'; '.join(stage.reasons)}")
+    else:
+        say(f"{label}: up to date ({short(stage.digest or '')})")
+
+    def close() -> StageResult:
+        recipe = store.peek(digest).record.recipe if digest else None
+        return StageResult(
+            number=stage.number,
+            name=stage.name,
+            digest=digest,
+            trained=stage.will_train,
+            run_dir=run_dir,
+            details={"steps": recipe.steps, **recipe.details} if recipe else {},
+            gate=_hold_against_gate(plan, stage, store, runs_dir) if digest else (),
+        )
+
+    return processes.on_first(close)
+
+
+def _hold_against_gate(plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path) -> tuple[Measured, ...]:
+    """Its outcome; nothing where the run neither asks for the stage nor builds on it."""
+    builds_on_it = any(other.will_train and other.number > stage.number for other in plan.stages)
+    if not stage.gate or not (stage.selected or builds_on_it):
+        return ()
+    settings = replace(plan.config.eval, temperature=0.0)
+    problems, report = load_scored(settings.data, settings.limit)
+    numbers = tuple(other.number for other in plan.stages if other.number <= stage.number)
+    where = f"stages.{stage.name}"
+    curriculum = plan.config.curriculum
+    outcome = check_gate(stage.gate, store, curriculum, numbers, settings, problems, report.ref(), runs_dir, where)
+    for measured in outcome:
+        say(f"stage {stage.number} {stage.name}: gate reached, {measured}")
+    return tuple(outcome)
+
+
+def _train_stage(plan: CurriculumPlan, stage: StagePlan, store: Store, run_dir: Path, processes: Processes) -> str:
     curriculum = plan.config.curriculum
     skipped = sum(stage.report.skipped.values())
     say(f"stage {stage.number} {stage.name}: {'; '.join(stage.reasons)}; {stage.report.parsed} rows"
         + (f", {skipped} skipped" if skipped else ""))  # fmt: skip
     earlier = tuple(other.number for other in plan.stages if other.number < stage.number)
-    entries: tuple[Entry, ...] = ()
-    prior = None
-    if earlier:
+
+    def compose() -> tuple[tuple[Entry, ...], Path | None]:
+        if not earlier:
+            return (), None
         composed = materialise(store, Variant(curriculum=curriculum, stages=earlier))
-        entries, prior = composed.entries, composed.path
+        return composed.entries, composed.path
+
+    entries, prior = processes.on_first(compose)
     run = run_stage(plan, stage, prior, [entry.digest for entry in entries], run_dir)
-    record = _record(plan, stage, entries, run)
-    digest = store.publish(run.folder, record)
-    store.set_ref(curriculum, stage.number, digest, expected=stage.digest)
-    say(f"stage {stage.number} {stage.name}: published as {short(digest)} ({run.steps} steps)")
-    return digest, {"steps": run.steps, **run.details}
+
+    def publish() -> str:
+        digest = store.publish(run.folder, _record(plan, stage, entries, run))
+        store.set_ref(curriculum, stage.number, digest, expected=stage.digest)
+        say(f"stage {stage.number} {stage.name}: published as {short(digest)} ({run.steps} steps)")
+        return digest
+
+    return processes.on_first(publish)
 
 
 def _record(plan: CurriculumPlan, stage: StagePlan, parents: Sequence[Entry], run: StageRun) -> Record:

@@ -23,6 +23,7 @@ from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import find_base, find_rationales, held_out_questions
 from .data import LoadReport, require_disjoint, require_train_split
+from .gates import Condition, check_engine, parse_gate
 from .masking import check_masking
 from .memory import MemoryEstimate, count_adapter, estimate_memory
 from .mining import check_mining
@@ -81,6 +82,8 @@ class StagePlan:
     """Sum of their ranks."""
     memory: MemoryEstimate | None
     """None where the base's shape is not known."""
+    gate: tuple[Condition, ...] = ()
+    """What it has to reach before a later stage trains."""
     unknown: str = ""
     """Why its rows, steps and staleness are not known; empty where they are."""
 
@@ -125,6 +128,7 @@ class StagePlan:
             "trainable_parameters": self.trainable,
             "parents": list(self.parents),
             "prior_rank": self.prior_rank,
+            "gate": " and ".join(map(str, self.gate)) or None,
             "memory": self.memory.to_json() if self.memory else None,
         }
 
@@ -135,11 +139,12 @@ class StagePlan:
 
     @property
     def batch(self) -> dict[str, int]:
-        """Rows (completions, for GRPO) of one forward pass, of one optimiser step, and generated at a time."""
+        """Rows (completions, for GRPO): of a forward pass; of an optimiser step and a generation on all processes."""
         size, times = self.arguments.per_device_train_batch_size, self.arguments.gradient_accumulation_steps
         generated = {"generation": self.arguments.generation_batch_size, "group": self.arguments.num_generations} \
             if hasattr(self.arguments, "num_generations") else {}  # fmt: skip
-        return {"device": size, "step": size * times, **generated}
+        count = self.arguments.world_size
+        return {"device": size, "processes": count, "step": size * times * count, **generated}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +198,8 @@ def plan_curriculum(
     for name, stage in named:
         _check(name, stage, config.data)
     asked = protocol(config.eval.protocol)
+    if any(stage.gate is not None for stage in config.stages.values()):
+        check_engine(config.eval)
     base, base_note = find_base(config.base, only_show)
     shape, shape_source = find_shape(config.base)
     quantisation = Quantisation.of(config.base)
@@ -226,6 +233,7 @@ def plan_curriculum(
                 parents=tuple(plan.number for plan in plans),
                 prior_rank=sum(item.r for item in earlier),
                 memory=estimate_memory(shape, quantisation, full, adapter, earlier, arguments) if shape else None,
+                gate=parse_gate(full.gate, f"stages.{name}.gate") if full.gate is not None else (),
                 unknown=unknown,
             )
         )
@@ -363,7 +371,7 @@ def _config_digest(
     """
     decisive = asdict(stage)
     unused = {"reconstruct": ["reward", "mining"], "complete": ["mining"], "rewrite": ["masking"]}[stage.task]
-    for key in ("data", *unused):  # the rows' own digest stands for the data
+    for key in ("data", "gate", *unused):  # the rows' own digest stands for the data; a gate decides no weights
         del decisive[key]
     for section, added in _ADDED.items():
         if section in decisive:

@@ -31,10 +31,15 @@ class RunRecorder(TrainerCallback):
         self.path = run_dir / METRICS
         self.task = task
         self.shown = 0
+        self.step = 0
+        """Steps done, for whoever has to say where it stopped."""
         self.alarms = Alarms()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop metrics of steps after the checkpoint that is resumed from; they are run again."""
+        self.step = state.global_step
+        if not state.is_world_process_zero:
+            return
         kept = [line for line in read_metrics(self.path)
                 if line["step"] <= state.global_step and line.keys() != {"step", "alarms"}]  # fmt: skip
         self.alarms = Alarms()
@@ -48,21 +53,27 @@ class RunRecorder(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: PeftModel, **_: Any) -> None:
         """Refuse to go on once anything but the trainable adapter could move."""
+        self.step = state.global_step
         check_frozen(model)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append what was measured, and show the few numbers that matter."""
         logs = logs or {}
         finite = {key: _finite(value) for key, value in logs.items()}
-        self._append(state, finite, self.alarms.observe({"step": state.global_step, **finite}))
+        if state.is_world_process_zero:
+            self._append(state, finite, self.alarms.observe({"step": state.global_step, **finite}))
         if isinstance(norm := logs.get("grad_norm"), float) and not math.isfinite(norm):
             raise not_finite("gradient norm", state.global_step, norm)
+        if not state.is_world_process_zero:
+            return
         note = "  ".join(f"{label} {finite[key]:.3g}" for key, label in _NOTED.items() if finite.get(key) is not None)
         self.task.advance(state.global_step - self.shown, note)
         self.shown = state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, *, model: PeftModel, **_: Any) -> None:
         """Say so if all of it was for nothing."""
+        if not state.is_world_process_zero:
+            return
         if alarms := self.alarms.finish(state.global_step, moved=has_moved(model)):
             self._append(state, {}, alarms)
 
@@ -72,7 +83,7 @@ class RunRecorder(TrainerCallback):
             line["alarms"] = [alarm.to_json() for alarm in alarms]
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        for alarm in alarms if state.is_world_process_zero else []:
+        for alarm in alarms:
             warn(f"step {alarm.step}: {alarm.message}")
 
 

@@ -10,11 +10,12 @@ aside, said aloud, and never resumed from. Knows nothing about the registry.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import save_config
 from ..core.console import progress, say
 from ..core.digest import digest_json, short
-from ..core.errors import ConflictError, FailedError
+from ..core.errors import ConflictError, FailedError, IncompatibleError
 from ..core.files import staged_folder, write_json
 from .arguments import trainer_arguments
 from .fit import fitting_rows, require_rows
+from .mishaps import clear_mishaps
 from .plan import CurriculumPlan, StagePlan
+from .processes import Processes, join
 from .quiet import quiet_libraries
 from .rationale import Rationale
 from .tasks import SUPERVISED, Row, make_rows
@@ -64,27 +67,43 @@ def run_stage(
         run_dir: The stage's run folder.
 
     Raises:
-        FailedError: A loss that is not finite, a lost freeze, or too few mined failures.
+        FailedError: A loss that is not finite, no memory left, a lost freeze, or too few mined failures.
         ConfigError: Fewer rows than one generation batch.
-        ConflictError: Another process trains in this folder.
+        ConflictError: Another run trains in this folder.
+        IncompatibleError: The interrupted run was of another number of processes.
     """
     fingerprint = digest_json([stage.config_digest, list(parents)])
-    with _owned(run_dir, fingerprint):
-        save_config(plan.config, run_dir / "config.resolved.yaml")
-        finished = _finished(run_dir)
+    processes = join()
+    with ExitStack() as owned:
+
+        def begin() -> StageRun | None:
+            owned.enter_context(_owned(run_dir, fingerprint, processes.count))
+            save_config(plan.config, run_dir / "config.resolved.yaml")
+            return _finished(run_dir)
+
+        finished = processes.on_first(begin)
         if finished is not None:
             say(f"stage {stage.number} {stage.name}: finished in {run_dir}")
             return finished
         with quiet_libraries():
-            return _train(plan, stage, prior, run_dir, fingerprint)
+            run = _train(plan, stage, prior, run_dir, fingerprint, processes)
+    _give_memory_back()
+    return run
 
 
-def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: Path, fingerprint: str) -> StageRun:
+def _train(
+    plan: CurriculumPlan,
+    stage: StagePlan,
+    prior: Path | None,
+    run_dir: Path,
+    fingerprint: str,
+    processes: Processes,
+) -> StageRun:
     import torch
 
     from ..adapters.base import load_nf4, load_tokenizer
     from ..adapters.stack import attach, frozen_digest, save_default
-    from .failures import find_failures, policy_sampler
+    from .failures import Failures, find_failures, policy_sampler
     from .recorder import RunRecorder, last_checkpoint, read_metrics
 
     config = plan.config
@@ -95,8 +114,14 @@ def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: 
     model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
     frozen = frozen_digest(model)
     sampler = policy_sampler(plan, stage, model, tokenizer)
-    failures = find_failures(plan, stage, prior, sampler, run_dir) if stage.stage.task == "rewrite" else None
-    chosen = failures.rationales if failures else stage.rationales
+    failures: Failures | None = None
+
+    def choose() -> Sequence[Rationale]:
+        nonlocal failures
+        failures = find_failures(plan, stage, prior, sampler, run_dir)
+        return failures.rationales
+
+    chosen = processes.on_first(choose) if stage.stage.task == "rewrite" else stage.rationales
     arguments = trainer_arguments(config, stage.name, run_dir, on_gpu=model.device.type == "cuda")
     rows, too_long = _rows(plan, stage, chosen, tokenizer, arguments, model)
     checkpoint = last_checkpoint(run_dir, fingerprint)
@@ -104,25 +129,32 @@ def _train(plan: CurriculumPlan, stage: StagePlan, prior: Path | None, run_dir: 
         say(f"stage {stage.number} {stage.name}: continues from {checkpoint.name}")
     with progress(f"stage {stage.number} {stage.name}") as task:
         recorder = RunRecorder(run_dir, task)
-        trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with clear_mishaps(f"stage {stage.number} {stage.name}", recorder, arguments):
+            trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if frozen_digest(model) != frozen:
         raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
-    details: dict[str, Any] = {
-        "rows": len(rows),
-        "rows_too_long": too_long,
-        "wall_s": round(time.monotonic() - start_s, 1),
-        "device": model.device.type,
-        "final": _final(read_metrics(recorder.path)),
-        "alarms": [alarm.to_json() for alarm in recorder.alarms.raised],
-    }
-    with staged_folder(run_dir / ADAPTER, replace=True) as staged:
-        save_default(model, staged, plan.base.repo, plan.base.revision)
-    steps = int(trainer.state.global_step)
-    if failures:
-        details["mined"] = failures.report(sampler, run_dir / ADAPTER, steps)
-    write_json(run_dir / RUN, {"schema": 1, "fingerprint": fingerprint, "steps": steps, "details": details})
-    return StageRun(folder=run_dir / ADAPTER, steps=steps, details=details)
+
+    def finish() -> StageRun:
+        details: dict[str, Any] = {
+            "rows": len(rows),
+            "rows_too_long": too_long,
+            "wall_s": round(time.monotonic() - start_s, 1),
+            "device": model.device.type,
+            "processes": processes.count,
+            "final": _final(read_metrics(recorder.path)),
+            "alarms": [alarm.to_json() for alarm in recorder.alarms.raised],
+        }
+        with staged_folder(run_dir / ADAPTER, replace=True) as staged:
+            save_default(model, staged, plan.base.repo, plan.base.revision)
+        steps = int(trainer.state.global_step)
+        if failures:
+            details["mined"] = failures.report(sampler, run_dir / ADAPTER, steps)
+        note = {"schema": 1, "fingerprint": fingerprint, "processes": processes.count}
+        write_json(run_dir / RUN, {**note, "steps": steps, "details": details})
+        return StageRun(folder=run_dir / ADAPTER, steps=steps, details=details)
+
+    return processes.on_first(finish)
 
 
 def _trainer(
@@ -178,7 +210,7 @@ def _rows(
 
 
 @contextmanager
-def _owned(run_dir: Path, fingerprint: str) -> Iterator[None]:
+def _owned(run_dir: Path, fingerprint: str, processes: int) -> Iterator[None]:
     """Hold the run folder for this fingerprint; a folder of another one is moved aside first."""
     from filelock import FileLock, Timeout
 
@@ -198,10 +230,28 @@ def _owned(run_dir: Path, fingerprint: str) -> Iterator[None]:
             say(f"{run_dir} is a run of another configuration: kept as {aside.name}, starting afresh")
         if not run_dir.exists():
             with staged_folder(run_dir) as staged:
-                write_json(staged / RUN, {"schema": 1, "fingerprint": fingerprint})
+                write_json(staged / RUN, {"schema": 1, "fingerprint": fingerprint, "processes": processes})
+        note = _read_run(run_dir)
+        if (begun := note.get("processes", 1)) != processes and "steps" not in note:
+            raise IncompatibleError(
+                "this run was begun with another number of processes, which decides its batches",
+                where=run_dir,
+                expected=f"{begun} processes",
+                found=f"{processes}",
+                next_step=f"start {begun} processes to continue, or remove that folder to start afresh",
+            )
         yield
     finally:
         lock.release()
+
+
+def _give_memory_back() -> None:
+    """A trainer is full of cycles: without this the next model may not fit beside it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _free_name(run_dir: Path, fingerprint: object) -> Path:

@@ -62,7 +62,9 @@ class _StageTrainer:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(folder, ignore_errors=True)  # a half-written one from before a kill
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # a half-written one from before a kill
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
         try:
             with disk_errors(folder):
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
@@ -70,6 +72,7 @@ class _StageTrainer:
             if "PytorchStreamWriter" not in str(error):
                 raise
             raise disk_full(folder) from error
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]  # each writes its random state
         if self.args.should_save:
             write_json(folder / COMPLETE, {"schema": 1, "fingerprint": self.fingerprint})
 
