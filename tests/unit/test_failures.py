@@ -1,0 +1,233 @@
+"""A stage's failures in its run folder: resumed draw for draw, on file with what they were mined with, train rows only.
+
+The policy here is a stand-in that solves a known share of a problem's samples; integration tests have real ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plyfold.core.config import load_config
+from plyfold.core.errors import ConfigError, FailedError, IntegrityError
+from plyfold.registry.store import Store
+from plyfold.stages.data import question_hash
+from plyfold.stages.draws import draw_seed
+from plyfold.stages.failures import DRAWS, MINED, Failures, find_failures
+from plyfold.stages.plan import CurriculumPlan, StagePlan, plan_curriculum
+from plyfold.stages.recorder import read_metrics
+from plyfold.stages.sampling import Sample
+
+QUICK = [
+    "data.rows=[0,20]",
+    "stages.structure.data.rows=[0,20]",
+    "stages.brevity.data.rows=[10,40]",
+    "stages.remedy.data.rows=[30,330]",
+    "eval.data.rows=[0,20]",
+    "stages.remedy.mining.problems=null",
+    "stages.remedy.mining.minimum=4",
+]
+MakePlan = Callable[..., tuple[CurriculumPlan, StagePlan]]
+
+
+class _Killed(BaseException):
+    pass
+
+
+class _Policy:
+    """Solves the share of samples that a digest of the question decides; the others end wrong, cut off or empty."""
+
+    def __init__(self, golds: dict[str, str], gain: float = 0.0, calls: int | None = None) -> None:
+        self.golds, self.gain, self.left, self.drawn = golds, gain, calls, 0
+
+    def rate(self, prompt: str) -> float:
+        """One problem in five is never solved, the others sometimes."""
+        level = int(hashlib.sha256(prompt.encode()).hexdigest()[:4], 16) / 0xFFFF
+        return max(0.0, level - 0.2) ** 2 + self.gain
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> list[Sample]:
+        if self.left == 0:
+            raise _Killed
+        self.left = None if self.left is None else self.left - 1
+        self.drawn += len(prompts)
+        rng = random.Random(seed)
+        return [self._draw(prompt, rng.random(), rng.random()) for prompt in prompts]
+
+    def _draw(self, prompt: str, luck: float, form: float) -> Sample:
+        if luck < self.rate(prompt):
+            return Sample(text=f"Answer: {self.golds[prompt]}", complete=True)
+        if form < 0.1:
+            return Sample(text="Step 1: and", complete=False)
+        return Sample(text="no idea" if form < 0.15 else "Answer: -12345", complete=True)
+
+
+@pytest.fixture(scope="module")
+def make_plan(tmp_path_factory: pytest.TempPathFactory) -> MakePlan:
+    def make(*overrides: str) -> tuple[CurriculumPlan, StagePlan]:
+        plan = plan_curriculum(load_config("sandbox", [*QUICK, *overrides]), Store(tmp_path_factory.mktemp("store")))
+        return plan, plan.stages[2]
+
+    return make
+
+
+def _golds(plan: CurriculumPlan, stage: StagePlan) -> dict[str, str]:
+    return {plan.protocol.prompt(item.question): item.answer for item in stage.rationales}
+
+
+def _find(made: tuple[CurriculumPlan, StagePlan], folder: Path, **policy: Any) -> tuple[Failures, _Policy]:
+    sampler = _Policy(_golds(*made), **policy)
+    folder.mkdir(exist_ok=True)
+    return find_failures(*made, None, sampler, folder), sampler
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3, 7, 12])
+def test_a_killed_mining_goes_on_to_the_very_same_failures(make_plan: MakePlan, tmp_path: Path, calls: int) -> None:
+    made = make_plan("stages.remedy.mining.confirm=8", "stages.remedy.mining.unaided_problems=20")
+    whole, straight = _find(made, tmp_path / "whole")
+    with pytest.raises(_Killed):
+        _find(made, tmp_path / "killed", calls=calls)
+    draws = tmp_path / "killed" / DRAWS
+    if draws.is_file():
+        draws.write_text(draws.read_text() + '{"key": "sha256:12', encoding="utf-8")  # a line cut by the kill
+    first = len(draws.read_text().splitlines()) - 1 if draws.is_file() else 0
+    resumed, again = _find(made, tmp_path / "killed")
+    assert first == calls
+    assert again.drawn < straight.drawn or calls == 0
+    assert resumed.rationales == whole.rationales
+    assert resumed.summary == whole.summary
+    assert resumed.before == whole.before
+    assert (tmp_path / "killed" / MINED).read_bytes() == (tmp_path / "whole" / MINED).read_bytes()
+    third, nothing = _find(made, tmp_path / "killed")
+    assert (nothing.drawn, third.summary) == (0, whole.summary)
+    assert len(read_metrics(tmp_path / "killed" / "metrics.jsonl")) == 1  # told once
+
+
+def test_the_manifest_says_what_was_mined_with_what(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan, stage = made = make_plan("stages.remedy.mining.confirm=16", "stages.remedy.mining.held_out_share=0.25")
+    found, policy = _find(made, tmp_path)
+    manifest = json.loads((tmp_path / MINED).read_text())
+    assert manifest["schema"] == 2
+    assert manifest["data"] == stage.report.ref().model_dump(mode="json")
+    assert manifest["base"]["revision"] == plan.base.revision
+    assert (manifest["policy"], manifest["seed"], manifest["k"]) == ("base", 0, 16)
+    assert manifest["mining"]["temperature"] == 1.0
+    assert set(manifest["verifier"]) == {"plyfold", "answers"}
+    assert manifest["held_out"]["problems"] == 20
+    assert [entry["question"] for entry in manifest["problems"]] == [
+        question_hash(r.question) for r in stage.rationales
+    ]
+    uses = [entry.get("use") for entry in manifest["problems"]]
+    summary = found.summary
+    assert (uses.count("trained"), uses.count("held_out")) == (summary["failures"], summary["held_out"])
+    assert summary["held_out"] == round((summary["failures"] + summary["held_out"]) * 0.25)
+    assert sum(summary["problems"].values()) == summary["tried"] == len(stage.rationales)
+    assert summary["bounds"] == {"4": pytest.approx(0.5271, abs=1e-4), "16": pytest.approx(0.1707, abs=1e-4)}
+    for entry in manifest["problems"]:
+        wrong, drawn = entry["outcomes"].get("wrong", 0), sum(entry["outcomes"].values())
+        if "use" in entry:
+            assert (entry["verdict"], drawn, entry["outcomes"].get("right")) == ("wrong", 16, None)
+            assert wrong >= 8
+            assert policy.golds[plan.protocol.prompt(entry["text"])] == entry["answer"]
+    earlier = {item.question for item in plan.stages[1].rationales}
+    mined = [entry for entry in manifest["problems"] if "use" in entry]
+    assert summary["seen_before"] == sum(entry["text"] in earlier for entry in mined) > 0
+    trained, apart = ({item.question for item in found.sets[name]} for name in ("trained", "held_out"))
+    assert trained & apart == set()
+    # every problem that is never solved is among the failures, and nearly nothing that is solved one time in two
+    never = [item for item in stage.rationales if policy.rate(plan.protocol.prompt(item.question)) == 0]
+    assert {item.question for item in never} <= trained | apart
+    assert all(policy.rate(plan.protocol.prompt(question)) < 0.5 for question in trained | apart)
+
+
+def test_a_policys_gain_is_measured_with_fresh_samples(make_plan: MakePlan, tmp_path: Path, make_adapter: Any) -> None:
+    made = make_plan("stages.remedy.mining.samples=2", "stages.remedy.mining.held_out_share=0.3")
+    found, policy = _find(made, tmp_path)
+    before = found.before["trained"]
+    assert before.pass_at(1) > 0.02  # 0 of 2 by selection; without fresh samples it would be 0
+    report = found.report(_Policy(policy.golds, gain=0.3), make_adapter(tmp_path / "adapter"), step=16)
+    for name in ("trained", "held_out"):
+        unaided = report["unaided"][name]
+        assert unaided["samples"] == 8
+        assert unaided["problems"] == min(64, len(found.sets[name]))
+        change = unaided["change"]["pass@1"]
+        assert change["value"] == pytest.approx(0.3, abs=0.06)
+        assert change["ci95"][0] < change["value"] < change["ci95"][1]
+        assert unaided["after"]["pass@8"] > unaided["after"]["pass@1"]
+    assert report["unaided_samples"] == 16 * sum(unaided["problems"] for unaided in report["unaided"].values())
+    steps = {line["step"]: line for line in read_metrics(tmp_path / "metrics.jsonl")}
+    assert steps[16]["unaided/trained/pass@1"] > steps[0]["unaided/trained/pass@1"]
+    # the same policy with the same random numbers: nothing changed
+    same = found.report(policy, make_adapter(tmp_path / "untrained", seed=1), step=0)
+    assert same["unaided"]["trained"]["change"]["pass@1"] == {"value": 0.0, "ci95": [0.0, 0.0]}
+
+
+def test_nothing_is_measured_where_nothing_is_asked_for(make_plan: MakePlan, tmp_path: Path) -> None:
+    made = make_plan("stages.remedy.mining.unaided_samples=0")
+    found, policy = _find(made, tmp_path)
+    assert found.report(policy, tmp_path, step=1) == found.summary
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_scored_questions_are_never_mined(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan, stage = make_plan()
+    scored_rows = plan.config.eval.data
+    scored = [
+        json.dumps({"question": item.question.upper() + " !", "answer": "#### 1"}) for item in stage.rationales[:3]
+    ]
+    (tmp_path / "test.jsonl").write_text("\n".join(scored), encoding="utf-8")
+    config = replace(
+        plan.config,
+        eval=replace(plan.config.eval, data=replace(scored_rows, path=str(tmp_path / "test.jsonl"), rows=None)),
+    )
+    with pytest.raises(ConfigError, match="among the evaluation rows") as caught:
+        _find((replace(plan, config=config), stage), tmp_path / "run")
+    assert caught.value.found.startswith("3 shared")
+    assert caught.value.next_step
+    data = replace(stage.stage.data, split="test")  # type: ignore[type-var]
+    with pytest.raises(ConfigError, match="train split only"):
+        _find((plan, replace(stage, stage=replace(stage.stage, data=data))), tmp_path / "run")
+    assert not (tmp_path / "run" / DRAWS).exists()  # before the first sample
+
+
+def test_a_manifest_of_other_failures_is_not_trained_on(make_plan: MakePlan, tmp_path: Path) -> None:
+    made = make_plan()
+    _find(made, tmp_path)
+    path = tmp_path / MINED
+    manifest = json.loads(path.read_text())
+    for change in ({"policy": f"sha256:{'0' * 64}"}, {"schema": 1}, {"problems": manifest["problems"][1:]}):
+        path.write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(IntegrityError, match="not those this run finds") as caught:
+            _find(made, tmp_path)
+        assert str(tmp_path) in caught.value.next_step
+    path.write_text("{")
+    with pytest.raises(IntegrityError):
+        _find(made, tmp_path)
+    path.write_text(json.dumps({**manifest, "verifier": {"plyfold": "0.0.1", "answers": "other"}}))
+    _find(made, tmp_path)  # noted, not compared: the outcomes are the same
+
+
+def test_too_few_failures_name_what_would_give_more(
+    make_plan: MakePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_plan("stages.remedy.mining.minimum=200", "stages.remedy.mining.wrong_share=1")
+    with pytest.raises(FailedError, match="too few persistent failures") as caught:
+        _find(made, tmp_path)
+    assert "mining.problems" in caught.value.next_step
+    assert "mining.max_new_tokens" in caught.value.next_step
+    told = capsys.readouterr().err
+    assert "matter of form, not trained on" in told
+    assert "fewer than 52.7% of samples, with 95 % confidence" in told
+    assert "were among the rows of earlier stages" in told  # rows 30 to 39 are stage 2's too
+
+
+def test_a_seed_belongs_to_a_draw_and_not_to_its_turn() -> None:
+    labels = [f"round {number} {start}" for number in range(16) for start in range(0, 640, 64)]
+    assert len({draw_seed(0, label) for label in labels}) == len(labels)
+    assert draw_seed(0, "confirm 0") != draw_seed(1, "confirm 0")

@@ -1,0 +1,110 @@
+"""Which problems count as persistent failures, what it costs to find them, and what the samples say of a pass rate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from plyfold.core.config import MiningConfig
+from plyfold.core.errors import ConfigError
+from plyfold.stages.mining import Mined, check_mining, judge, mine, pass_rate_bound, verdict
+from plyfold.stages.rationale import Rationale
+from plyfold.stages.sampling import Sample
+
+
+def _problems(count: int) -> list[Rationale]:
+    return [Rationale(question=f"{index}?", steps=("a", "b"), answer=str(index)) for index in range(count)]
+
+
+class _Scripted:
+    """Gives each problem's outcomes in order, the last one for ever, and counts what it was asked."""
+
+    def __init__(self, scripts: Sequence[str]) -> None:
+        self.scripts, self.asked, self.calls = scripts, Counter[int](), list[tuple[list[int], str]]()
+
+    def __call__(self, indices: Sequence[int], label: str) -> list[str]:
+        self.calls.append((list(indices), label))
+        return [self._next(index) for index in indices]
+
+    def _next(self, index: int) -> str:
+        script = self.scripts[index]
+        letter = script[min(self.asked[index], len(script) - 1)]
+        self.asked[index] += 1
+        return {"r": "right", "w": "wrong", "t": "truncated", "u": "unanswered"}[letter]
+
+
+def _mine(scripts: Sequence[str], batch: int = 2, **config: object) -> tuple[Mined, _Scripted]:
+    ask = _Scripted(scripts)
+    return mine(_problems(len(scripts)), MiningConfig(**config), ask, batch), ask  # type: ignore[arg-type]
+
+
+def test_a_right_sample_ends_a_problem_and_only_the_unsolved_are_confirmed() -> None:
+    mined, ask = _mine(["r", "wr", "wwwwwr", "w"], samples=4, confirm=16)
+    assert ask.asked == {0: 1, 1: 2, 2: 16, 3: 16}
+    assert mined.verdicts == ("solved", "solved", "solved", "wrong")
+    assert mined.failures == (3,)
+    assert mined.outcomes[2] == {"wrong": 5, "right": 11}
+    assert (mined.samples, mined.k, mined.drawn) == (4, 16, 35)
+    assert max(len(indices) for indices, _ in ask.calls) == 2
+    assert len({label for _, label in ask.calls}) == len(ask.calls)  # no two calls share their samples
+
+
+def test_without_confirmation_the_first_samples_decide() -> None:
+    for config in ({"samples": 4}, {"samples": 4, "confirm": 4}):
+        mined, ask = _mine(["wwwwwr", "w"], **config)
+        assert mined.failures == (0, 1)
+        assert ask.asked == {0: 4, 1: 4}
+        assert mined.k == 4
+    assert len(_mine(["w"] * 9, problems=5)[0].verdicts) == 5
+
+
+def test_form_is_no_hardness() -> None:
+    mined, _ = _mine(["w", "t", "u", "wttt", "wwtt", "wtu", "tttr"], samples=4, wrong_share=0.5)
+    assert mined.verdicts == ("wrong", "truncated", "unanswered", "truncated", "wrong", "unanswered", "solved")
+    assert verdict({"wrong": 1, "truncated": 15}, wrong_share=0.5) == "truncated"
+    assert verdict({"truncated": 4}, wrong_share=0.0) == "wrong"  # where the config asks for all of them
+
+
+def test_pool_rates_are_shares_of_all_problems_tried() -> None:
+    # solved: two by the first sample, one by the third; one of the others only when it is confirmed
+    mined, _ = _mine(["r", "r", "wwr", "wwwwwr", "w"], samples=4, confirm=8)
+    assert mined.pool_rates() == {1: 2 / 5, 4: 3 / 5}
+    assert _mine(["r", "w"], samples=1)[0].pool_rates() == {1: 0.5}
+
+
+@pytest.mark.parametrize(("k", "bound"), [(4, 0.527), (8, 0.312), (16, 0.171), (32, 0.089)])
+def test_the_bound_is_the_rate_that_fails_k_times_in_one_case_of_twenty(k: int, bound: float) -> None:
+    assert pass_rate_bound(k) == pytest.approx(bound, abs=5e-4)
+    assert (1 - pass_rate_bound(k)) ** k == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "complete", "outcome"),
+    [
+        ("Step 1: 9\nAnswer: 18", True, "right"),
+        ("Step 1: 9\nAnswer: 18", False, "right"),  # as evaluation has it
+        ("so 18", True, "right"),
+        ("Step 1: 9\nAnswer: 17", True, "wrong"),
+        ("Answer: 17\nand on and on", False, "wrong"),  # it stated an answer before it was cut off
+        ("so 17", True, "wrong"),
+        ("Step 1: 9 + 8 = 17", False, "truncated"),
+        ("and on and on", False, "truncated"),
+        ("I do not know.", True, "unanswered"),
+        ("", True, "unanswered"),
+    ],
+)
+def test_how_a_sample_ends(text: str, complete: bool, outcome: str) -> None:
+    assert judge(Sample(text=text, complete=complete), "18") == outcome
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"samples": 0}, {"samples": 4, "confirm": 3}, {"temperature": 0.0}, {"wrong_share": 1.1}, {"held_out_share": 1.0},
+     {"unaided_samples": -1}, {"unaided_problems": 0}, {"minimum": 0}, {"problems": 0}],
+)  # fmt: skip
+def test_what_cannot_be_mined_with_is_refused(values: dict[str, float]) -> None:
+    check_mining(MiningConfig(), "stages.x")
+    with pytest.raises(ConfigError, match=next(reversed(values))):
+        check_mining(MiningConfig(**values), "stages.x")  # type: ignore[arg-type]
