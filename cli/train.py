@@ -77,7 +77,11 @@ def train_command(
 def _show_result(result: TrainResult) -> None:
     from ..core.console import print_table
     from ..core.digest import short
+    from .mined_tables import show_mined
 
+    for stage in result.stages:
+        if mined := stage.details.get("mined"):
+            show_mined(f"{stage.number} {stage.name}", mined)
     rows = []
     for stage in result.stages:
         final = stage.details.get("final", {})

@@ -1,0 +1,171 @@
+"""Mining with a real policy: NF4, PEFT and `generate`, killed and resumed, and what the command shows of it.
+
+A random base solves nothing, so its samples are judged by a stand-in where outcomes have to differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plyfold.adapters.base import Quantisation, load_nf4, load_tokenizer, resolve_base
+from plyfold.adapters.stack import attach
+from plyfold.adapters.tensors import read_adapter
+from plyfold.cli.main import run as run_command
+from plyfold.core.config import BaseConfig, CurriculumConfig, load_config
+from plyfold.registry.store import Store
+from plyfold.stages import draws, failures
+from plyfold.stages.curriculum import train
+from plyfold.stages.mining import judge
+from plyfold.stages.sampling import Sample, hf_sampler
+
+CONFIG = """
+curriculum: tiny
+base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
+adapter: {{r: 4, alpha: 8}}
+data: {{path: sandbox, rows: [0, 100]}}
+eval: {{data: {{path: sandbox, split: test, rows: [0, 40]}}}}
+threads: 1
+stages:
+  remedy:
+    number: 1
+    task: rewrite
+    unaided_share: 0.5
+    mining: {{samples: 2, confirm: 4, max_new_tokens: 8, wrong_share: 0, minimum: 4, unaided_samples: 2,
+             unaided_problems: 8}}
+    trainer:
+      per_device_train_batch_size: 4
+      num_generations: 4
+      max_completion_length: 8
+      learning_rate: 1.0e-2
+      max_steps: 2
+      save_steps: 1
+"""
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_base: Any) -> CurriculumConfig:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.format(base=tiny_base()))
+    return load_config(path)
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What starts with a vowel counts as right: a random base's samples are then right now and then."""
+
+    def vowel(sample: Sample, gold: str) -> str:
+        return "right" if sample.text.strip()[:1].lower() in set("aeiou") else judge(sample, gold)
+
+    monkeypatch.setattr(draws, "judge", vowel)
+
+
+def _policy(tiny_base: Any) -> tuple[Any, Any]:
+    base = resolve_base(BaseConfig(repo="acme/tiny-qwen2", revision="auto", path=str(tiny_base())))
+    quantisation = Quantisation(compute_dtype="float32")
+    config = load_config("sandbox").adapter
+    return attach(load_nf4(base, quantisation), config, None, seed=0), load_tokenizer(base.path)
+
+
+def test_samples_follow_their_seed_and_leave_no_trace(tiny_base: Any) -> None:
+    model, tokenizer = _policy(tiny_base)
+    model.train()
+    state = torch.random.get_rng_state()
+    prompts = ["Question: 1 + 1?\nSolution:\n"] * 6 + ["Question: what is half of it?\nSolution:\n"]
+    sample = hf_sampler(model, tokenizer, temperature=1.0, max_new_tokens=12)
+    first = sample(prompts, 7)
+    assert sample(prompts, 7) == first
+    assert sample(prompts, 8) != first
+    assert len({drawn.text for drawn in first[:6]}) > 1  # equal prompts are sampled anew
+    assert not any(drawn.complete for drawn in first if len(tokenizer(drawn.text)["input_ids"]) >= 12)
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    # a stop string ends a completion wherever it stands, and is cut from it
+    letter = max("etaoinsrhld", key=lambda char: sum(char in drawn.text for drawn in first))
+    stopped = hf_sampler(model, tokenizer, temperature=1.0, max_new_tokens=12, stop=(letter,))(prompts, 7)
+    assert any(letter in drawn.text for drawn in first)
+    for drawn, free in zip(stopped, first, strict=True):
+        assert drawn.text == free.text.partition(letter)[0]
+        assert drawn.complete == (free.complete or letter in free.text)
+    # the context ends a completion as well
+    long = "Question: " + "many words " * 300
+    width = len(tokenizer(long)["input_ids"])
+    model.config.max_position_embeddings = width + 3
+    (short,) = hf_sampler(model, tokenizer, temperature=1.0, max_new_tokens=12)([long], 0)
+    assert len(tokenizer(short.text)["input_ids"]) <= 3
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    factors = read_adapter(folder).factors
+    return {f"{name}.{half}": getattr(value, half) for name, value in factors.items() for half in ("A_RI", "B_OR")}
+
+
+def test_a_stage_killed_while_it_mines_or_measures_ends_as_if_it_had_not_been(
+    config: CurriculumConfig, tmp_path: Path, lenient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed_at(call: int) -> Callable[..., Any]:
+        make, calls = failures.policy_sampler, 0
+
+        def counting(*arguments: Any) -> Any:
+            sampler = make(*arguments)
+
+            def sample(*drawn: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == call:
+                    raise _Killed
+                return sampler(*drawn)
+
+            return sample
+
+        return counting
+
+    whole = train(config, Store(tmp_path / "whole"), runs_dir=tmp_path / "whole-runs").stages[0]
+    mined = whole.details["mined"]
+    assert 4 <= mined["failures"] < mined["tried"] == 100
+    assert mined["samples"] < 400  # right ones ended their problems
+    assert mined["unaided"]["trained"]["problems"] == 8
+    lines = (whole.run_dir / "mined.draws.jsonl").read_text().splitlines()
+    assert len(lines) >= 6
+    for call in (2, len(lines) - 2, len(lines)):  # in the first round, in the confirmation or before, after training
+        with monkeypatch.context() as patch:
+            patch.setattr(failures, "policy_sampler", killed_at(call))
+            with pytest.raises(_Killed):
+                train(config, Store(tmp_path / f"killed{call}"), runs_dir=tmp_path / f"runs{call}")
+        resumed = train(config, Store(tmp_path / f"killed{call}"), runs_dir=tmp_path / f"runs{call}").stages[0]
+        assert resumed.details["mined"] == mined
+        for name in ("mined.json", "mined.draws.jsonl"):
+            assert (resumed.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
+        left, right = (_tensors(stage.run_dir / "adapter") for stage in (whole, resumed))
+        assert all(left[key].equal(right[key]) for key in left)
+
+
+def test_the_command_shows_what_was_mined(
+    config: CurriculumConfig, tmp_path: Path, lenient: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = ["stages.remedy.mining.held_out_share=0.3", "stages.remedy.trainer.max_steps=1"]
+    assert run_command(["train", "-c", "tiny.yaml", "--registry", "a", "--json", *overrides]) == 0
+    told = capsys.readouterr()
+    (stage,) = json.loads(told.out)["stages"]
+    mined = stage["details"]["mined"]
+    assert mined["held_out"] == round(0.3 * (mined["held_out"] + mined["failures"]))
+    assert set(mined["unaided"]) == {"trained", "held_out"}
+    assert "with 95 % confidence (77.6% after the first 2)" in told.err
+    assert "fresh samples" in told.err
+    on_record = Store(tmp_path / "a").stage("tiny", 1).record.recipe.details["mined"]
+    assert on_record == mined
+    assert run_command(["train", "-c", "tiny.yaml", "--registry", "b", "--runs", "runs", *overrides]) == 0
+    shown = capsys.readouterr().out
+    assert "1 remedy: problems mined" in shown
+    assert "solved from the bare prompt" in shown
+    assert "pass@2" in shown
