@@ -77,7 +77,7 @@ def _show_check(check: DataCheck) -> None:
         ["with LaTeX kept", *(_finding(each.latex) for each in check.stages), ""],
         ["with LaTeX outside the steps only", *(_finding(each.latex_dropped) for each in check.stages), ""],
         ["answer taken out of a step", *(_finding(each.answers_stripped) for each in check.stages), ""],
-        ["answer still marked in a step", *(_finding(each.answers_left) for each in check.stages), ""],
+        ["answer among the operands, too", *(_finding(each.answers_left) for each in check.stages), ""],
         ["gold answer unreadable", *(_finding(each.gold_unreadable) for each in columns)],
         ["question seen before", *(_finding(each.duplicates) for each in columns)],
         ["training rows too long", *(_too_long(each) for each in columns)],

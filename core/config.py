@@ -95,13 +95,16 @@ class MaskingConfig:
     """Which rationale steps are hidden from the prompt."""
 
     mode: str = "one"
-    """`one` masks a single step; `scattered` masks max(minimum, share of the steps), at most all but one."""
+    """`one` masks a single step. The others mask max(minimum, share of the steps): `scattered` the last step and
+    others, `consecutive` steps in a row, both all but one at most; `keep-ends` only what is between first and last."""
+    hide: str = "step"
+    """What a masked step loses: the whole `step`, its `numbers`, or its `operators` with their results."""
     probability: float = 1.0
     """Chance that a row is masked at all."""
     share: float = 0.5
-    """Share of the steps a scattered mask hides."""
+    """Share of the steps that the other modes mask."""
     minimum: int = 3
-    """Fewest steps a scattered mask hides, where the rationale has more."""
+    """Fewest steps that they mask, where the rationale has more."""
 
 
 @dataclass(kw_only=True)

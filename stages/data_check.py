@@ -18,7 +18,7 @@ from typing import Any
 from ..core.config import CurriculumConfig, DataConfig
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
-from ..evaluation.answers import extract, normalise, same_answer
+from ..evaluation.answers import normalise
 from ..evaluation.protocols import protocol
 from .arguments import trainer_arguments
 from .data import (
@@ -32,8 +32,10 @@ from .data import (
     source_name,
 )
 from .fit import context_tokens, fitting_rows, require_rows, token_counter
+from .leaks import hide_answer
 from .masking import check_masking
 from .rationale import Rationale, UnusableRationale, answer_in_step, parse_rationale, read_gold, render_solution
+from .spans import find_numbers
 from .tasks import check_stage, make_rows
 
 _LATEX = re.compile(r"\\(?:[A-Za-z]+|[()\[\]{}$%,;!])")
@@ -99,7 +101,7 @@ class RowsCheck:
     answers_stripped: Finding = Finding()
     """Usable rows whose teacher stated the answer inside a step, from which it was taken."""
     answers_left: Finding = Finding()
-    """Usable rows with a step that still says which number is the answer, such as a box; it will be in prompts."""
+    """Usable rows whose answer the question gives as a number, too: prompts may show it among the operands."""
     scored: Finding = Finding()
     """Usable rows whose question is among the evaluation rows."""
     training_rows: int | None = None
@@ -255,8 +257,8 @@ def _check_rows(name: str, data: DataConfig, read: _Read, scored: set[str], leng
         length=Spread.of([length(render_solution(rationale)) for _, rationale in read.usable]),
         latex=Finding.of(kept),
         latex_dropped=Finding.of([row for row in usable if row.index not in known and _LATEX.search(row.rationale)]),
-        answers_stripped=Finding.of([row for row in usable if answer_in_step(row.rationale)]),
-        answers_left=Finding.of([row for row, rationale in read.usable if _marks_answer(rationale)]),
+        answers_stripped=Finding.of([row for row, known in read.usable if answer_in_step(row.rationale, known.answer)]),
+        answers_left=Finding.of([row for row, rationale in read.usable if _shows_answer(rationale)]),
         scored=Finding.of([row for row in usable if question_hash(row.question) in scored]),
         **_common(data, read.rows),
     )
@@ -278,9 +280,12 @@ def _common(data: DataConfig, rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _marks_answer(rationale: Rationale) -> bool:
-    found = map(extract, rationale.steps)
-    return any(each.method != "last-number" and same_answer(each.value, rationale.answer) for each in found)
+def _shows_answer(rationale: Rationale) -> bool:
+    gold = normalise(rationale.answer)
+    if gold not in {number.value for number in find_numbers(rationale.question)}:
+        return False
+    shown = hide_answer(rationale.steps, rationale.question, rationale.answer)
+    return any(number.value == gold for step in shown for number in find_numbers(step))
 
 
 def _repeated(rows: Sequence[Row]) -> Finding:

@@ -7,17 +7,20 @@ import random
 from ..core.config import MaskingConfig
 from ..core.errors import ConfigError
 
-MODES = ("one", "scattered")
+MODES = ("one", "scattered", "consecutive", "keep-ends")
+HIDES = ("step", "numbers", "operators")
 
 
 def check_masking(config: MaskingConfig, where: str) -> None:
     """Refuse a masking that cannot be meant.
 
     Raises:
-        ConfigError: Unknown mode, a share or probability outside [0, 1], or a minimum below one.
+        ConfigError: Unknown mode or part to hide, a share or probability outside [0, 1], or a minimum below one.
     """
     if config.mode not in MODES:
         raise ConfigError("no such masking mode", where=where, found=config.mode, expected=", ".join(MODES))
+    if config.hide not in HIDES:
+        raise ConfigError("nothing that masking can hide", where=where, found=config.hide, expected=", ".join(HIDES))
     for name in ("probability", "share"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"masking.{name} is a share", where=where, found=getattr(config, name), expected="0 to 1")
@@ -28,15 +31,22 @@ def check_masking(config: MaskingConfig, where: str) -> None:
 def draw_mask(num_steps: int, config: MaskingConfig, rng: random.Random) -> frozenset[int]:
     """Indices of the hidden steps.
 
-    `one` hides a single step with the given probability. `scattered` hides max(minimum, share of the steps), at most
-    all but one. The last step is always among the scattered ones: it states the result, and a visible result would
-    turn solving into copying.
+    `one` hides a single step with the given probability. The other modes hide max(minimum, share of the steps), as far
+    as they can: `scattered` the last step and others, at most all but one; `consecutive` steps in a row, at most all
+    but one; `keep-ends` steps between the first and the last, hence none of two.
     """
     if rng.random() >= config.probability:
         return frozenset()
     if config.mode == "one":
         return frozenset({rng.randrange(num_steps)})
-    count = min(max(config.minimum, int(num_steps * config.share)), num_steps - 1)
+    wanted = max(config.minimum, int(num_steps * config.share))
+    if config.mode == "keep-ends":
+        middle = range(1, num_steps - 1)
+        return frozenset(rng.sample(middle, min(wanted, len(middle))))
+    count = min(wanted, num_steps - 1)
+    if config.mode == "consecutive":
+        start = rng.randrange(num_steps - count + 1)
+        return frozenset(range(start, start + count))
     return frozenset({num_steps - 1, *rng.sample(range(num_steps - 1), count - 1)}) if count else frozenset()
 
 

@@ -35,7 +35,7 @@ from .tasks import SUPERVISED, check_stage
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-RECIPE_FORMAT = 1
+RECIPE_FORMAT = 2
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
 
 _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "report_to",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..core.errors import ConfigError
 from ..evaluation.answers import extract, gold_answer, same_answer
+from .leaks import answer_at_end, marks_answer, strip_statements
 
 MIN_STEPS = 2
 """A rationale with fewer steps can be neither shuffled nor partly hidden."""
@@ -21,10 +22,6 @@ ANSWER_CUE = "Answer:"
 _STEP = re.compile(r"^[\s*#>-]*Step\s+(\d+)\s*\**\s*[:.)]\**[ \t]*", re.MULTILINE | re.IGNORECASE)
 _MARK = re.compile(r"<<[^<>\n]*>>")
 _GSM8K_GOLD = re.compile(r"^\s*####.*$", re.MULTILINE)
-_ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
-# Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
-_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+)?(?:Answer|ANSWER)\s*\**\s*:\**[^\n]*\Z")
-_DANGLING_MARKUP = re.compile(r"(?:\s+[*#_]+|\s*\*\*)\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +65,11 @@ def parse_rationale(question: str, text: str, answer: str) -> Rationale:
         raise UnusableRationale("the rationale states no answer")
     if not same_answer(stated.value, gold):
         raise UnusableRationale("the rationale's answer is not the gold one")
-    steps = tuple(_steps(text))
+    steps = tuple(step for piece in _pieces(text)[0] if (step := strip_statements(_unmarked(piece), gold)))
     if len(steps) < MIN_STEPS:
         raise UnusableRationale(f"fewer than {MIN_STEPS} steps")
-    if any(states_answer(step) for step in steps):
-        raise UnusableRationale("a step reads as an answer line")
+    if any(marks_answer(step, gold) for step in steps):
+        raise UnusableRationale("a step states the answer")
     return Rationale(question=question, steps=steps, answer=gold)
 
 
@@ -96,32 +93,20 @@ def render_solution(rationale: Rationale) -> str:
     return f"{render_steps(rationale.steps)}{ANSWER_CUE} {rationale.answer}"
 
 
-def states_answer(text: str) -> bool:
-    """Whether any line of `text` announces an answer (`Answer: 3`, `**Final answer** 3`, `#### 3`)."""
-    lines = text.splitlines()
-    return any(_ANSWER_LINE.match(line) or line.lstrip().startswith("####") for line in lines)
-
-
-def answer_in_step(text: str) -> bool:
+def answer_in_step(text: str, gold: str) -> bool:
     """Whether a step of a teacher's text states the answer, which `parse_rationale` strips from it.
 
     An answer line of its own at the end of the text is where an answer belongs, and none of this.
     """
     pieces, numbered = _pieces(text)
-    stripped = [_GSM8K_GOLD.sub("", _MARK.sub("", piece)).rstrip() for piece in pieces]
-    for place, piece in enumerate(stripped):
-        tail = _ANSWER_TAIL.search(piece)
-        if tail and tail.start() and "\n" not in tail[0] and not _ANSWER_LINE.match(piece):
-            return True  # on the line of a calculation
-        lines = piece.splitlines()
-        told = [number for number, line in enumerate(lines) if _ANSWER_LINE.match(line)]
-        if numbered and told and (place < len(pieces) - 1 or told[0] == 0):
+    for place, piece in enumerate(map(_unmarked, pieces)):
+        calculation, told = answer_at_end(piece)
+        if calculation or (numbered and told >= 0 and (place < len(pieces) - 1 or told == 0)):
+            return True
+        lines = piece.splitlines()[: told if told >= 0 else None]
+        if any(strip_statements(line, gold) != " ".join(line.split()) and marks_answer(line, gold) for line in lines):
             return True
     return False
-
-
-def _steps(text: str) -> list[str]:
-    return [step for piece in _pieces(text)[0] if (step := _clean(piece))]
 
 
 def _pieces(text: str) -> tuple[list[str], bool]:
@@ -136,8 +121,5 @@ def _pieces(text: str) -> tuple[list[str], bool]:
     return [text[heading.end() : end] for heading, end in zip(run, ends, strict=True)], True
 
 
-def _clean(piece: str) -> str:
-    piece = _GSM8K_GOLD.sub("", _MARK.sub("", piece)).rstrip()
-    piece = _ANSWER_TAIL.sub("", piece)
-    lines = [line for line in piece.splitlines() if not _ANSWER_LINE.match(line)]
-    return _DANGLING_MARKUP.sub("", " ".join(" ".join(lines).split())).strip()
+def _unmarked(piece: str) -> str:
+    return _GSM8K_GOLD.sub("", _MARK.sub("", piece)).rstrip()

