@@ -44,7 +44,7 @@ def show_plan(plan: CurriculumPlan, runs: Path, registry: Path) -> None:
         caption="\n".join(_notes(plan)),
     )
     print_table(
-        ["stage", "batch", "learning rate", "adapter", "parameters", "on top of", "gate", "run folder"],
+        ["stage", "batch", "learning rate", "adapter", "parameters", "on top of", "run folder"],
         [
             [
                 f"{stage.number} {stage.name}",
@@ -53,7 +53,6 @@ def show_plan(plan: CurriculumPlan, runs: Path, registry: Path) -> None:
                 f"r {stage.adapter.r}, alpha {stage.adapter.alpha}, {len(stage.adapter.targets)} modules",
                 "unknown" if stage.trainable is None else f"{stage.trainable:,}",
                 f"{', '.join(map(str, stage.parents))} (rank {stage.prior_rank})" if stage.parents else "the base",
-                " and ".join(map(str, stage.gate)) or "none",
                 folder / f"{stage.number}-{stage.name}",
             ]
             for stage in plan.stages
@@ -84,6 +83,8 @@ def _stage_row(stage: StagePlan) -> list[object]:
 def _notes(plan: CurriculumPlan) -> list[str]:
     notes = [f"the base: {plan.base_note}"] if plan.base_note else []
     notes += sorted({f"rows and steps unknown: {stage.unknown}" for stage in plan.stages if stage.unknown})
+    notes += [f"stage {stage.number} {stage.name} has to reach {' and '.join(map(str, stage.gate))} before a later one "
+              "trains" for stage in plan.stages if stage.gate]  # fmt: skip
     if plan.eval_note:
         notes.append(f"training and evaluation rows not compared: {plan.eval_note}")
     return notes

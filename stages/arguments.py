@@ -46,6 +46,8 @@ _COMMON: dict[str, Any] = {
     "num_train_epochs": 1,  # epochs are materialised rows: each copy is masked anew
     "save_strategy": "steps",
     "save_total_limit": 2,  # a kill while the newest is written leaves the one before
+    "ddp_find_unused_parameters": False,  # every factor of the adapter is used in every step
+    "log_level_replica": "error",  # the first process speaks for all
 }
 _SFT: dict[str, Any] = {"completion_only_loss": True, "packing": False, "learning_rate": 2e-4, "max_length": 2048}
 _GRPO: dict[str, Any] = {

@@ -118,7 +118,7 @@ def estimate_memory(
     compute = 4 if quantisation.compute_dtype == "float32" else 2
     supervised = stage.task in SUPERVISED
     batch = int(arguments.per_device_train_batch_size)
-    trainable = count_adapter(shape, adapter)
+    trainable, processes = count_adapter(shape, adapter), int(arguments.world_size)
     if supervised:
         length = min(int(getattr(arguments, "max_length", None) or shape.context), shape.context)
         assumed = f"every row {length} tokens long"
@@ -148,7 +148,7 @@ def estimate_memory(
         unquantised=shape.unquantised * compute,
         prior=4 * count_prior(shape, earlier),
         adapter=4 * trainable,
-        gradients=4 * trainable,
+        gradients=4 * trainable * min(processes, 2),  # several processes exchange a copy
         optimiser=8 * trainable + 4 * 2 * len(shape.targeted(adapter.targets)),
         activations=used + largest,
         logits=tile,
@@ -159,8 +159,8 @@ def estimate_memory(
         other_activations=unused + largest,
         full_logits=tokens * shape.vocabulary * 4,
         tokens=tokens,
-        assumption=f"one GPU, batch {batch}, {assumed}, AdamW in float32, gradient checkpointing "
-        f"{'on' if checkpointing else 'off'}; activations and what follows are estimates not measured on a GPU",
+        assumption=f"one GPU{f' of {processes}' if processes > 1 else ''}, batch {batch}, {assumed}, AdamW in float32, "
+        f"gradient checkpointing {'on' if checkpointing else 'off'}; activations and what follows are estimates not measured on a GPU",
     )
 
 

@@ -67,6 +67,16 @@ class Processes:
         self._exchange((True, result))
         return result
 
+    def gather(self, value: T) -> list[T]:
+        """What every process has, in the order of their ranks; all of them have to ask."""
+        if self.count == 1:
+            return [value]
+        from torch.distributed import all_gather_object
+
+        values: list[Any] = [None] * self.count
+        all_gather_object(values, value, group=self.control)
+        return values
+
     @contextmanager
     def told_once(self) -> Iterator[None]:
         """Hold back an error of the others until the first has had time to tell its own."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.config import save_config
 from ..core.console import progress, say
-from ..core.digest import digest_json, short
+from ..core.digest import digest_json, sha256_bytes, short
 from ..core.errors import ConflictError, FailedError, IncompatibleError
 from ..core.files import staged_folder, write_json
 from .arguments import trainer_arguments
@@ -134,6 +134,8 @@ def _train(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if frozen_digest(model) != frozen:
         raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
+    if len(set(processes.gather(_trained_digest(model)))) > 1:
+        raise FailedError("the processes trained different adapters", where=f"stage {stage.number} {stage.name}")
 
     def finish() -> StageRun:
         details: dict[str, Any] = {
@@ -243,6 +245,12 @@ def _owned(run_dir: Path, fingerprint: str, processes: int) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _trained_digest(model: PeftModel) -> str:
+    """Of every parameter that trains, in the model's order."""
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return sha256_bytes(b"".join(parameter.detach().cpu().numpy().tobytes() for parameter in trained))
 
 
 def _give_memory_back() -> None:
