@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 SAVE_STEPS = 20
 """Optimiser steps between checkpoints, rounded up to whole generation cycles."""
+
+REPORTERS = ("tensorboard", "trackio", "wandb")
+"""What `trainer.report_to` may name, each a package and an extra of plyfold; metrics.jsonl is written always."""
 
 _OWN = "plyfold sets it"
 _MERGES = "it merges adapters into the quantised base, which damages the base for good"
@@ -74,7 +78,7 @@ def check_trainer(stage: StageConfig, name: str) -> None:
     """Refuse unknown and unsafe fields of `stages.<name>.trainer` before anything is loaded.
 
     Raises:
-        ConfigError: With the closest known field, or the reason.
+        ConfigError: With the closest known field, or the reason; a reporter that is unknown or not installed.
     """
     kind = trainer_class(stage)
     known = {field.name for field in fields(kind) if field.init}
@@ -91,6 +95,17 @@ def check_trainer(stage: StageConfig, name: str) -> None:
             )
         if key in _REFUSED or key.startswith("vllm_"):
             raise ConfigError(f"{key} cannot be set here", where=where, found=_REFUSED.get(key, _MERGES))
+    _check_reporters(stage.trainer.get("report_to", "none"), f"{where}.report_to")
+
+
+def _check_reporters(asked: Any, where: str) -> None:
+    for reporter in [asked] if isinstance(asked, str) else asked or []:
+        if reporter not in ("none", *REPORTERS):
+            raise ConfigError("no such reporter", where=where, found=reporter, expected=", ".join(("none", *REPORTERS)))
+        if reporter != "none" and importlib.util.find_spec(reporter) is None:
+            raise ConfigError(
+                f"{reporter} is not installed", where=where, next_step=f"pip install 'plyfold[{reporter}]'"
+            )
 
 
 def trainer_arguments(config: CurriculumConfig, name: str, output_dir: Path, *, on_gpu: bool) -> TrainingArguments:
@@ -111,6 +126,7 @@ def trainer_arguments(config: CurriculumConfig, name: str, output_dir: Path, *, 
     check_trainer(stage, name)
     defaults = _COMMON | (_SFT if stage.task in SUPERVISED else _GRPO)
     defaults |= {"gradient_checkpointing": on_gpu, "dataloader_pin_memory": on_gpu}
+    defaults |= {"project": config.curriculum, "run_name": f"{config.curriculum}-{stage.number}-{name}"}
     if not (on_gpu or torch.cuda.is_available()):
         defaults["use_cpu"] = True  # transformers refuses bfloat16 without an accelerator unless told so
     where = f"stages.{name}.trainer"

@@ -160,7 +160,8 @@ def estimate_memory(
         full_logits=tokens * shape.vocabulary * 4,
         tokens=tokens,
         assumption=f"one GPU{f' of {processes}' if processes > 1 else ''}, batch {batch}, {assumed}, AdamW in float32, "
-        f"gradient checkpointing {'on' if checkpointing else 'off'}; activations and what follows are estimates not measured on a GPU",
+        f"gradient checkpointing {'on' if checkpointing else 'off'}; activations and what follows are estimates not "
+        "measured on a GPU",
     )
 
 

@@ -39,6 +39,7 @@ RECIPE_FORMAT = 2
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
 
 _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "report_to",
+               "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
                "log_completions", "dataloader_num_workers"}  # fmt: skip
 """Trainer fields that leave the weights alone."""
 
