@@ -1,0 +1,141 @@
+"""The results of curriculum.py as a page of markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def render(results: dict[str, Any], notes: list[str]) -> str:
+    """The page."""
+    environment, settings = results["environment"], results["settings"]
+    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "peft", "trl",
+                                                                    "bitsandbytes"))  # fmt: skip
+    code = results["code"]
+    commit = f" ({code['git'][:12]}{', with changes' if code['dirty'] else ''})" if code.get("git") else ""
+    lines = [
+        "# The curriculum against its base, fine-tuning, GRPO alone and itself without each stage",
+        "",
+        f"{results['date']}; {results['cores']} cores, {environment['machine']}, {environment['device']}; "
+        f"{settings['jobs']} rows at a time, threads each: {settings['threads'] or 'all'}; plyfold {code['version']}"
+        f"{commit}, {versions}.",
+        "",
+        f"    {results['command']}",
+        "",
+        *_protocol(results),
+        *(line for note in notes for line in ("", note)),
+    ]
+    if results["failed"]:
+        lines += ["", "Not measured:", ""]
+        lines += [f"* {name}: {reason.splitlines()[-1]}" for name, reason in results["failed"].items()]
+    for title, table in (("Rows", "main"), ("Composed without training", "composed"), ("Ablations", "ablation"),
+                         ("Learning rates of the baselines", "sweep")):  # fmt: skip
+        rows = [row for row in results["rows"] if row["table"] == table]
+        if rows:
+            lines += ["", f"## {title}", "", *_TABLE_NOTES.get(table, []), *_table(rows, sampled=table == "main")]
+    if results["goals"]:
+        lines += ["", "## Goals", ""]
+        lines += [f"* {'Holds' if goal['holds'] else 'DOES NOT HOLD'}: {goal['claim']}: {goal['figure']}."
+                  for goal in results["goals"]]  # fmt: skip
+    if results["choices"]:
+        lines += ["", "## What each stage adds", "", "The whole curriculum minus the curriculum trained without the "
+                  "stage; a stage helps where the interval is above 0.", ""]  # fmt: skip
+        lines += [_choice(choice) for choice in results["choices"]]
+    if results["cost"]:
+        lines += ["", "## Cost", "", *_cost_table(results["cost"])]
+    return "\n".join(lines)
+
+
+_TABLE_NOTES = {
+    "composed": ["Subsets of the whole curriculum's adapters, summed: no stage was trained for this company.", ""],
+    "sweep": ["Under the first seed, on the very problems of the table, which favours the baselines: the most accurate "
+              "rate is the row above, under all seeds.", ""],
+}  # fmt: skip
+
+
+def _protocol(results: dict[str, Any]) -> list[str]:
+    protocol, engine = results.get("protocol", {}), results.get("engine", {})
+    asked = [f"{results['n']} held-out problems, seeds {', '.join(map(str, results['seeds']))}, each row trained anew "
+             f"under each. Protocol {protocol.get('name')}: the bare question; greedy, at most "
+             f"{engine.get('max_new_tokens')} new tokens, on the dequantised NF4 base ({engine.get('engine')}, "
+             f"{engine.get('dtype')})."]  # fmt: skip
+    if results.get("sampling"):
+        asked.append(f"Sampled: one completion a problem and seed at temperature "
+                     f"{results['sampling']['temperature']:g}, top_p 1.")  # fmt: skip
+    asked += [
+        "Brackets are 95 % intervals: bootstrap over seeds and problems, paired where two rows are compared.",
+        "",
+        "Compute is counted in token-forwards (a forward pass of a token 1, backward 2, a generated token or its",
+        "prompt 1; padding not counted; mining included). The baselines' steps follow from it, by rule and per seed:",
+        "as many as cost what the whole curriculum cost under that seed, the completions of GRPO alone taken to be",
+        "as long as the curriculum's GRPO stage's. Their trainers are those of the like stages but for the swept rate;",
+        "they read the bare prompts of all rows that any stage reads. Gates are off.",
+    ]
+    return asked
+
+
+def _table(rows: list[dict[str, Any]], *, sampled: bool) -> list[str]:
+    head = ["", "greedy", "against the base", "of each seed", "tokens", "length"]
+    head += ["sampled", "sampled tokens"] if sampled else []
+    head += ["compute"]
+    lines = [_row(*head), _row("---", *["---:"] * (len(head) - 1))]
+    for row in rows:
+        greedy, against = row["greedy"], row["against_base"].get("greedy")
+        cells = [
+            row["label"]
+            + (f", rate {row['learning_rate']:g}" if row["table"] == "main" and row["learning_rate"] else ""),
+            f"{100 * greedy['accuracy']:.1f} %",
+            f"{100 * against['accuracy']['value']:+.1f} {_interval(against['accuracy']['ci95'], '+.1f')}"
+            if against
+            else "",
+            " ".join(f"{100 * value:.1f}" for value in greedy["accuracy_of_seeds"]),
+            f"{greedy['tokens']:.1f}",
+            f"{100 * against['length']['value']:+.1f} % {_interval(against['length']['ci95'], '+.1f')}"
+            if against
+            else "",
+        ]
+        if sampled:
+            found = row["sampled"]
+            cells += [f"{100 * found['accuracy']:.1f} % {_interval(found['accuracy_ci95'], '.1f')}",
+                      f"{found['tokens']:.1f}"] if found else ["", ""]  # fmt: skip
+        cells.append(f"{row['compute']['share_of_full']:.2f}" if row["compute"] else "0")
+        lines.append(_row(*cells))
+    return lines
+
+
+def _choice(choice: dict[str, Any]) -> str:
+    said = {"more": "helps", "less": "COSTS", "even": "is not told apart"}
+    parts = [
+        f"{mode}: {said[choice[mode]['accuracy']]} in accuracy, {choice[mode]['figure']}"
+        for mode in ("greedy", "sampled")
+        if mode in choice
+    ]
+    return f"* Stage {choice['stage']} (against {choice['without']}): {'; '.join(parts)}."
+
+
+def _cost_table(costs: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "Means over seeds, with the rows at a time and threads named above. Training is the trainer's own time; the "
+        "stage is all of it, base loading, mining and unaided measurements included; peak is the process's resident "
+        "memory, libraries included.",
+        "",
+        _row("trained as", "stage", "steps", "s / step", "training s", "stage s", "peak GB", "rollouts",
+             "10^6 token-forwards"),
+        _row("---", *["---:"] * 8),
+    ]  # fmt: skip
+    for cost in costs:
+        share = f"{100 * cost['rollout_share']:.0f} %" if "rollout_share" in cost else ""
+        lines.append(
+            _row(cost["trained_as"], cost["stage"], f"{cost['steps']:.0f}", f"{cost['s_a_step']:.2f}",
+                 f"{cost['training_s']:.0f}", f"{cost['stage_s']:.0f}", f"{cost['peak_bytes'] / 1e9:.2f}", share,
+                 f"{cost['token_forwards'] / 1e6:.2f}")
+        )  # fmt: skip
+    return lines
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _interval(bounds: Any, form: str) -> str:
+    """A fraction's interval in percent."""
+    return f"[{100 * bounds[0]:{form}}, {100 * bounds[1]:{form}}]"
