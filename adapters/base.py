@@ -259,10 +259,15 @@ def ensure_twin(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
             require_space(folder.parent, _twin_bytes(ref, quantisation))
             with staged_folder(folder, replace=True) as staged:
                 _make_twin(ref, quantisation, staged)
-                write_json(staged / TWIN_NAME, {"schema": 1, **_twin_identity(ref, quantisation)})
+                write_json(staged / TWIN_NAME, twin_note(ref, quantisation))
         else:
             os.utime(folder)  # in use: what has long been unused may be swept
     return folder
+
+
+def twin_note(ref: BaseRef, quantisation: Quantisation) -> dict[str, Any]:
+    """What a twin's `twin.json` holds."""
+    return {"schema": 1, **_twin_identity(ref, quantisation)}
 
 
 def twin_path(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:

@@ -178,6 +178,39 @@ def save_default(model: PeftModel, folder: Path, base_repo: str, base_revision: 
     )
 
 
+def composed(model: PeftModel, dtype: torch.dtype) -> dict[str, Factors]:
+    """Prior and default as the one adapter of scale 1 that they are together, for an engine that holds the base.
+
+    dW_OI = s_p B_p A_p + s_d B_d A_d, as A = [A_p; A_d] and B = [s_p B_p | s_d B_d], exact but for one rounding.
+
+    Args:
+        model: As `attach` made it; unchanged.
+        dtype: Of the result.
+
+    Returns:
+        Copies on the CPU by the base's module names; A (R, I) and B (O, R) of the widest module's rank R in all of
+        them, rows and columns of zeros where a module has less.
+
+    Numerics: the same bytes as `merge.compose` makes of the two folders; tests/unit/test_rollout.py.
+    """
+    parts = [_live_factors(model, adapter) for adapter in ([PRIOR] if has_prior(model) else []) + [DEFAULT]]
+    present = {
+        name: [part[name] for part in parts if name in part] for name in sorted({key for p in parts for key in p})
+    }
+    rank = max(sum(each.A_RI.shape[0] for each in stack) for stack in present.values())
+    result = {}
+    with torch.no_grad():
+        for name, stack in present.items():
+            # Scaled in float32: a power-of-two scale rounds nothing, another one once.
+            A_RI = torch.cat([each.A_RI for each in stack]).to(dtype).cpu()
+            B_OR = torch.cat([each.B_OR * each.scale for each in stack], dim=1).to(dtype).cpu()
+            missing = rank - A_RI.shape[0]
+            result[name] = Factors(
+                torch.nn.functional.pad(A_RI, (0, 0, 0, missing)), torch.nn.functional.pad(B_OR, (0, missing))
+            )
+    return result
+
+
 def load_default(model: PeftModel, folder: Path) -> None:
     """Put a saved adapter's numbers into the trainable one and activate, to resume.
 

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
     "data": ("data", "Look at training rows before training on them."),
     "train": ("train", "Train the stages that are missing or stale, each as its own adapter."),
+    "rollouts": ("rollouts", "A vLLM server that train draws completions from (GRPO on several GPUs)."),
     "merge": ("merge", "Compose stages into one adapter, or fold them into a checkpoint."),
     "eval": ("evaluate", "Score variants side by side."),
     "serve": ("serve", "Serve variants from one vLLM engine."),

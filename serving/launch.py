@@ -194,7 +194,7 @@ def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) ->
     Raises:
         FailedError: vLLM ended by itself, never answered, or does not serve what was planned; with its own reason.
     """
-    with _interruptible(), _log(plan.log) as output:
+    with interruptible(), _log(plan.log) as output:
         server = subprocess.Popen(
             plan.command,
             env={**os.environ, **plan.environment, "PLYFOLD_SERVER_PARENT": str(os.getpid())},
@@ -213,7 +213,7 @@ def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) ->
             say("stopping …")
             return INTERRUPTED
         finally:
-            _stop(server)
+            stop_server(server)
 
 
 def _refuse_shared_names(plans: Sequence[VariantPlan]) -> None:
@@ -265,7 +265,7 @@ def _free_port(host: str, port: int) -> int:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGTERM, like Ctrl-C, raises KeyboardInterrupt inside."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -351,7 +351,7 @@ def log_causes(log: str) -> list[str]:
     return list(dict.fromkeys(found))[-LOG_CAUSES:] or lines[-1:]
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
+def stop_server(server: subprocess.Popen[bytes]) -> None:
     """Ask vLLM to stop, wait, and kill whatever is left of its process group.
 
     A second Ctrl-C skips the wait.

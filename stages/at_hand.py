@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..adapters.base import BaseRef, resolve_base
-from ..core.config import BaseConfig, DataConfig
+from ..adapters.base import BaseRef, check_weights, resolve_base
+from ..adapters.header import read_header
+from ..core.config import AdapterConfig, BaseConfig, DataConfig
 from ..core.errors import OfflineError
 from .data import LoadReport, load_problems, load_rationales, source_name
 from .rationale import Rationale
@@ -44,3 +45,15 @@ def find_rationales(config: DataConfig, only_show: bool) -> tuple[list[Rationale
             source=source, revision=config.revision, split=config.split, rows=0, parsed=0, sha256=""
         )  # fmt: skip
         return [], report, f"{source}: {error.what}"
+
+
+def count_parameters(base: BaseRef, adapter: AdapterConfig) -> int:
+    """Parameters of an adapter, sum of r * (I + O) over its modules, from the base's file headers."""
+    count = 0
+    for file in check_weights(base.path):
+        for name, entry in read_header(file).tensors.items():
+            module = name.removesuffix(".weight")
+            targeted = any(module == target or module.endswith(f".{target}") for target in adapter.targets)
+            if name.endswith(".weight") and targeted and len(entry.shape) == 2:
+                count += adapter.r * sum(entry.shape)
+    return count

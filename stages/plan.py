@@ -7,12 +7,11 @@ among the evaluation rows, another base than the curriculum's, an earlier stage 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.base import BaseRef, Quantisation, check_weights
-from ..adapters.header import read_header
+from ..adapters.base import BaseRef, Quantisation, twin_path
 from ..core.config import AdapterConfig, CurriculumConfig, DataConfig, StageConfig, build_config
 from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
@@ -21,7 +20,7 @@ from ..registry.graph import stale
 from ..registry.record import Record
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
-from .at_hand import find_base, find_rationales, held_out_questions
+from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, require_disjoint, require_train_split
 from .gates import Condition, check_engine, parse_gate
 from .masking import check_masking
@@ -29,6 +28,7 @@ from .memory import MemoryEstimate, count_adapter, estimate_memory
 from .mining import check_mining
 from .rationale import Rationale
 from .rewards import check_reward
+from .rollout_check import check_rollout, check_sampling, plan_rollout
 from .shapes import ModelShape, find_shape
 from .tasks import SUPERVISED, check_stage
 
@@ -164,6 +164,15 @@ class CurriculumPlan:
     """Why training and evaluation rows were not compared; empty where they were."""
     shape_source: str = ""
     """Where the sizes behind the memory estimate come from, or why there is none."""
+    cache: Path = Path()
+    """The registry's folder of what can be made again."""
+    rollout: dict[str, Any] = field(default_factory=dict)
+    """The engine of GRPO's completions as far as it is known before it starts; empty where no such stage trains."""
+
+    @property
+    def twin(self) -> Path:
+        """Folder of the dequantised base, made or not."""
+        return twin_path(self.base, self.quantisation, self.cache)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -172,6 +181,8 @@ class CurriculumPlan:
             "base": {"repo": self.base.repo, "revision": self.base.revision, "missing": self.base_note or None},
             "evaluation_rows_unknown": self.eval_note or None,
             "shape_source": self.shape_source,
+            "rollout": self.rollout or None,
+            "twin": str(self.twin),
             "quantisation": self.quantisation.to_json(),
             "stages": [stage.to_json() for stage in self.stages],
         }
@@ -196,6 +207,7 @@ def plan_curriculum(
     """
     named = sorted(config.stages.items(), key=lambda item: item[1].number)
     selected = _selected(named, stages)
+    check_rollout(config.rollout)
     for name, stage in named:
         _check(name, stage, config.data)
     asked = protocol(config.eval.protocol)
@@ -217,6 +229,8 @@ def plan_curriculum(
             require_disjoint([item.question for item in loaded[key][0]], held_out, f"stages.{name}")
         rationales, report, unknown = loaded[key]
         arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
+        if full.task not in SUPERVISED:
+            check_sampling(config.rollout, arguments, f"stages.{name}")
         adapter, earlier = full.adapter or config.adapter, [plan.adapter for plan in plans]
         plans.append(
             StagePlan(
@@ -238,28 +252,19 @@ def plan_curriculum(
                 unknown=unknown,
             )
         )
+    done = _with_state(plans, config.curriculum, store)
     return CurriculumPlan(
         config=config,
         base=base,
         quantisation=quantisation,
         protocol=asked,
-        stages=tuple(_with_state(plans, config.curriculum, store)),
+        stages=tuple(done),
         base_note=base_note,
         eval_note=eval_note,
         shape_source=shape_source,
+        cache=store.cache,
+        rollout=plan_rollout(config.rollout, base, quantisation, done),
     )
-
-
-def count_parameters(base: BaseRef, adapter: AdapterConfig) -> int:
-    """Parameters of an adapter, sum of r * (I + O) over its modules, from the base's file headers."""
-    count = 0
-    for file in check_weights(base.path):
-        for name, entry in read_header(file).tensors.items():
-            module = name.removesuffix(".weight")
-            targeted = any(module == target or module.endswith(f".{target}") for target in adapter.targets)
-            if name.endswith(".weight") and targeted and len(entry.shape) == 2:
-                count += adapter.r * sum(entry.shape)
-    return count
 
 
 def _most_rows(data: DataConfig) -> int:

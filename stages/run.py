@@ -32,11 +32,14 @@ from .plan import CurriculumPlan, StagePlan
 from .processes import Processes, join
 from .quiet import quiet_libraries
 from .rationale import Rationale
+from .rollout import rollout_engine, rollout_totals
 from .tasks import SUPERVISED, Row, make_rows
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+    from .rollout import RolloutEngine
 
 RUN = "run.json"
 ADAPTER = "adapter"
@@ -101,7 +104,7 @@ def _train(
 ) -> StageRun:
     import torch
 
-    from ..adapters.base import load_nf4, load_tokenizer
+    from ..adapters.base import ensure_twin, load_nf4, load_tokenizer
     from ..adapters.stack import attach, frozen_digest, save_default
     from .failures import Failures, find_failures, policy_sampler
     from .recorder import RunRecorder, last_checkpoint, read_metrics
@@ -111,6 +114,8 @@ def _train(
         torch.set_num_threads(config.threads)
     start_s = time.monotonic()
     tokenizer = load_tokenizer(plan.base.path)
+    if config.rollout.engine == "vllm" and stage.stage.task not in SUPERVISED:
+        ensure_twin(plan.base, plan.quantisation, plan.cache)  # before the base is there a second time
     model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
     frozen = frozen_digest(model)
     sampler = policy_sampler(plan, stage, model, tokenizer)
@@ -127,10 +132,14 @@ def _train(
     checkpoint = last_checkpoint(run_dir, fingerprint)
     if checkpoint is not None:
         say(f"stage {stage.number} {stage.name}: continues from {checkpoint.name}")
-    with progress(f"stage {stage.number} {stage.name}") as task:
+    prompts = [row["prompt"] for row in rows]
+    with (
+        rollout_engine(plan, stage, prompts, tokenizer, arguments, run_dir) as engine,
+        progress(f"stage {stage.number} {stage.name}") as task,
+    ):
         recorder = RunRecorder(run_dir, task)
         with clear_mishaps(f"stage {stage.number} {stage.name}", recorder, arguments):
-            trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder)
+            trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder, engine)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if frozen_digest(model) != frozen:
         raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
@@ -147,6 +156,8 @@ def _train(
             "final": _final(read_metrics(recorder.path)),
             "alarms": [alarm.to_json() for alarm in recorder.alarms.raised],
         }
+        if spent := rollout_totals(read_metrics(recorder.path)):
+            details["rollout"] = spent | (engine.describe() if engine else {"engine": "hf"})
         with staged_folder(run_dir / ADAPTER, replace=True) as staged:
             save_default(model, staged, plan.base.repo, plan.base.revision)
         steps = int(trainer.state.global_step)
@@ -168,6 +179,7 @@ def _trainer(
     arguments: TrainingArguments,
     fingerprint: str,
     recorder: Any,
+    engine: RolloutEngine | None,
 ) -> Any:
     from .rewards import HierarchicalReward
     from .trainers import StageGRPOTrainer, StageSFTTrainer
@@ -183,7 +195,8 @@ def _trainer(
     }
     if stage.stage.task in SUPERVISED:
         return StageSFTTrainer(**common)
-    return StageGRPOTrainer(**common, reward=HierarchicalReward(stage.stage.reward, stage.stage.task))
+    reward = HierarchicalReward(stage.stage.reward, stage.stage.task)
+    return StageGRPOTrainer(**common, reward=reward, engine=engine)
 
 
 def _rows(

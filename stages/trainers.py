@@ -2,12 +2,14 @@
 
 What stock TRL gets wrong here, without a word, is put right in one place: the adapter is trained in float32, the
 reference policy is base plus prior, checkpoints hold the trainable adapter alone and re-activate the stack on
-resume, a NaN stops the run, and the freeze is checked at every step. Knows neither tasks nor the registry.
+resume, a NaN stops the run, and the freeze is checked at every step. Completions may come from an engine elsewhere,
+which gets the adapter and never a merged base. Knows neither tasks nor the registry.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,14 @@ from .alarms import EQUAL_GROUPS
 from .quiet import quiet_libraries
 from .recorder import CHECKPOINTS, COMPLETE, not_finite
 from .rewards import HierarchicalReward
+from .rollout import FOLDER, RolloutEngine, RolloutMeter, TrlRollouts, check_agreement
 
 with quiet_libraries():
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+
+LOGP_DIFFERENCE = "sampling/sampling_logp_difference/mean"
+"""TRL's metric: mean over tokens of |log probability in the trainer - where it was sampled|."""
 
 
 class _StageTrainer:
@@ -123,7 +130,9 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
         base: BaseRef,
         fingerprint: str,
         callbacks: list[TrainerCallback],
+        engine: RolloutEngine | None = None,
     ) -> None:
+        self.meter = RolloutMeter()
         beta, args.beta = args.beta, 0.0
         super().__init__(
             model=model,
@@ -135,6 +144,22 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
         )
         args.beta = self.beta = beta
         self._begin(base, fingerprint)
+        self._unproven = engine
+        if engine is not None:  # TRL's own vLLM would merge into the quantised base and stream all of it
+            self.use_vllm, self._last_loaded_step = True, -1
+            self.vllm_generation = TrlRollouts(engine, self, Path(args.output_dir) / FOLDER, self.meter)
+        self.meter.start()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with where the time since the last line went."""
+        super().log(logs | self.meter.take() if "loss" in logs else logs, start_time)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        start_s, synced_s = time.perf_counter(), self.meter.sync_s
+        try:
+            return super()._generate_single_turn(*args, **kwargs)
+        finally:
+            self.meter.rollout_s += time.perf_counter() - start_s - (self.meter.sync_s - synced_s)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         beta, self.beta = self.beta, 0.0
@@ -144,6 +169,10 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
             self.beta = beta
         if beta:
             output["ref_per_token_logps"] = self._reference_logps(output)
+        if self._unproven is not None:
+            difference = self._metrics["train" if self.model.training else "eval"][LOGP_DIFFERENCE][-1]
+            check_agreement(difference, str(self.model.dtype).removeprefix("torch."), self._unproven.describe())
+            self._unproven = None
         return output
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:

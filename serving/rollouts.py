@@ -1,0 +1,85 @@
+"""A vLLM server for rollouts: the twin of a base, adapters loaded and unloaded over HTTP while it runs.
+
+Whoever reaches such a server can make it read folders of its machine, so it belongs on a private address; a server
+for anybody else is `serving.launch`, which takes no adapters over HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..core.console import say
+from ..core.errors import FailedError
+from .launch import INTERRUPTED, interruptible, stop_server
+from .options import engine_options
+
+SLOTS = 2
+"""LoRA slots: the version that is sampled from, and the next one while it comes."""
+
+
+def server_command(
+    model: Path,
+    twin: Path,
+    dtype: str,
+    *,
+    rank: int,
+    host: str = "127.0.0.1",
+    port: int = 8001,
+    max_model_len: int | None = None,
+    gpus: int = 1,
+) -> tuple[list[str], dict[str, str]]:
+    """The command that starts the server, and the variables that go with it.
+
+    Args:
+        model: Folder of the base, or of its twin, for the config.
+        twin: Folder of the dequantised base, which need not be made yet.
+        dtype: Its dtype.
+        rank: Largest an adapter will have.
+        host: Address to listen on.
+        port: TCP port.
+        max_model_len: Longest prompt plus completion, in tokens; null takes the base's, on a CPU at most 4096.
+        gpus: That share the model.
+
+    Raises:
+        NotFoundError: vLLM is not installed; the command that installs it is named.
+        IncompatibleError: A rank above vLLM's largest, or attention heads its CPU kernels lack.
+        ConfigError: `max_model_len` does not fit the base.
+    """
+    options = engine_options(model, dtype, [rank] * SLOTS, max_model_len=max_model_len)
+    command = [sys.executable, "-m", "plyfold.serving.vllm_main", "serve", str(twin), "--host", host]
+    command += ["--port", str(port), *options.flags(), "--generation-config", "vllm"]
+    command += ["--logprobs-mode", "processed_logprobs"]  # of the distribution that was sampled from
+    if gpus > 1:
+        command += ["--tensor-parallel-size", str(gpus)]
+    return command, options.environment() | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+
+
+def run_rollout_server(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Start the server, its messages on this terminal, and stay until it ends; Ctrl-C and SIGTERM stop all of it.
+
+    Returns:
+        130 when interrupted.
+
+    Raises:
+        FailedError: vLLM ended by itself.
+    """
+    with interruptible():
+        server = subprocess.Popen(
+            command,
+            env={**os.environ, **environment, "PLYFOLD_SERVER_PARENT": str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the server in order
+        )
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            say("stopping …")
+            return INTERRUPTED
+        finally:
+            stop_server(server)
+    raise FailedError(f"vLLM ended with code {code}", next_step="see vLLM's messages above")

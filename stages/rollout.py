@@ -1,0 +1,279 @@
+"""Where a GRPO stage's completions come from: plain `generate`, vLLM beside the trainer, or a vLLM server.
+
+vLLM holds the twin, which is bit for bit the base that is trained on, and gets what has been learnt as one LoRA: prior
+and default composed exactly, a few MB, under a name it has never seen. Under an old name it would go on serving old
+weights, and its prefix cache is keyed by name. Nothing is ever merged into the 4-bit base: TRL's own sync does, and
+the base drifts (benchmarks/rollout_sync.py).
+
+What a resumed run draws: a request's seed follows from the config's seed, the optimiser step and the request's place,
+so a rerun asks for the very same samples. `hf` then gives the same tokens bit for bit. vLLM's sums depend on what
+shares a batch, so there a token may differ where two are equally likely to the last bits; the importance ratio, which
+TRL computes from vLLM's log probabilities against the trainer's, covers that as it covers every rounding.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..adapters.base import twin_note
+from ..core.errors import IncompatibleError
+from .processes import join
+from .tasks import SUPERVISED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .plan import CurriculumPlan, StagePlan
+
+FOLDER = "rollout"
+"""Folder of a run in which the adapters lie that an engine reads; empty when the run is over."""
+LOGP_BOUND = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
+"""Most that log probabilities of an engine and the trainer may differ on average before anything is learnt, in nats.
+
+Rounding gives 1e-6 in float32 and 0.002 to 0.02 in bfloat16; the unquantised base in the twin's place gives 0.08."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn: from the whole distribution, at a temperature."""
+
+    temperature: float
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    """Tokens that end a completion and count as its last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and how many completions of it."""
+
+    prompt_ids: tuple[int, ...]
+    n: int
+    seed: int
+    """Of the first completion; the others take the numbers after it."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A sampled completion."""
+
+    token_ids: list[int]
+    """Its end token included."""
+    logprobs: list[float]
+    """Of each token, under the distribution it was drawn from."""
+
+
+class RolloutEngine(Protocol):
+    """Samples from adapters that it is given by name; a name never comes twice."""
+
+    def load(self, name: str, folder: Path) -> None:
+        """Take a PEFT folder under a new name."""
+
+    def unload(self, name: str) -> None:
+        """Forget a name nobody samples from any more."""
+
+    def sample(self, name: str, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Draw every request's n completions from an adapter, in the order of the requests."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: engine, version, limits."""
+
+    def close(self) -> None:
+        """Give back what it holds; it cannot be used afterwards."""
+
+
+@dataclass
+class RolloutMeter:
+    """Where the time of a run goes, between two lines of metrics."""
+
+    rollout_s: float = 0.0
+    """Waiting for completions."""
+    sync_s: float = 0.0
+    """Handing the engine a new adapter."""
+    sync_bytes: int = 0
+    """Size of the adapters handed over."""
+    since_s: float = 0.0
+
+    def start(self) -> None:
+        """Begin to count."""
+        self.rollout_s, self.sync_s, self.sync_bytes, self.since_s = 0.0, 0.0, 0, time.perf_counter()
+
+    def take(self) -> dict[str, float]:
+        """What has been counted, as metrics; counting begins anew."""
+        wall_s = time.perf_counter() - self.since_s
+        counted = {
+            "rollout/seconds": self.rollout_s,
+            "rollout/sync_seconds": self.sync_s,
+            "rollout/sync_bytes": float(self.sync_bytes),
+            "rollout/wall_seconds": wall_s,
+            "rollout/share": (self.rollout_s + self.sync_s) / wall_s if wall_s else 0.0,
+        }
+        self.start()
+        return counted
+
+
+class TrlRollouts:
+    """What TRL 1.16 asks of a trainer's `vllm_generation`, answered by a RolloutEngine.
+
+    Of several processes the first hands over adapters; all sample from them.
+    """
+
+    def __init__(self, engine: RolloutEngine, trainer: Any, folder: Path, meter: RolloutMeter) -> None:
+        """Stand between.
+
+        Args:
+            engine: Whatever samples.
+            trainer: TRL's, for the model, the step and how to sample.
+            folder: Where adapters are put for the engine to read.
+            meter: Counts seconds and bytes of syncs.
+        """
+        self._engine, self._trainer, self._folder, self._meter = engine, trainer, folder, meter
+        self._processes = join()
+        # Of this run alone: a server may still hold what a killed one gave it.
+        self._run = self._processes.on_first(lambda: f"{folder.resolve().parent.name}-{token_hex(4)}")
+        self._version = 0
+        self._drawn = (-1, 0)
+
+    @property
+    def name(self) -> str:
+        """The adapter that completions come from now."""
+        return f"{self._run}-v{self._version}"
+
+    def sync_weights(self) -> None:
+        """Hand the engine what the model is now, and let the version before go."""
+        start_s = time.perf_counter()
+        before, self._version = self.name, self._version + 1
+        self._processes.on_first(self._publish)
+        # The processes have met: none samples from the version before any more.
+        if self._processes.is_first and self._version > 1:
+            self._engine.unload(before)
+            shutil.rmtree(self._folder / before, ignore_errors=True)
+        self._meter.sync_s += time.perf_counter() - start_s
+
+    def generate(
+        self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None
+    ) -> tuple[None, list[list[int]], list[list[list[float]]], None]:
+        """Completions of prompts in which each stands as often as it is to be completed."""
+        trainer = self._trainer
+        step = int(trainer.state.global_step)
+        self._drawn = (step, self._drawn[1] + 1 if self._drawn[0] == step else 0)
+        place = f"{trainer.args.seed}:{step}:{self._drawn[1]}:{self._processes.rank}"
+        requests = [
+            Request(prompt_ids=ids, n=sum(1 for _ in group), seed=random.Random(f"{place}:{index}").getrandbits(62))
+            for index, (ids, group) in enumerate(groupby(tuple(ids) for ids in prompts))
+        ]
+        sampling = Sampling(
+            temperature=trainer.temperature,
+            max_tokens=trainer.max_completion_length,
+            stop_token_ids=tuple(trainer.eos_token_ids),
+        )
+        drawn = [each for group in self._engine.sample(self.name, requests, sampling) for each in group]
+        return None, [each.token_ids for each in drawn], [[[lp] for lp in each.logprobs] for each in drawn], None
+
+    def _publish(self) -> None:
+        from ..adapters.stack import composed
+        from ..adapters.tensors import write_adapter
+
+        trainer, folder = self._trainer, self._folder / self.name
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        folder.mkdir(parents=True)
+        factors = composed(model, model.get_base_model().dtype)
+        write_adapter(folder, factors, base_repo=trainer.base.repo, base_revision=trainer.base.revision)
+        self._meter.sync_bytes += sum(file.stat().st_size for file in folder.iterdir())
+        self._engine.load(self.name, folder.resolve())
+
+
+def check_agreement(difference: float, dtype: str, engine: dict[str, Any]) -> None:
+    """Refuse an engine whose log probabilities are not the trainer's, before a step is made with them.
+
+    Args:
+        difference: Mean over tokens of |trainer's - engine's|, in nats, at a policy both should hold.
+        dtype: The base's compute dtype.
+        engine: As it describes itself.
+
+    Raises:
+        IncompatibleError: They are further apart than rounding brings them.
+    """
+    if not difference <= LOGP_BOUND[dtype]:
+        raise IncompatibleError(
+            "the rollout engine does not sample from the model that is trained",
+            where=f"rollout.engine={engine['engine']}",
+            expected=f"log probabilities within {LOGP_BOUND[dtype]:g} nats of the trainer's on average",
+            found=f"{difference:.4g}",
+            next_step="serve the twin that `plyfold train --dry-run` names, in its dtype, with "
+            "--logprobs-mode processed_logprobs",
+        )
+
+
+def rollout_totals(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Seconds and bytes of a whole run, from the lines of its metrics.jsonl; empty for supervised training."""
+    lines = [line for line in metrics if "rollout/wall_seconds" in line]
+    if not lines:
+        return {}
+    names = ("seconds", "sync_seconds", "sync_bytes", "wall_seconds")
+    totals = {name: sum(line[f"rollout/{name}"] for line in lines) for name in names}
+    share = (totals["seconds"] + totals["sync_seconds"]) / totals["wall_seconds"] if totals["wall_seconds"] else 0.0
+    return {name: round(value, 3) for name, value in totals.items()} | {"share": round(share, 4)}
+
+
+@contextmanager
+def rollout_engine(
+    plan: CurriculumPlan,
+    stage: StagePlan,
+    prompts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: Any,
+    run_dir: Path,
+) -> Iterator[RolloutEngine | None]:
+    """The engine a config asks for, ready to take adapters and closed when the block ends; None is plain `generate`.
+
+    Args:
+        plan: For the twin, which has to be there, and the config.
+        stage: The stage that trains.
+        prompts: Of its rows, for the context that is needed.
+        tokenizer: Of the base.
+        arguments: TRL's, of the stage.
+        run_dir: Its folder of adapters is emptied before and after.
+
+    Raises:
+        NotFoundError, FailedError: vLLM is not installed, or does not start.
+        OfflineError, IncompatibleError: The server is out of reach, or is not as rollouts need it.
+    """
+    config, processes, folder = plan.config.rollout, join(), (run_dir / FOLDER).resolve()
+    if config.engine == "hf" or stage.stage.task in SUPERVISED:
+        yield None
+        return
+    longest = max(len(ids) for ids in tokenizer(list(prompts))["input_ids"])
+    context = longest + int(arguments.max_completion_length)
+    engine: RolloutEngine
+    if config.engine == "vllm":
+        from .rollout_vllm import VllmRollouts
+
+        rank = stage.prior_rank + stage.adapter.r
+        engine = VllmRollouts(
+            plan.twin, rank=rank, max_model_len=context, gpu_memory=config.gpu_memory, seed=plan.config.seed
+        )
+    else:
+        from .rollout_http import HttpRollouts
+
+        engine = HttpRollouts(str(config.url), timeout_s=config.timeout_s)
+        engine.check(context, temperature=arguments.temperature, twin=twin_note(plan.base, plan.quantisation))
+        if processes.is_first:
+            engine.sweep(folder)
+    try:
+        if processes.is_first:
+            shutil.rmtree(folder, ignore_errors=True)
+        yield engine
+    finally:
+        engine.close()
+        if processes.is_first:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,289 @@
+"""Rollouts from a running vLLM server, which may have GPUs of its own and serve several training processes.
+
+The server reads adapters from the run's folder, so that folder has to lie where both see it under one path. How it has
+to be started is `serving.rollouts`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..adapters.base import TWIN_NAME
+from ..core.console import warn
+from ..core.errors import AuthError, BaseMismatchError, FailedError, IncompatibleError, OfflineError, PlyfoldError
+from .rollout import Completion, Request, Sampling
+
+ATTEMPTS = 4
+"""Times something is asked for before a server counts as gone."""
+WAIT_S = 2.0
+"""Before the second attempt; doubled before each further one."""
+LOOK_TIMEOUT_S = 10.0
+"""Longest wait for an answer that takes no work."""
+CONCURRENT = 64
+"""Prompts on their way at once; the server batches what arrives."""
+START = "plyfold rollouts -c CONFIG --port PORT"
+"""The command that starts a server as rollouts need it."""
+
+_GONE = (OSError, http.client.HTTPException)
+_UNAVAILABLE = {502, 503, 504}
+_DENIED = {401, 403}
+
+
+class HttpRollouts:
+    """A RolloutEngine behind a URL.
+
+    A request carries its seed, so that asking again after a lost answer asks for the same samples. An adapter that the
+    server has lost in a restart is loaded again.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        """Remember where the server is; nothing is asked yet.
+
+        Args:
+            url: Of the server, with or without `/v1`.
+            timeout_s: Longest wait for the completions of one prompt, and for an adapter to be loaded.
+        """
+        self._url, self._timeout_s = url.rstrip("/").removesuffix("/v1"), timeout_s
+        self._folders: dict[str, Path] = {}
+        self._model: dict[str, Any] = {}
+
+    def check(self, context: int, *, temperature: float = 1.0, twin: dict[str, Any] | None = None) -> None:
+        """Refuse a server that is not as rollouts need it.
+
+        Args:
+            context: Longest prompt plus completion, in tokens.
+            temperature: Completions are drawn at.
+            twin: What the twin's `twin.json` holds; compared where the server's model lies on this machine.
+
+        Raises:
+            OfflineError: Nothing answers there.
+            AuthError: It asks for a key that is missing or wrong.
+            BaseMismatchError: It serves another model.
+            IncompatibleError: It loads no adapters while it runs, gives other log probabilities, or is too short.
+        """
+        self._model = self._base_card()
+        self._check_twin(twin)
+        longest = self._model.get("max_model_len")
+        if isinstance(longest, int) and longest < context:
+            raise self._unfit("the server's context is too short", f"{context} tokens", longest)
+        # A server that loads adapters complains of an empty name; another one has no such path.
+        status, _ = self._once("/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""}, LOOK_TIMEOUT_S)
+        if status in (404, 405):
+            raise self._unfit(
+                "the server loads no adapters while it runs", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora", ""
+            )
+        if temperature != 1.0 and self._first_logprob(1.0) == self._first_logprob(temperature):
+            raise self._unfit("the server leaves temperature out of log probabilities",
+                              "--logprobs-mode processed_logprobs", "")  # fmt: skip
+
+    def sweep(self, folder: Path) -> None:
+        """Let the server forget adapters below `folder`, which a killed run has left there."""
+        for card in self._models():
+            if card.get("parent") and Path(str(card.get("root"))).is_relative_to(folder):
+                self._forget(card["id"])
+
+    def load(self, name: str, folder: Path) -> None:
+        """Let the server take an adapter.
+
+        Raises:
+            OfflineError: It is out of reach.
+            IncompatibleError: It refuses the adapter, or does not see its folder.
+        """
+        self._folders[name] = folder
+        status, answer = self._patiently("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        if status != 200 and not self._holds(name):  # held: the answer to an earlier attempt was lost
+            raise IncompatibleError(
+                "the server does not take the adapter",
+                where=f"{self._url} {folder}",
+                found=_message(answer),
+                next_step="the server has to see the run's folder under this path, and to be started with a "
+                "--max-lora-rank that holds the adapter",
+            )
+
+    def unload(self, name: str) -> None:
+        """Let the server forget an adapter; that it is out of reach is told and harms nothing."""
+        self._folders.pop(name, None)
+        self._forget(name)
+
+    def sample(self, name: str, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Draw completions, all prompts at once.
+
+        Raises:
+            OfflineError: The server is out of reach, also after waiting.
+            FailedError: It answers with an error.
+        """
+        with ThreadPoolExecutor(min(CONCURRENT, len(requests))) as pool:
+            futures = [pool.submit(self._complete, name, request, sampling) for request in requests]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def describe(self) -> dict[str, Any]:
+        """Engine and limit; not where it is, which is nobody else's."""
+        return {"engine": "http", "max_model_len": self._model.get("max_model_len")}
+
+    def close(self) -> None:
+        """Let the server forget what it was given."""
+        for name in list(self._folders):
+            self.unload(name)
+
+    def _complete(self, name: str, request: Request, sampling: Sampling) -> list[Completion]:
+        body = {
+            "model": name,
+            "prompt": list(request.prompt_ids),
+            "n": request.n,
+            "seed": request.seed,
+            "temperature": sampling.temperature,
+            "top_p": 1.0,  # stated, since a server may have defaults of its own
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "max_tokens": sampling.max_tokens,
+            "stop_token_ids": list(sampling.stop_token_ids),
+            "ignore_eos": True,  # the trainer's end tokens alone, as `generate` is told
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+        status, answer = self._patiently("/v1/completions", body)
+        if status != 200:
+            raise FailedError("the rollout server answers with an error", where=self._url, found=_message(answer))
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+            drawn = [Completion(each["token_ids"], each["logprobs"]["token_logprobs"]) for each in choices]
+            sound = len(drawn) == request.n and all(len(each.token_ids) == len(each.logprobs) for each in drawn)
+        except (KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise IncompatibleError(
+                "the server's completions lack their token ids or log probabilities",
+                where=self._url,
+                expected="vLLM 0.32's /v1/completions",
+                found=_message(answer),
+            )
+        return drawn
+
+    def _patiently(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """The answer, asked for again for a while where the server is out of reach or has lost the adapter."""
+        wait_s, found = WAIT_S, ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(wait_s)
+                wait_s *= 2
+            try:
+                status, answer = self._once(path, body, self._timeout_s)
+            except OfflineError as error:
+                found = error.found
+                continue
+            lost = status == 404 and "model" in body  # a restarted server has no adapters
+            if status not in _UNAVAILABLE and not lost:
+                return status, answer
+            found = f"{status}: {_message(answer)}"
+            if lost and (folder := self._folders.get(body["model"])):
+                with suppress(OfflineError):
+                    warn(f"{self._url} has lost the adapter {body['model']}, was it restarted? It is loaded again")
+                    load = {"lora_name": body["model"], "lora_path": str(folder)}
+                    self._once("/v1/load_lora_adapter", load, self._timeout_s)
+        raise self._gone(found, f"{ATTEMPTS} attempts")
+
+    def _once(self, path: str, body: dict[str, Any] | None, timeout_s: float) -> tuple[int, Any]:
+        """Status and answer of one attempt.
+
+        Raises:
+            OfflineError: There was none.
+            AuthError: It was a refusal.
+        """
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("VLLM_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        data = json.dumps(body).encode() if body is not None else None
+        try:
+            request = urllib.request.Request(f"{self._url}{path}", data=data, headers=headers)
+            with urllib.request.urlopen(request, timeout=timeout_s) as response:
+                status, raw = response.status, response.read()
+        except urllib.error.HTTPError as error:
+            status, raw = error.code, error.read()
+        except (*_GONE, ValueError) as error:  # ValueError: not a URL
+            raise self._gone(str(getattr(error, "reason", error)) or type(error).__name__) from error
+        if status in _DENIED:
+            raise AuthError("the rollout server asks for a key", where=self._url,
+                            next_step="set VLLM_API_KEY to the key it was started with")  # fmt: skip
+        try:
+            return status, json.loads(raw)
+        except ValueError:
+            return status, raw.decode(errors="replace")
+
+    def _models(self) -> list[dict[str, Any]]:
+        status, answer = self._once("/v1/models", None, LOOK_TIMEOUT_S)
+        if status != 200 or not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
+            raise self._unfit("what answers is no vLLM server", "a list of models at /v1/models", _message(answer))
+        return list(answer["data"])
+
+    def _base_card(self) -> dict[str, Any]:
+        bases = [card for card in self._models() if not card.get("parent")]
+        if not bases:
+            raise self._unfit("the server serves no base", "the twin", "")
+        return bases[0]
+
+    def _check_twin(self, twin: dict[str, Any] | None) -> None:
+        """Whether it is the twin of another base or quantisation, if that can be seen from here."""
+        folder = Path(str(self._model.get("root")))
+        if twin is None or not folder.is_dir():
+            return
+        try:
+            found = json.loads((folder / TWIN_NAME).read_bytes())
+        except (OSError, ValueError):
+            found = None
+        if found != twin:
+            raise BaseMismatchError(
+                "the rollout server serves another model than the one that is trained on",
+                where=f"{self._url} {folder}",
+                expected=twin,
+                found=found or f"a folder without {TWIN_NAME}",
+                next_step=START,
+            )
+
+    def _first_logprob(self, temperature: float) -> float:
+        body = {"model": self._model["id"], "prompt": [0], "max_tokens": 1, "temperature": temperature, "top_k": 0,
+                "seed": 0, "logprobs": 5, "ignore_eos": True}  # fmt: skip
+        status, answer = self._patiently("/v1/completions", body)
+        if status != 200:
+            raise FailedError("the rollout server answers with an error", where=self._url, found=_message(answer))
+        return max(float(value) for value in answer["choices"][0]["logprobs"]["top_logprobs"][0].values())
+
+    def _holds(self, name: str) -> bool:
+        return any(card["id"] == name for card in self._models())
+
+    def _forget(self, name: str) -> None:
+        try:
+            self._once("/v1/unload_lora_adapter", {"lora_name": name}, LOOK_TIMEOUT_S)
+        except PlyfoldError as error:
+            warn(f"{self._url} could not be told to forget {name}: {error.found or error.what}")
+
+    def _gone(self, found: str, after: str = "") -> OfflineError:
+        return OfflineError(
+            f"the rollout server does not answer{f' after {after}' if after else ''}",
+            where=self._url,
+            found=found,
+            next_step=f"start it again ({START}), then plyfold train: it continues from the last checkpoint",
+        )
+
+    def _unfit(self, what: str, expected: str, found: object) -> IncompatibleError:
+        return IncompatibleError(what, where=self._url, expected=expected, found=found, next_step=START)
+
+
+def _message(answer: Any) -> str:
+    """The text of an error as vLLM gives it, or the beginning of whatever came."""
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:300]

@@ -1,0 +1,442 @@
+"""Rollouts without vLLM: what is handed over, what is asked for, and what is refused; the server here is a script."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from plyfold.adapters.base import BaseRef, Quantisation, twin_note
+from plyfold.core.config import AdapterConfig, RolloutConfig
+from plyfold.core.errors import (
+    AuthError,
+    BaseMismatchError,
+    ConfigError,
+    IncompatibleError,
+    NotFoundError,
+    OfflineError,
+    PlyfoldError,
+)
+from plyfold.stages import rollout_http
+from plyfold.stages.rollout import (
+    Completion,
+    Request,
+    RolloutMeter,
+    Sampling,
+    TrlRollouts,
+    check_agreement,
+    rollout_totals,
+)
+from plyfold.stages.rollout_check import check_ready, check_rollout, check_sampling
+from plyfold.stages.rollout_http import HttpRollouts
+
+SAMPLING = Sampling(temperature=1.0, max_tokens=8, stop_token_ids=(1,))
+
+
+@pytest.mark.parametrize("modules", ["all", "some"])
+def test_what_is_handed_over_is_the_exact_composition_byte_for_byte(
+    modules: str, tiny_base: Any, make_adapter: Any, tmp_path: Path
+) -> None:
+    import torch
+
+    from plyfold.adapters.base import load_twin
+    from plyfold.adapters.stack import attach, composed, save_default
+    from plyfold.adapters.tensors import write_adapter
+    from plyfold.merge.compose import compose
+    from plyfold.merge.parts import Part
+    from plyfold.merge.plan import plan_compose
+
+    from ..conftest import REPO, REVISION, TINY_MODULES
+
+    chosen = {name: shape for name, shape in TINY_MODULES.items() if modules == "all" or "self_attn" in name}
+    prior = make_adapter(tmp_path / "prior", r=6, alpha=3, modules=chosen)
+    targets = ["q_proj", "down_proj", *(["v_proj"] if modules == "all" else [])]
+    model = attach(load_twin(tiny_base(dtype="float32"), "cpu"), AdapterConfig(r=4, alpha=8, targets=targets), prior, 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B.default." in name:
+                torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(7))
+    save_default(model, tmp_path / "default", REPO, REVISION)
+    plan = plan_compose([Part(path=tmp_path / name) for name in ("prior", "default")])
+    compose(plan, tmp_path / "expected")
+    (tmp_path / "found").mkdir()
+    write_adapter(tmp_path / "found", composed(model, torch.float32), base_repo=REPO, base_revision=REVISION)
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("expected", "found")]
+    assert weights[0] == weights[1]
+    config = json.loads((tmp_path / "found" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (10, 10)
+
+
+class Recorder:
+    """An engine that remembers what happened to it."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.asked: list[Request] = []
+
+    def load(self, name: str, folder: Path) -> None:
+        assert (folder / "adapter_model.safetensors").is_file()
+        self.events.append(("load", name))
+
+    def unload(self, name: str) -> None:
+        self.events.append(("unload", name))
+
+    def sample(self, name: str, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        self.events.append(("sample", name))
+        self.asked = list(requests)
+        return [[Completion([request.seed % 7, 1], [-0.5, -0.25])] * request.n for request in requests]
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "recorder"}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def trl_trainer(tiny_base: Any) -> Any:
+    from plyfold.adapters.base import load_twin
+    from plyfold.adapters.stack import attach
+
+    model = attach(load_twin(tiny_base(dtype="float32"), "cpu"), AdapterConfig(r=4, alpha=8), None, 0)
+    return SimpleNamespace(
+        model=model,
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+        state=SimpleNamespace(global_step=0),
+        args=SimpleNamespace(seed=3),
+        base=BaseRef(repo="acme/tiny", revision="0" * 40, path=Path()),
+        temperature=1.0,
+        max_completion_length=8,
+        eos_token_ids=[1],
+    )
+
+
+def test_every_sync_brings_a_new_name_and_lets_the_old_one_go_after_it(trl_trainer: Any, tmp_path: Path) -> None:
+    engine, meter, folder = Recorder(), RolloutMeter(), tmp_path / "2-brevity" / "rollout"
+    rollouts = TrlRollouts(engine, trl_trainer, folder, meter)
+    names = []
+    for _ in range(3):
+        rollouts.sync_weights()
+        names.append(rollouts.name)
+        rollouts.generate([[5, 6]], None, 1)
+        assert [path.name for path in folder.iterdir()] == [rollouts.name]
+    assert len(set(names)) == 3
+    first, second, third = names
+    assert engine.events == [
+        ("load", first), ("sample", first),
+        ("load", second), ("unload", first), ("sample", second),
+        ("load", third), ("unload", second), ("sample", third),
+    ]  # fmt: skip
+    assert names[0].startswith("2-brevity-")
+    assert TrlRollouts(engine, trl_trainer, folder, meter).name.rpartition("-")[0] != first.rpartition("-")[0]
+    assert meter.sync_bytes > 3 * 4 * 4 * 1000  # three float32 adapters of rank 4
+    assert meter.sync_s > 0
+
+
+def test_an_adapter_goes_over_in_the_dtype_of_the_base(trl_trainer: Any, tiny_base: Any, tmp_path: Path) -> None:
+    from plyfold.adapters.base import load_nf4
+    from plyfold.adapters.header import read_header
+    from plyfold.adapters.stack import attach
+
+    base = BaseRef(repo="acme/tiny", revision="0" * 40, path=tiny_base())
+    trl_trainer.model = attach(load_nf4(base, Quantisation(), "cpu"), AdapterConfig(r=4, alpha=8), None, 0)
+    rollouts = TrlRollouts(Recorder(), trl_trainer, tmp_path, RolloutMeter())
+    rollouts.sync_weights()
+    header = read_header(tmp_path / rollouts.name / "adapter_model.safetensors")
+    assert {entry.dtype for entry in header.tensors.values()} == {"BF16"}
+
+
+def test_equal_prompts_are_one_request_and_seeds_follow_from_the_step(trl_trainer: Any, tmp_path: Path) -> None:
+    engine = Recorder()
+
+    def asked(step: int, draws: int = 1) -> list[Request]:
+        rollouts = TrlRollouts(engine, trl_trainer, tmp_path, RolloutMeter())
+        trl_trainer.state.global_step = step
+        for _ in range(draws):
+            _, ids, logprobs, _ = rollouts.generate([[5, 6]] * 3 + [[7]] * 2, None, 3)
+            assert len(ids) == 5
+            assert logprobs[0] == [[-0.5], [-0.25]]  # one candidate a token, as TRL indexes it
+        return engine.asked
+
+    first = asked(0)
+    assert [(request.prompt_ids, request.n) for request in first] == [((5, 6), 3), ((7,), 2)]
+    assert asked(0) == first  # as a resumed run asks again
+    others = [first, asked(1), asked(0, draws=2)]
+    trl_trainer.args.seed = 4
+    seeds = {request.seed + index for each in [*others, asked(0)] for request in each for index in range(request.n)}
+    assert len(seeds) == 4 * 5
+
+
+def test_totals_are_sums_over_a_run_whatever_the_lines_cover() -> None:
+    line = {
+        "rollout/seconds": 2.0,
+        "rollout/sync_seconds": 1.0,
+        "rollout/sync_bytes": 10.0,
+        "rollout/wall_seconds": 4.0,
+    }
+    totals = rollout_totals([{"step": 1, **line}, {"step": 2}, {"step": 3, **line, "rollout/wall_seconds": 8.0}])
+    assert totals == {"seconds": 4, "sync_seconds": 2, "sync_bytes": 20, "wall_seconds": 12, "share": 0.5}
+    assert rollout_totals([{"loss": 1.0}]) == {}
+
+
+def test_an_engine_far_from_the_trainer_is_refused() -> None:
+    check_agreement(1e-5, "float32", {"engine": "vllm"})
+    for difference, dtype in ((0.01, "float32"), (0.08, "bfloat16"), (float("nan"), "float32")):
+        with pytest.raises(IncompatibleError, match="does not sample from the model"):
+            check_agreement(difference, dtype, {"engine": "vllm"})
+
+
+def test_values_that_cannot_be_meant_are_refused() -> None:
+    for config, found in (
+        (RolloutConfig(engine="vlm"), "did you mean vllm"),
+        (RolloutConfig(engine="http"), "rollout.url"),
+        (RolloutConfig(url="http://x"), "a URL is for"),
+        (RolloutConfig(engine="http", url="http://u:secret@x"), "VLLM_API_KEY"),
+        (RolloutConfig(gpu_memory=1.5), "gpu_memory"),
+        (RolloutConfig(timeout_s=0), "timeout_s"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_rollout(config)
+        assert found in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+def test_only_the_whole_distribution_is_sampled_elsewhere() -> None:
+    from trl import GRPOConfig
+
+    def arguments(**fields: Any) -> Any:
+        return GRPOConfig(output_dir="x", use_cpu=True, bf16=False, **fields)
+
+    for fields in ({"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.1}, {"repetition_penalty": 1.1},
+                   {"generation_kwargs": {"stop": "x"}}):  # fmt: skip
+        check_sampling(RolloutConfig(), arguments(**fields), "stages.a")
+        with pytest.raises(ConfigError):
+            check_sampling(RolloutConfig(engine="vllm"), arguments(**fields), "stages.a")
+    check_sampling(RolloutConfig(engine="vllm"), arguments(temperature=0.7), "stages.a")
+
+
+def test_an_engine_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ready(config: RolloutConfig, rank: int = 16) -> Any:
+        base = BaseRef(repo="acme/tiny", revision="0" * 40, path=tmp_path)
+        return check_ready(config, base, Quantisation(), rank, 8, 1.0)
+
+    assert ready(RolloutConfig()) == {"engine": "hf"}
+    with pytest.raises(OfflineError, match="does not answer"):
+        ready(RolloutConfig(engine="http", url="http://127.0.0.1:9"))
+    with pytest.raises(OfflineError):
+        ready(RolloutConfig(engine="http", url="not a url"))
+    with pytest.raises(IncompatibleError, match="too wide"):
+        ready(RolloutConfig(engine="vllm"), rank=513)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(NotFoundError, match="vLLM is not installed"):
+            ready(RolloutConfig(engine="vllm"))
+    monkeypatch.setattr("plyfold.stages.rollout_check.vllm_version", lambda: "0.32.0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(IncompatibleError, match="one training process"):
+        ready(RolloutConfig(engine="vllm"))
+
+
+def test_the_private_names_of_trl_that_rollouts_hang_on() -> None:
+    from plyfold.stages.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from trl import GRPOTrainer
+
+    source = inspect.getsource(GRPOTrainer._generate_single_turn)
+    for used in (
+        "if self.use_vllm:", "self.state.global_step != self._last_loaded_step", "self.vllm_generation.sync_weights()",
+        "prompts=prompt_ids", "num_generations=num_generations", "lp[0] for lp in seq",
+    ):  # fmt: skip
+        assert used in source, used
+    scoring = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert 'self._metrics[mode]["sampling/sampling_logp_difference/mean"]' in scoring
+    assert "self.use_vllm and self.vllm_importance_sampling_correction" in scoring
+    assert list(inspect.signature(GRPOTrainer.log).parameters) == ["self", "logs", "start_time"]
+    beginning = inspect.getsource(GRPOTrainer.__init__)
+    for name in ("self.temperature", "self.max_completion_length", "self.eos_token_ids", "self._metrics"):
+        assert f"{name} =" in beginning, name
+
+
+# ---- a scripted server ----
+
+
+@dataclass
+class Script:
+    """What the server does; `faults` are answered first, one a request to /v1/completions."""
+
+    url: str = ""
+    adapters: dict[str, str] = field(default_factory=dict)
+    faults: list[Any] = field(default_factory=list)
+    runtime: bool = True
+    processed: bool = True
+    refuse: str = ""
+    key: str = ""
+    root: str = "/elsewhere"
+    completions: int = 0
+    extra: Callable[[dict[str, Any]], dict[str, Any]] = lambda choice: choice
+
+    def answer(self, path: str, body: Any, authorised: str) -> tuple[int, Any]:
+        if self.key and authorised != f"Bearer {self.key}":
+            return 401, {"error": "Unauthorized"}
+        if path == "/v1/models":
+            base = {"id": "twin", "root": self.root, "parent": None, "max_model_len": 32}
+            return 200, {"data": [base, *({"id": k, "root": v, "parent": "twin"} for k, v in self.adapters.items())]}
+        if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter") and self.runtime:
+            name = body["lora_name"]
+            if not name or (self.refuse and "un" not in path):
+                return 400, {"error": {"message": self.refuse or "both must be provided"}}
+            if "un" in path:
+                self.adapters.pop(name)
+            elif name in self.adapters:
+                return 400, {"error": {"message": "has already been loaded"}}
+            else:
+                self.adapters[name] = body["lora_path"]
+            return 200, "Success"
+        if path == "/v1/completions":
+            return self.complete(body)
+        return 404, {"detail": "Not Found"}
+
+    def complete(self, body: Any) -> tuple[int, Any]:
+        self.completions += 1
+        if self.faults:
+            fault = self.faults.pop(0)
+            if callable(fault):
+                fault()
+            else:
+                return fault, {"error": {"message": "fault"}}
+        if body["model"] not in (*self.adapters, "twin"):
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+        top = -1.0 / body["temperature"] if self.processed else -1.0
+        choices = [
+            self.extra({"index": i, "token_ids": [body["seed"] % 7 + i, 1],
+                        "logprobs": {"token_logprobs": [-0.5, -0.25], "top_logprobs": [{"a": top}]}})
+            for i in reversed(range(body.get("n", 1)))
+        ]  # fmt: skip
+        return 200, {"choices": choices}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    monkeypatch.setattr(rollout_http, "WAIT_S", 0.01)
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    script = Script()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, answer = script.answer(self.path, json.loads(raw or b"{}"), self.headers.get("Authorization", ""))
+            if status == 0:
+                self.connection.close()
+                return
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    script.url = f"http://127.0.0.1:{server.server_port}"
+    yield script
+    server.shutdown()
+    server.server_close()
+
+
+REQUESTS = [Request(prompt_ids=(5, 6), n=2, seed=3), Request(prompt_ids=(7,), n=1, seed=4)]
+EXPECTED = [
+    [Completion([3, 1], [-0.5, -0.25]), Completion([4, 1], [-0.5, -0.25])],
+    [Completion([4, 1], [-0.5, -0.25])],
+]
+
+
+def test_a_server_gives_completions_in_order_and_forgets_what_it_was_given(script: Script, tmp_path: Path) -> None:
+    engine = HttpRollouts(f"{script.url}/v1", timeout_s=5)
+    engine.check(32, temperature=0.7)
+    engine.load("a-v1", tmp_path)
+    assert engine.sample("a-v1", REQUESTS, SAMPLING) == EXPECTED
+    engine.load("a-v2", tmp_path)
+    engine.unload("a-v1")
+    assert list(script.adapters) == ["a-v2"]
+    script.adapters["killed-v9"] = str(tmp_path / "rollout" / "killed-v9")
+    script.adapters["other"] = "/another/run"
+    engine.sweep(tmp_path / "rollout")
+    assert set(script.adapters) == {"a-v2", "other"}
+    engine.close()
+    assert list(script.adapters) == ["other"]
+
+
+def test_a_server_that_was_restarted_or_busy_gets_its_adapter_and_its_time(script: Script, tmp_path: Path) -> None:
+    engine = HttpRollouts(script.url, timeout_s=5)
+    engine.load("a-v1", tmp_path)
+    script.faults = [503, 0, script.adapters.clear]  # busy, cut off, then restarted without adapters
+    assert engine.sample("a-v1", REQUESTS[:1], SAMPLING) == EXPECTED[:1]
+    assert script.adapters == {"a-v1": str(tmp_path)}
+    engine.load("a-v1", tmp_path)  # an answer that was lost: it is held already
+
+
+def test_a_server_that_stays_away_is_an_error_after_a_bounded_time(script: Script, tmp_path: Path) -> None:
+    engine = HttpRollouts(script.url, timeout_s=5)
+    engine.load("a-v1", tmp_path)
+    script.faults = [502] * 100
+    with pytest.raises(OfflineError) as caught:
+        engine.sample("a-v1", REQUESTS[:1], SAMPLING)
+    assert script.completions == rollout_http.ATTEMPTS
+    assert "continues from the last checkpoint" in caught.value.next_step
+
+
+def test_servers_that_are_not_as_rollouts_need_them(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BaseRef(repo="acme/tiny", revision="0" * 40, path=tmp_path)
+    note = twin_note(base, Quantisation())
+
+    def refused(kind: type[PlyfoldError], match: str, context: int = 32, temperature: float = 1.0) -> None:
+        with pytest.raises(kind, match=match):
+            HttpRollouts(script.url, timeout_s=5).check(context, temperature=temperature, twin=note)
+
+    refused(IncompatibleError, "too short", context=33)
+    script.runtime = False
+    refused(IncompatibleError, "loads no adapters while it runs")
+    script.runtime, script.processed = True, False
+    HttpRollouts(script.url, timeout_s=5).check(32)  # at temperature 1 both are the same
+    refused(IncompatibleError, "leaves temperature out", temperature=0.7)
+    script.processed, script.root = True, str(tmp_path)
+    refused(BaseMismatchError, "another model")
+    (tmp_path / "twin.json").write_text(json.dumps(twin_note(base, Quantisation(double_quant=False))))
+    refused(BaseMismatchError, "another model")
+    (tmp_path / "twin.json").write_text(json.dumps(note))
+    HttpRollouts(script.url, timeout_s=5).check(32, twin=note)
+    script.key = "k"
+    refused(AuthError, "asks for a key")
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    HttpRollouts(script.url, timeout_s=5).check(32)
+    script.refuse = "rank 64 is greater than max_lora_rank"
+    with pytest.raises(IncompatibleError, match="does not take the adapter") as caught:
+        HttpRollouts(script.url, timeout_s=5).load("a-v1", tmp_path)
+    assert "rank 64" in caught.value.found
+
+
+@pytest.mark.parametrize("missing", ["token_ids", "logprobs"])
+def test_answers_without_token_ids_or_log_probabilities_are_refused(
+    missing: str, script: Script, tmp_path: Path
+) -> None:
+    engine = HttpRollouts(script.url, timeout_s=5)
+    engine.load("a-v1", tmp_path)
+    script.extra = lambda choice: {key: None if key == missing else value for key, value in choice.items()}
+    with pytest.raises(IncompatibleError, match="lack their token ids"):
+        engine.sample("a-v1", REQUESTS, SAMPLING)
