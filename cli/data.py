@@ -1,22 +1,25 @@
-"""`plyfold data`: what a config's rows are, and what a stage will be shown, without training anything."""
+"""`plyfold data`: what a config's rows are, what a stage will be shown, and rows that a teacher writes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import config_option, json_option
+from .options import config_option, dry_run_option, json_option
 from .train import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from ..stages.data_check import DataCheck, Finding, RowsCheck, Spread
     from ..stages.preview import Preview
+    from ..stages.teacher import RationalesPlan
 
 
 @click.group("data")
 def data_command() -> None:
-    """Look at training rows before training on them."""
+    """Look at training rows before training on them, or have a teacher write them."""
 
 
 @data_command.command("check", short_help="What every stage's rows are, and what train would refuse.")
@@ -60,6 +63,78 @@ def preview_command(
         emit_json(preview.to_json())
     else:
         _show_preview(preview)
+
+
+@data_command.command("rationales", short_help="Have a teacher behind an endpoint write verified rationales.")
+@config_option
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              help="A .jsonl file; continued where it exists.")  # fmt: skip
+@click.option("--endpoint", required=True, help="Root of an OpenAI-compatible API, such as http://localhost:8000/v1.")
+@click.option("--model", required=True, help="The teacher's name at the endpoint.")
+@click.option("--key-env", help="Environment variable that holds the key; else OPENAI_API_KEY if it is set.")
+@click.option("--stage", help="Take the rows of this stage (name or number) instead of the curriculum's.")
+@click.option("--attempts", type=int, default=4, show_default=True, help="Completions asked of a problem at most.")
+@click.option("--concurrency", type=int, default=8, show_default=True, help="Requests in flight at once.")
+@click.option("--temperature", type=float, default=0.6, show_default=True)
+@click.option("--top-p", type=float, default=0.95, show_default=True)
+@click.option("--max-tokens", type=int, default=4096, show_default=True, help="Longest completion, thoughts included.")
+@click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a completion has.")
+@dry_run_option
+@json_option
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def rationales_command(
+    config: str | None,
+    out: Path,
+    endpoint: str,
+    model: str,
+    key_env: str | None,
+    stage: str | None,
+    attempts: int,
+    concurrency: int,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+    timeout_s: float,
+    dry_run: bool,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Have a teacher write rationales for a config's questions, and keep those whose answer is the gold one.
+
+    The file can be trained on as it is: data.path=OUT. What is not kept lies beside it with its reason, and so does a
+    manifest. A run that was interrupted continues where it stopped; a rerun with more --attempts asks further.
+    """
+    from ..core.config import load_config
+    from ..core.console import emit_json
+    from ..core.errors import ConfigError
+    from ..stages.chat import Endpoint
+    from ..stages.teacher import Asking, collect_rationales, find_questions, plan_rationales
+
+    key = os.environ.get(key_env or "OPENAI_API_KEY", "").strip()
+    if key_env and not key:
+        raise ConfigError("the variable that should hold the key is not set", where="--key-env", found=key_env)
+    loaded = load_config(config or DEFAULT_CONFIG, overrides)
+    asked = Endpoint(url=endpoint, model=model, key=key, timeout_s=timeout_s)
+    asking = Asking(
+        attempts=attempts,
+        concurrency=concurrency,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=loaded.seed,
+    )
+    plan = plan_rationales(find_questions(loaded, stage), out, asked, asking)
+    if dry_run:
+        if as_json:
+            emit_json(plan.to_json())
+        else:
+            _show_plan(plan)
+        return
+    result = {"output": str(out), **collect_rationales(plan, asked)}
+    if as_json:
+        emit_json(result)
+    else:
+        _show_collected(plan, result)
 
 
 def _show_check(check: DataCheck) -> None:
@@ -148,3 +223,35 @@ def _show_preview(preview: Preview) -> None:
         else:
             tokens = row["teacher_tokens"]
             show("gold" if tokens is None else f"gold (the teacher took {tokens} tokens)", row["gold"], "green")
+
+
+def _show_plan(plan: RationalesPlan) -> None:
+    from ..core.console import print_table
+
+    facts: list[list[object]] = [
+        ["rows read", plan.rows],
+        *([f"not asked: {reason}", count] for reason, count in plan.skipped.items()),
+        ["solved on file", plan.kept],
+        ["attempts used up", plan.given_up],
+        ["to be asked", len(plan.problems)],
+        ["requests, at most", f"{plan.most_requests:,}"],
+        ["prompt tokens, at most", f"{plan.most_prompt_tokens:,}"],
+        ["completion tokens, at most", f"{plan.most_completion_tokens:,}"],
+    ]
+    caption = "prompt tokens are counted as bytes, which is several times too many"
+    title = f"{plan.source}, asked of {plan.about['teacher']['model']} at {plan.about['endpoint']}"
+    print_table(["", plan.out.name], facts, title=title, right=(plan.out.name,), caption=caption)
+
+
+def _show_collected(plan: RationalesPlan, result: dict[str, Any]) -> None:
+    from ..core.console import print_table
+
+    facts: list[list[object]] = [
+        ["rationales kept", result["kept"]],
+        *([f"rejected: {reason}", count] for reason, count in result["rejected"].items()),
+        ["questions without one", result["unsolved"]],
+        ["requests of this run", result["requests"]],
+        ["tries repeated", result["retries"]],
+        ["completion tokens", f"{result['tokens']['completion']:,}"],
+    ]
+    print_table(["", plan.out.name], facts, right=(plan.out.name,), caption=f"next: data.path={plan.out}")

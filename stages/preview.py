@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.config import CurriculumConfig
-from ..core.errors import ConfigError, NotFoundError
+from ..core.errors import ConfigError
 from ..evaluation.protocols import protocol
 from .data import load_rationales, require_train_split
 from .fit import token_counter
 from .masking import check_masking
 from .rationale import Rationale
-from .tasks import Row, check_stage, draw_rows
+from .tasks import Row, check_stage, draw_rows, find_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,7 @@ def preview_stage(config: CurriculumConfig, stage: str, num_rows: int = 3, seed:
         NotFoundError: The config has no such stage.
         ConfigError: Fewer than one row asked for, a value that cannot be meant, or as `load_rationales`.
     """
-    name = next((name for name, known in config.stages.items() if stage in (name, str(known.number))), None)
-    if name is None:
-        ordered = sorted(config.stages.items(), key=lambda item: item[1].number)
-        listed = ", ".join(f"{known.number} {name}" for name, known in ordered)
-        raise NotFoundError("the config has no such stage", found=stage, expected=f"one of {listed}")
+    name = find_stage(config, stage)
     if num_rows < 1:
         raise ConfigError("no row to show", where="-n", found=num_rows, expected="1 or more")
     full, where = config.stages[name], f"stages.{name}"

@@ -8,6 +8,7 @@ Knows nothing about masking or prompts.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError
@@ -83,7 +84,7 @@ def read_gold(answer: str) -> str:
         return ""
 
 
-def render_steps(steps: tuple[str, ...]) -> str:
+def render_steps(steps: Sequence[str]) -> str:
     """`Step 1: ...` lines, each with its final newline."""
     return "".join(f"Step {number}: {step}\n" for number, step in enumerate(steps, start=1))
 

@@ -12,8 +12,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..core.config import MaskingConfig, StageConfig
-from ..core.errors import ConfigError
+from ..core.config import CurriculumConfig, MaskingConfig, StageConfig
+from ..core.errors import ConfigError, NotFoundError
 from ..evaluation.protocols import Protocol
 from .leaks import hide_answer, marks_answer
 from .masking import draw_mask, draw_order
@@ -40,6 +40,20 @@ def check_stage(stage: StageConfig, where: str) -> None:
         raise ConfigError("unaided_share is a share", where=where, found=stage.unaided_share, expected="0 to 1")
     if stage.epochs < 1:
         raise ConfigError("epochs has to be positive", where=where, found=stage.epochs)
+
+
+def find_stage(config: CurriculumConfig, stage: str) -> str:
+    """The name of the stage of that name or number.
+
+    Raises:
+        NotFoundError: The config has no such stage.
+    """
+    for name, known in config.stages.items():
+        if stage in (name, str(known.number)):
+            return name
+    ordered = sorted(config.stages.items(), key=lambda item: item[1].number)
+    listed = ", ".join(f"{known.number} {name}" for name, known in ordered)
+    raise NotFoundError("the config has no such stage", found=stage, expected=f"one of {listed}")
 
 
 def make_rows(

@@ -1,0 +1,337 @@
+"""Rationales from a real HTTP server that fails in every way endpoints do: what is kept is verified and teachable."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plyfold.cli.main import run
+from plyfold.core.config import DataConfig, load_config
+from plyfold.registry.store import find_store
+from plyfold.stages import chat
+from plyfold.stages.data import load_rationales
+from plyfold.stages.plan import plan_curriculum
+from plyfold.stages.teacher import PROMPT
+
+KEY = "sk-not-to-be-seen-anywhere"
+ROWS = [{"question": f"What is {n} + {n} + 1000?", "answer": f"#### {2 * n + 1000}"} for n in range(1, 13)]
+
+
+class Teacher(ThreadingHTTPServer):
+    """Answers the n-th request about a question with the n-th of the faults set for it, and rightly after that."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.faults: dict[str, list[str]] = {}
+        self.asked: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.seen: Counter[str] = Counter()
+        self.pause_s = 0.0
+        self.flying = self.most_flying = 0
+        self.lock = threading.Lock()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Teacher
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        question = body["messages"][-1]["content"].rpartition("\n")[2]
+        with server.lock:
+            server.asked.append(body)
+            server.keys.add(self.headers["authorization"])
+            number = server.seen[question]
+            server.seen[question] += 1
+            server.flying += 1
+            server.most_flying = max(server.most_flying, server.flying)
+        try:
+            time.sleep(server.pause_s)
+            faults = server.faults.get(question, server.faults.get("*", []))
+            self._answer(faults[number] if number < len(faults) else "right", question)
+        except OSError:
+            pass  # the client gave up, as it should
+        finally:
+            with server.lock:
+                server.flying -= 1
+
+    def _answer(self, fault: str, question: str) -> None:
+        n = int(question.split()[2])
+        steps = f"Step 1: {n} + {n} = {2 * n}\nStep 2: {2 * n} + 1000 = \\boxed{{{2 * n + 1000}}}"
+        texts = {
+            "wrong": f"{steps}\nAnswer: 7",
+            "silent": "Step 1: I add.\nStep 2: I am done.",
+            "bare": f"Answer: {2 * n + 1000}",
+            "empty": "",
+            "surrogate": f"{steps} \ud83d\nAnswer: {2 * n + 1000}",
+            "thinking": f"<think>Step 1: 7\nAnswer: 7</think>\n{steps}\nAnswer: {2 * n + 1000}",
+        }
+        text = texts.get(fault, f"{steps}\nAnswer: {2 * n + 1000}")
+        reply = {"choices": [{"message": {"content": text}, "finish_reason": "length" if fault == "long" else "stop"}],
+                 "usage": {"prompt_tokens": 30, "completion_tokens": 20}}  # fmt: skip
+        if fault == "slow":
+            time.sleep(2.0)
+        if fault == "redirect":
+            return self._send(302, {}, {"location": f"{self.server.url}/elsewhere"})
+        if fault == "nonsense":
+            return self._send(200, {"hello": "world"})
+        if fault.isdecimal():
+            headers = {"429": {"retry-after": "0"}, "503": {"retry-after": formatdate(time.time() - 5, usegmt=True)}}
+            return self._send(int(fault), {"error": {"message": f"no, not with {KEY}"}}, headers.get(fault, {}))
+        if fault == "later":
+            return self._send(429, {"error": {"message": "quota"}}, {"retry-after": "86400"})
+        return self._send(200, reply, cut=fault == "cut")
+
+    def _send(
+        self, status: int, reply: dict[str, Any], headers: dict[str, str] | None = None, cut: bool = False
+    ) -> None:
+        data = json.dumps(reply).encode()
+        self.send_response(status)
+        for name, value in {**(headers or {}), "content-length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if cut else data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def teacher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Teacher]:
+    monkeypatch.setattr(chat, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Teacher()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def ask(teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs `data rationales` on ROWS; its JSON, or (with `code`) what it said on stderr."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+
+    def call(*options: str, code: int = 0, url: str = "") -> Any:
+        arguments = [
+            "data", "rationales", "-c", "gsm8k", "-o", str(tmp_path / "out.jsonl"), "--endpoint", url or teacher.url,
+            "--model", "toy", "--json", f"data.path={rows}", "eval.data.path=sandbox", "eval.data.name=null", *options,
+        ]  # fmt: skip
+        assert run(arguments) == code
+        captured = capsys.readouterr()
+        assert KEY not in captured.out + captured.err
+        assert not any(KEY in file.read_text() for file in tmp_path.iterdir() if file.is_file())
+        return captured.err if code else {**json.loads(captured.out), "stderr": captured.err}
+
+    return call
+
+
+def _kept(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+
+
+def test_through_every_fault_the_verified_ones_are_kept(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    hindered = ["429", "500", "503", "cut", "nonsense", "thinking"]
+    teacher.faults = {row["question"]: faults for row, faults in zip(ROWS, [
+        hindered, ["slow"], ["wrong", "wrong", "silent", "right"], ["wrong"] * 4, ["long"] * 3, ["bare", "empty"],
+        ["400"], ["surrogate"],
+    ], strict=False)}  # fmt: skip
+    found = ask("--timeout", "1", "--concurrency", "3")
+    assert teacher.most_flying <= 3 + 1  # one that was given up may still be answered
+    assert teacher.keys == {f"Bearer {KEY}"}
+    assert found["rejected"] == {
+        "the rationale's answer is not the gold one": 6, "cut off": 3, "the rationale states no answer": 1,
+        "fewer than 2 steps": 1, "empty": 1, "refused by the endpoint": 1, "no Unicode text": 1,
+    }  # fmt: skip
+    kept = _kept(tmp_path)
+    assert [row["index"] for row in kept] == [0, 1, 2, 4, 5, 7, 8, 9, 10, 11]
+    assert (found["kept"], found["unsolved"], found["complete"]) == (10, 2, True)
+    assert {row["index"]: row["attempt"] for row in kept if row["attempt"] > 1} == {2: 4, 4: 4, 5: 3, 7: 2}
+    assert found["retries"] == 6
+    assert found["tokens"] == {"prompt": 30 * 23, "completion": 20 * 23}
+    assert kept[0]["answer"].startswith("Step 1: 1 + 1 = 2\n")  # without the thoughts
+    assert kept[0]["answer"].endswith("\n#### 1002")
+    for body in teacher.asked:
+        question = body["messages"][0]["content"].rpartition("\n")[2]
+        assert body["messages"] == [{"role": "user", "content": PROMPT.replace("{question}", question)}]
+        assert "answer" not in question
+    assert {body["seed"] for body in teacher.asked} == {1, 2, 3, 4}
+    assert found["teacher"] == {"model": "toy", "prompt": PROMPT, "sampling": {
+        "temperature": 0.6, "top_p": 0.95, "max_tokens": 4096, "seed": 0}}  # fmt: skip
+    assert found["endpoint"] == f"127.0.0.1:{teacher.server_port}"
+    rejected = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
+    assert {row["finish"] for row in rejected} == {"stop", "length", "refused"}
+    assert all(row["completion"] or row["reason"] == "empty" for row in rejected)
+
+
+def test_the_file_is_trained_on_as_it_is(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    ask()
+    out = tmp_path / "out.jsonl"
+    rationales, report = load_rationales(DataConfig(path=str(out)))
+    assert (report.parsed, report.skipped) == (12, {})
+    assert rationales[0].steps == ("1 + 1 = 2", "2 + 1000 = 1002")
+    assert [known.answer for known in rationales] == [str(2 * n + 1000) for n in range(1, 13)]
+    own = [f"stages.{name}.data=null" for name in ("structure", "brevity", "remedy")]
+    config = load_config("sandbox", [f"data.path={out}", "data.rows=null", *own])
+    plan = plan_curriculum(config, find_store(tmp_path / "registry", create=True), only_show=True)
+    assert [len(stage.rationales) for stage in plan.stages] == [12, 12, 12]
+
+
+def test_a_killed_run_continues_to_the_same_file(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    teacher.faults = {ROWS[2]["question"]: ["wrong"], ROWS[5]["question"]: ["wrong"] * 9}
+    ask()
+    whole, once = (tmp_path / "out.jsonl").read_bytes(), Counter(teacher.seen)
+    for file in tmp_path.glob("out.*"):
+        file.unlink()
+    teacher.seen.clear()
+    teacher.pause_s = 0.15
+    code = "import sys; from plyfold.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    arguments = ["data", "rationales", "-c", "gsm8k", "-o", str(tmp_path / "out.jsonl"), "--endpoint", teacher.url,
+                 "--model", "toy", "--concurrency", "2", f"data.path={tmp_path / 'rows.jsonl'}",
+                 "eval.data.path=sandbox", "eval.data.name=null"]  # fmt: skip
+    child = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        out = tmp_path / "out.jsonl"
+        while not (out.is_file() and out.read_bytes().count(b"\n") >= 4):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    time.sleep(0.3)  # what is in flight ends
+    with out.open("ab") as file:
+        file.write(b'{"question": "cut in the mid')
+    assert not json.loads((tmp_path / "out.manifest.json").read_bytes())["complete"]
+    teacher.pause_s = 0.0
+    again = ask()
+    assert out.read_bytes() == whole
+    assert again["requests"] < sum(once.values())
+    assert all(teacher.seen[question] <= count + 1 for question, count in once.items())  # what was in flight
+    assert ask()["requests"] == 0
+
+
+def test_a_cut_line_is_dropped_with_a_note_and_a_broken_one_refused(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    ask()
+    out, whole = tmp_path / "out.jsonl", (tmp_path / "out.jsonl").read_bytes()
+    out.write_bytes(whole[:-9])
+    again = ask("--dry-run")
+    assert (again["kept"], again["problems"]) == (11, 1)
+    assert out.read_bytes() == whole[:-9]  # a dry run mends nothing
+    again = ask()
+    assert again["requests"] == 1
+    assert "its last line was cut" in " ".join(again["stderr"].split())
+    assert out.read_bytes() == whole
+    out.write_bytes(whole.replace(b'{"question"', b'{"queer"', 1))
+    assert "line 1" in ask(code=4)
+
+
+def test_what_no_retry_mends_stops_at_once_and_keeps_what_there_is(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    last = ROWS[11]["question"]
+    for fault, code, told in (
+        (["401"], 7, "wants a key"),
+        (["404"], 3, "no such model"),
+        (["302"], 1, "refuses"),
+        (["418"], 1, "refuses"),
+        (["later"], 6, "86400 s"),
+        (["500"] * 6, 6, "does not answer"),
+        (["nonsense"] * 6, 1, "no chat completions"),
+    ):
+        teacher.faults, teacher.seen = {last: fault}, Counter()
+        said = ask("--concurrency", "1", code=code)
+        assert told in said
+        assert len(_kept(tmp_path)) == 11
+    teacher.faults = {}
+    assert ask()["kept"] == 12
+
+
+def test_settings_that_every_request_is_refused_for_are_named(teacher: Teacher, ask: Any) -> None:
+    teacher.faults = {"*": ["400"] * 9}
+    assert "HTTP 400: no, not with [key]" in ask(code=2)
+
+
+def test_an_absent_server_is_offline(ask: Any) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as closed:
+        port = closed.server_port
+    assert "ConnectError" in ask(code=6, url=f"http://127.0.0.1:{port}/v1")
+
+
+def test_dry_run_bounds_the_cost_and_asks_nothing(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    found = ask("--dry-run", "--attempts", "3", "--max-tokens", "100")
+    prompts = sum(len(PROMPT.replace("{question}", row["question"])) for row in ROWS)
+    assert found["at_most"] == {"requests": 36, "prompt_tokens": 3 * prompts, "completion_tokens": 3600}
+    assert (found["rows"], found["problems"], found["kept"]) == (12, 12, 0)
+    assert not teacher.asked
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_more_attempts_ask_further(teacher: Teacher, ask: Any) -> None:
+    teacher.faults = {ROWS[0]["question"]: ["wrong"] * 3}
+    assert (ask("--attempts", "2")["unsolved"], ask("--attempts", "2")["requests"]) == (1, 0)
+    more = ask("--attempts", "5")
+    assert (more["kept"], more["requests"], more["unsolved"]) == (12, 2, 0)
+
+
+def test_other_rationales_are_not_mixed_in(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    ask()
+    assert "model" in ask("--model", "other", code=5)
+    assert "0.6" in ask("--temperature", "1.0", code=5)
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".out.jsonl.lock"):
+        assert "another process" in ask(code=5)
+    (tmp_path / "out.manifest.json").unlink()
+    assert "no manifest" in ask(code=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--endpoint", "ftp://x/v1"], "not the address"),
+        (["--endpoint", "http://user:pw@x/v1"], "more than an address"),
+        (["--key-env", "NO_SUCH_KEY"], "is not set"),
+        (["--temperature", "0"], "every attempt is the same"),
+        (["--attempts", "0"], "has to be positive"),
+        (["--top-p", "0"], "no such sampling"),
+        (["-o", "out.parquet"], ".jsonl"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_a_request(
+    teacher: Teacher, ask: Any, options: list[str], told: str
+) -> None:
+    said = ask(*options, code=2)
+    assert told in said
+    assert "pw" not in said
+    assert not teacher.asked
+
+
+def test_questions_of_the_evaluation_are_not_asked(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    assert "among the evaluation rows" in ask(f"eval.data.path={tmp_path / 'rows.jsonl'}", code=2)
+    assert not teacher.asked
+
+
+def test_rows_that_cannot_be_asked_are_counted(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    more = [ROWS[0], {"question": "Six?", "answer": "#### six"}, {"question": " ", "answer": "#### 6"}]
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in [*ROWS, *more]))
+    found = ask("--dry-run")
+    assert found["skipped"] == {"question seen before": 1, "no gold answer that is a number": 1, "no question": 1}
+    assert (found["rows"], found["problems"]) == (15, 12)
