@@ -235,6 +235,17 @@ def _ancestor_row(link: Ancestor, revoked: list[Revocation]) -> list[object]:
     ]
 
 
+def _training_lines(record: Record) -> list[tuple[str, str]]:
+    """A stage's alarms and gate; anything may stand in a stranger's record."""
+    alarms, stages = record.recipe.details.get("alarms"), record.recipe.config.get("stages")
+    own = stages.get(record.stage.name) if record.stage and isinstance(stages, dict) else None
+    lines = [("alarm", f"{alarm.get('name')}, step {alarm.get('step')}, value {alarm.get('value')}")
+             for alarm in (alarms if isinstance(alarms, list) else []) if isinstance(alarm, dict)]  # fmt: skip
+    if isinstance(own, dict) and own.get("gate"):
+        lines.append(("gate", f"{own['gate']} (what it scored is attested)"))
+    return [(label, printable(text)) for label, text in lines]
+
+
 def _record_lines(record: Record) -> list[tuple[str, str]]:
     quantised = ", ".join(f"{key} {value}" for key, value in (record.base.quantisation or {}).items())
     weights = record.weights
@@ -249,6 +260,7 @@ def _record_lines(record: Record) -> list[tuple[str, str]]:
     lines += [("parent", f"{parent.digest}  {parent.role}  x {parent.scale:g}") for parent in record.parents]
     lines += [("requires", digest) for digest in record.requires]
     lines.append(("recipe", f"seed {record.recipe.seed}, {record.recipe.steps} steps (--json shows the whole config)"))
+    lines += _training_lines(record)
     lines += [("data", f"{data.id} {data.split}, {data.rows:,} rows, {data.sha256}") for data in record.data]
     dirty = ", uncommitted changes" if record.code.dirty else ""
     lines.append(("code", f"plyfold {record.code.version} {record.code.git or ''}{dirty}".rstrip()))

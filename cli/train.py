@@ -82,31 +82,46 @@ def _show_result(result: TrainResult) -> None:
     for stage in result.stages:
         if mined := stage.details.get("mined"):
             show_mined(f"{stage.number} {stage.name}", mined)
-    rows = []
+    rows, notes = [], list[str]()
     for stage in result.stages:
-        final = stage.details.get("final", {})
+        details = stage.details
+        final, alarms = details.get("final"), details.get("alarms")  # a pulled stage's record may hold anything
+        final = final if isinstance(final, dict) else {}
+        raised = [str(alarm.get("name")) for alarm in alarms if isinstance(alarm, dict)] if alarms else []
+        said = [f"alarm {', '.join(dict.fromkeys(raised))}"] if raised else []
+        notes += [f"stage {stage.number} {stage.name}: {text}" for text in [*said, *map(str, stage.gate)]]
         rows.append(
             [
                 f"{stage.number} {stage.name}",
-                short(stage.digest) if stage.digest else "missing",
-                "trained" if stage.trained else "kept",
-                stage.details.get("steps", ""),
-                f"{stage.details['wall_s']:.0f} s" if "wall_s" in stage.details else "",
+                "trained" if stage.trained else "kept" if stage.digest else "missing",
+                details.get("steps", ""),
+                details.get("rows", ""),
+                _number(details.get("wall_s"), 0),
                 _number(final.get("loss")),
                 _number(final.get("reward")),
+                _percent(final.get("accuracy")),
                 _number(final.get("completions/mean_length"), 0),
-                stage.run_dir,
+                len(raised),
+                "reached" if stage.gate else "",
+                short(stage.digest) if stage.digest else "",
             ]
         )
+    numbers = ["steps", "rows", "seconds", "loss", "reward", "accuracy", "tokens"]
+    done = ",".join(str(stage.number) for stage in result.stages if stage.digest)
+    notes.append(f"reward, accuracy and tokens are the last rollouts'; run folders: {result.stages[0].run_dir.parent}")
+    notes.append(f"next: plyfold tree, plyfold merge --stages {done}")
     print_table(
-        ["stage", "adapter", "", "steps", "time", "loss", "reward", "tokens", "run folder"],
+        ["stage", "", *numbers, "alarms", "gate", "adapter"],
         rows,
         title=result.curriculum,
-        right=("steps", "time", "loss", "reward", "tokens"),
-        caption="next: plyfold tree, plyfold merge --stages "
-        + ",".join(str(stage.number) for stage in result.stages if stage.digest),
+        right=(*numbers, "alarms"),
+        caption="\n".join(notes),
     )
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _percent(value: object) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else ""
+
+
+def _number(value: object, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else ""
