@@ -47,15 +47,16 @@ def _show_unaided(stage: str, unaided: dict[str, Any], samples: int) -> None:
 
     rows = [
         [
-            name.replace("_", " "),
+            words,
             f"{rates['problems']} x {rates['samples']}",
             rate,
             f"{rates['before'][rate]:.1%}",
             f"{rates['after'][rate]:.1%}",
             f"{change['value']:+.1%}",
-            f"{change['ci95'][0]:+.1%} to {change['ci95'][1]:+.1%}",
+            "{:+.1%} to {:+.1%}".format(*change["ci95"]) if change["ci95"] else "",
         ]
-        for name, rates in unaided.items()
+        for name, words in (("trained", "trained on"), ("held_out", "held out"))
+        if (rates := unaided.get(name))
         for rate, change in rates["change"].items()
     ]
     print_table(

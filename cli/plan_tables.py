@@ -85,6 +85,8 @@ def _notes(plan: CurriculumPlan) -> list[str]:
     notes += sorted({f"rows and steps unknown: {stage.unknown}" for stage in plan.stages if stage.unknown})
     notes += [f"stage {stage.number} {stage.name} has to reach {' and '.join(map(str, stage.gate))} before a later one "
               "trains" for stage in plan.stages if stage.gate]  # fmt: skip
+    notes += [f"stage {stage.number} {stage.name} mines {cost['problems']} problems: at most {cost['mining']} samples, "
+              f"and {cost['unaided']} to measure" for stage in plan.stages if (cost := stage.mining)]  # fmt: skip
     if plan.eval_note:
         notes.append(f"training and evaluation rows not compared: {plan.eval_note}")
     return notes

@@ -25,7 +25,7 @@ from ..core.errors import FailedError, IntegrityError
 from ..core.files import write_json
 from .data import load_problems, question_hash, require_disjoint, require_train_split
 from .draws import Draws, verifier
-from .mining import VERDICTS, Mined, mine, pass_rate_bound
+from .mining import VERDICTS, Mined, mine, mining_cost, pass_rate_bound
 from .plan import CurriculumPlan, StagePlan
 from .rationale import Rationale
 from .recorder import METRICS, read_metrics
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 MINED = "mined.json"
 DRAWS = "mined.draws.jsonl"
-SETS = ("trained", "held_out")
-"""Failures that are trained on, and failures that are only measured."""
+SETS = {"trained": "trained on", "held_out": "held out"}
+"""Failures that are trained on, failures that are only measured, and their words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +184,9 @@ def _require_train_only(plan: CurriculumPlan, stage: StagePlan) -> dict[str, Any
 
 
 def _cost(rows: int, config: MiningConfig) -> str:
-    tried = min(rows, config.problems or rows)
-    text = f"mining {tried} problems, {config.samples} samples each at most"
-    return f"{text}, {config.confirm} where none of them is right" if (config.confirm or 0) > config.samples else text
+    cost = mining_cost(rows, config)
+    text = f"mining {cost['problems']} problems, {cost['samples']} samples each at most"
+    return f"{text}, {cost['k']} where none of them is right" if cost["k"] > cost["samples"] else text
 
 
 def _uses(mined: Mined, hashes: Sequence[str], share: float, seed: int) -> dict[int, str]:
@@ -310,15 +310,16 @@ def _compared(before: PassRates, after: PassRates) -> dict[str, Any]:
     change = {}
     for k in before.ks:
         value, interval = difference(before, after, k)
-        change[f"pass@{k}"] = {"value": round(value, 6), "ci95": [round(bound, 6) for bound in interval]}
+        ci95 = [round(bound, 6) for bound in interval] if interval else None
+        change[f"pass@{k}"] = {"value": round(value, 6), "ci95": ci95}
     sizes = {"problems": len(before.right), "samples": before.samples}
     return {**sizes, "before": before.to_json(), "after": after.to_json(), "change": change}
 
 
 def _sentence(name: str, compared: dict[str, Any]) -> str:
     rates = [
-        f"{rate} {compared['before'][rate]:.1%} -> {compared['after'][rate]:.1%} "
-        f"({change['value']:+.1%}, 95 % {change['ci95'][0]:+.1%} to {change['ci95'][1]:+.1%})"
+        f"{rate} {compared['before'][rate]:.1%} -> {compared['after'][rate]:.1%} ({change['value']:+.1%}"
+        + (", 95 % {:+.1%} to {:+.1%})".format(*change["ci95"]) if change["ci95"] else ")")
         for rate, change in compared["change"].items()
     ]
-    return f"unaided on {compared['problems']} failures {name.replace('_', ' ')}: {'; '.join(rates)}"
+    return f"unaided on {compared['problems']} failures {SETS[name]}: {'; '.join(rates)}"

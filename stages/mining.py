@@ -23,6 +23,8 @@ OUTCOMES = ("right", "wrong", "truncated", "unanswered")
 """How a sample can end."""
 VERDICTS = ("solved", "wrong", "truncated", "unanswered")
 """What a problem can be: solved once, a persistent failure, or unsolved for its form."""
+MEASURING = ("unaided_samples", "unaided_problems")
+"""Fields of the config that leave the failures alone."""
 CONFIDENCE = 0.95
 
 Ask = Callable[[Sequence[int], str], list[str]]
@@ -91,6 +93,20 @@ def check_mining(config: MiningConfig, where: str) -> None:
             found=config.held_out_share,
             expected="0, or more and below 1",
         )
+
+
+def mining_cost(rows: int, config: MiningConfig) -> dict[str, int]:
+    """Samples that a stage's mining and measuring take at most: {problems, samples, k, mining, unaided}."""
+    problems, k = min(rows, config.problems or rows), config.confirm or config.samples
+    sets = 2 if config.held_out_share else 1
+    measured = min(problems, sets * config.unaided_problems)
+    return {
+        "problems": problems,
+        "samples": config.samples,
+        "k": k,
+        "mining": problems * k,
+        "unaided": 2 * measured * config.unaided_samples,
+    }
 
 
 def pass_rate_bound(k: int) -> float:

@@ -25,7 +25,7 @@ from .data import LoadReport, require_disjoint, require_train_split
 from .gates import Condition, check_engine, parse_gate
 from .masking import check_masking
 from .memory import MemoryEstimate, count_adapter, estimate_memory
-from .mining import check_mining
+from .mining import MEASURING, check_mining, mining_cost
 from .rationale import Rationale
 from .rewards import check_reward
 from .rollout_check import check_rollout, check_sampling, plan_rollout
@@ -43,13 +43,9 @@ _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps
                "log_completions", "dataloader_num_workers"}  # fmt: skip
 """Trainer fields that leave the weights alone."""
 
-_MEASURING = {"unaided_samples", "unaided_problems"}
-"""Fields of mining that only measure."""
-
 _ADDED: dict[str, dict[str, Any]] = {
-    "reward": {"mode": "continuous"},
-    "mining": {"confirm": None, "wrong_share": 0.5, "held_out_share": 0.0},
-}
+    "reward": {"mode": "continuous"}, "mining": {"confirm": None, "wrong_share": 0.5, "held_out_share": 0.0},
+}  # fmt: skip
 """Fields newer than the recipe format, at the values that mean what lacking them meant."""
 
 
@@ -129,9 +125,16 @@ class StagePlan:
             "trainable_parameters": self.trainable,
             "parents": list(self.parents),
             "prior_rank": self.prior_rank,
+            "mining": self.mining,
             "gate": " and ".join(map(str, self.gate)) or None,
             "memory": self.memory.to_json() if self.memory else None,
         }
+
+    @property
+    def mining(self) -> dict[str, int] | None:
+        """Samples its mining draws at most; None where nothing is mined, or its rows are not known."""
+        mined = self.stage.task == "rewrite" and not self.unknown
+        return mining_cost(len(self.rationales), self.stage.mining) if mined else None
 
     @property
     def bounded(self) -> bool:
@@ -382,9 +385,7 @@ def _config_digest(
     for section, added in _ADDED.items():
         if section in decisive:
             decisive[section] = {key: value for key, value in decisive[section].items()
-                                 if key not in added or value != added[key]}  # fmt: skip
-    if "mining" in decisive:
-        decisive["mining"] = {key: value for key, value in decisive["mining"].items() if key not in _MEASURING}
+                                 if key not in MEASURING and (key not in added or value != added[key])}  # fmt: skip
     decisive["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _UNDECIDING}
     return digest_json(
         {

@@ -79,7 +79,10 @@ def measure(count: int, samples: int, ask: Ask, label: str, batch: int) -> PassR
     return PassRates(samples=samples, right=tuple(right), outcomes=dict(outcomes))
 
 
-def difference(before: PassRates, after: PassRates, k: int) -> tuple[float, Interval]:
-    """pass@k after minus before, and its 95 % interval over the problems, paired."""
+def difference(before: PassRates, after: PassRates, k: int) -> tuple[float, Interval | None]:
+    """pass@k after minus before, and its normal 95 % interval over the problems, paired.
+
+    The interval is None where all problems changed alike: a spread of nothing bounds nothing.
+    """
     pairs: Sequence[float] = [new - old for old, new in zip(before.each(k), after.each(k), strict=True)]
-    return sum(pairs) / len(pairs), mean_ci95(pairs)
+    return sum(pairs) / len(pairs), mean_ci95(pairs) if max(pairs) > min(pairs) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from plyfold.core.config import load_config
 from plyfold.core.errors import ConfigError, FailedError, IntegrityError
+from plyfold.evaluation.answers import extract, same_answer
 from plyfold.registry.store import Store
 from plyfold.stages.data import question_hash
 from plyfold.stages.draws import draw_seed
@@ -24,6 +26,7 @@ from plyfold.stages.failures import DRAWS, MINED, Failures, find_failures
 from plyfold.stages.plan import CurriculumPlan, StagePlan, plan_curriculum
 from plyfold.stages.recorder import read_metrics
 from plyfold.stages.sampling import Sample
+from plyfold.stages.tasks import make_rows
 
 QUICK = [
     "data.rows=[0,20]",
@@ -165,7 +168,7 @@ def test_a_policys_gain_is_measured_with_fresh_samples(make_plan: MakePlan, tmp_
     assert steps[16]["unaided/trained/pass@1"] > steps[0]["unaided/trained/pass@1"]
     # the same policy with the same random numbers: nothing changed
     same = found.report(policy, make_adapter(tmp_path / "untrained", seed=1), step=0)
-    assert same["unaided"]["trained"]["change"]["pass@1"] == {"value": 0.0, "ci95": [0.0, 0.0]}
+    assert same["unaided"]["trained"]["change"]["pass@1"] == {"value": 0.0, "ci95": None}
 
 
 def test_nothing_is_measured_where_nothing_is_asked_for(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -225,6 +228,24 @@ def test_too_few_failures_name_what_would_give_more(
     assert "matter of form, not trained on" in told
     assert "fewer than 52.7% of samples, with 95 % confidence" in told
     assert "were among the rows of earlier stages" in told  # rows 30 to 39 are stage 2's too
+
+
+def test_no_rewriting_prompt_of_a_failure_says_what_it_comes_to(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan, stage = made = make_plan("stages.remedy.mining.wrong_share=0")
+    found, _ = _find(made, tmp_path)
+    rows = make_rows(found.rationales, replace(stage.stage, epochs=1), plan.protocol, 0, len)
+    bare = [row["prompt"] for row in rows if row["unaided"]]
+    assert len(bare) == round(stage.stage.unaided_share * len(found.rationales))
+    assert set(bare) <= {plan.protocol.prompt(item.question) for item in found.rationales}
+    questions = {item.question: item for item in found.rationales}
+    for row in rows:
+        if not row["unaided"]:
+            question, _, reference = row["prompt"].removeprefix("Question: ").partition("\nReference:\n")
+            assert questions[question].answer == row["gold"]
+            read = extract(reference)
+            assert read.method in ("last-number", "none") or not same_answer(read.value, row["gold"])
+            results = re.findall(r"=\s*([\d.,]*\d)", reference.rstrip().splitlines()[-2])  # the last is the cue
+            assert not any(same_answer(result, row["gold"]) for result in results), row["prompt"]
 
 
 def test_a_seed_belongs_to_a_draw_and_not_to_its_turn() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from plyfold.core.config import MiningConfig
+from plyfold.adapters.base import Quantisation
+from plyfold.core.config import MiningConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
-from plyfold.stages.mining import Mined, check_mining, judge, mine, pass_rate_bound, verdict
+from plyfold.stages.mining import Mined, check_mining, judge, mine, mining_cost, pass_rate_bound, verdict
+from plyfold.stages.plan import _config_digest
 from plyfold.stages.rationale import Rationale
 from plyfold.stages.sampling import Sample
 
@@ -65,6 +68,30 @@ def test_form_is_no_hardness() -> None:
     assert mined.verdicts == ("wrong", "truncated", "unanswered", "truncated", "wrong", "unanswered", "solved")
     assert verdict({"wrong": 1, "truncated": 15}, wrong_share=0.5) == "truncated"
     assert verdict({"truncated": 4}, wrong_share=0.0) == "wrong"  # where the config asks for all of them
+
+
+def test_the_cost_is_known_beforehand() -> None:
+    config = MiningConfig(samples=4, confirm=16, unaided_samples=8, unaided_problems=64)
+    assert mining_cost(800, config) == {
+        "problems": 800, "samples": 4, "k": 16, "mining": 12800, "unaided": 1024
+    }  # fmt: skip
+    assert mining_cost(40, replace(config, confirm=None, held_out_share=0.5))["unaided"] == 2 * 40 * 8
+    assert mining_cost(800, replace(config, problems=10, unaided_samples=0)) == {
+        "problems": 10, "samples": 4, "k": 16, "mining": 160, "unaided": 0
+    }  # fmt: skip
+    mined, ask = _mine(["w"] * 5, samples=2, confirm=6)
+    assert mined.drawn == ask.asked.total() == mining_cost(5, MiningConfig(samples=2, confirm=6))["mining"]
+
+
+def test_only_what_decides_the_failures_makes_a_stage_stale() -> None:
+    def digest(**mining: object) -> str:
+        stage = StageConfig(number=3, task="rewrite", mining=MiningConfig(**mining))  # type: ignore[arg-type]
+        return _config_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
+
+    same = digest()
+    assert digest(unaided_samples=0) == digest(unaided_problems=9) == digest(confirm=None) == same
+    others = [digest(confirm=16), digest(samples=8), digest(wrong_share=0.0), digest(held_out_share=0.2)]
+    assert len({same, *others}) == 5
 
 
 def test_pool_rates_are_shares_of_all_problems_tried() -> None:

@@ -37,9 +37,9 @@ def test_every_problem_is_sampled_equally_often_in_batches() -> None:
 
 
 def test_the_difference_is_paired() -> None:
-    before = PassRates(samples=4, right=(0, 1, 2, 3), outcomes={})
+    before = PassRates(samples=4, right=(0, 1, 2, 2), outcomes={})
     after = PassRates(samples=4, right=(1, 2, 3, 4), outcomes={})
     value, interval = difference(before, after, 1)
-    assert value == pytest.approx(0.25)
-    assert interval == pytest.approx((0.25, 0.25))  # every problem gained the same
-    assert difference(before, before, 4) == (0.0, (0.0, 0.0))
+    assert value == pytest.approx((0.25 + 0.25 + 0.25 + 0.5) / 4)
+    assert interval == pytest.approx((value - 1.96 * 0.0625, value + 1.96 * 0.0625), abs=1e-4)
+    assert difference(before, before, 4) == (0.0, None)  # no spread, no bound
