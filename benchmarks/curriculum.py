@@ -76,7 +76,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
         "jobs": args.jobs,
         "threads": max(1, (os.cpu_count() or 1) // args.jobs) if args.threads is None else args.threads or None,
         "code": codes or [code],
-        "command": f"python benchmarks/curriculum.py {shlex.join(args.argv)}",
+        "command": f"python benchmarks/curriculum.py {shlex.join(map(_public, args.argv))}",
     }
     write_json(out / SETTINGS, settings)
     return Bench(out, settings)
@@ -143,6 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.argv = argv
     return int(args.act(args))
+
+
+def _public(argument: str) -> str:
+    """An argument as results name it: without the folders of this machine."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _integers(text: str) -> list[int]:

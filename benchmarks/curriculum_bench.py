@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curriculum_jobs import Job, measure, read_json
+from curriculum_jobs import Job, measure, read_json, read_lines
 from curriculum_rows import (
     BASELINES,
     FULL,
@@ -95,13 +95,11 @@ class Bench:
 
     def compute(self, seed: int, training: Training) -> dict[int, float]:
         """Token-forwards of each stage of a row, counted from its own metrics; see curriculum_rows."""
-        from plyfold.stages.recorder import read_metrics
-
         stages = {stage.number: stage for stage in self.config.stages.values()}
         spent = {}
         for number in training.stages:
             folder, stage = self.run_dir(seed, training, number), stages[number]
-            spent[number] = passes_of(stage) * processed_tokens(read_metrics(folder / "metrics.jsonl"))
+            spent[number] = passes_of(stage) * processed_tokens(read_lines(folder / "metrics.jsonl"))
             spent[number] += self._mined(seed, training, number)
         return spent
 
@@ -137,15 +135,13 @@ class Bench:
 
     def steps(self, seed: int, kind: str) -> int:
         """Optimiser steps of a baseline: those that cost what the whole curriculum cost under this seed."""
-        from plyfold.stages.recorder import read_metrics
-
         full = self.full()
         compute = sum(self.compute(seed, full).values())
         template = template_stage(self.config, kind)
         prompt, row = self.row_tokens(seed)
         if kind == SFT:
             return supervised_steps(compute, template, row)
-        metrics = read_metrics(self.run_dir(seed, full, template.number) / "metrics.jsonl")
+        metrics = read_lines(self.run_dir(seed, full, template.number) / "metrics.jsonl")
         lengths = [line["completions/mean_length"] for line in metrics if "completions/mean_length" in line]
         return grpo_steps(compute, template, prompt, lengths)
 

@@ -12,6 +12,7 @@ def render(results: dict[str, Any], notes: list[str]) -> str:
                                                                     "bitsandbytes"))  # fmt: skip
     code = results["code"]
     commit = f" ({code['git'][:12]}{', with changes' if code['dirty'] else ''})" if code.get("git") else ""
+    final = results.get("final", {}).get("variant", "")
     lines = [
         "# The curriculum against its base, fine-tuning, GRPO alone and itself without each stage",
         "",
@@ -31,15 +32,24 @@ def render(results: dict[str, Any], notes: list[str]) -> str:
                          ("Learning rates of the baselines", "sweep")):  # fmt: skip
         rows = [row for row in results["rows"] if row["table"] == table]
         if rows:
-            lines += ["", f"## {title}", "", *_TABLE_NOTES.get(table, []), *_table(rows, sampled=table == "main")]
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                *_TABLE_NOTES.get(table, []),
+                *_table(rows, final, sampled=table == "main"),
+            ]
     if results["goals"]:
         lines += ["", "## Goals", ""]
-        lines += [f"* {'Holds' if goal['holds'] else 'DOES NOT HOLD'}: {goal['claim']}: {goal['figure']}."
-                  for goal in results["goals"]]  # fmt: skip
+        lines += [f"* {'Holds' if goal['holds'] else 'DOES NOT HOLD'}, {goal['mode']}: {goal['claim']}: "
+                  f"{goal['figure']}." for goal in results["goals"]]  # fmt: skip
     if results["choices"]:
         lines += ["", "## What each stage adds", "", "The whole curriculum minus the curriculum trained without the "
                   "stage; a stage helps where the interval is above 0.", ""]  # fmt: skip
         lines += [_choice(choice) for choice in results["choices"]]
+    if results["recipes"]:
+        lines += ["", "## How each was trained", "", "Under the first seed; stages that are another row's are not "
+                  "repeated.", "", *_recipes(results["recipes"])]  # fmt: skip
     if results["cost"]:
         lines += ["", "## Cost", "", *_cost_table(results["cost"])]
     return "\n".join(lines)
@@ -64,41 +74,68 @@ def _protocol(results: dict[str, Any]) -> list[str]:
     asked += [
         "Brackets are 95 % intervals: bootstrap over seeds and problems, paired where two rows are compared.",
         "",
-        "Compute is counted in token-forwards (a forward pass of a token 1, backward 2, a generated token or its",
-        "prompt 1; padding not counted; mining included). The baselines' steps follow from it, by rule and per seed:",
-        "as many as cost what the whole curriculum cost under that seed, the completions of GRPO alone taken to be",
-        "as long as the curriculum's GRPO stage's. Their trainers are those of the like stages but for the swept rate;",
-        "they read the bare prompts of all rows that any stage reads. Gates are off.",
+        "Compute is counted in token-forwards (a forward pass of a token 1, backward 2 although frozen weights need no",
+        "gradient of their own, a generated token or its prompt 1; padding not counted; mining included). The",
+        "baselines' steps follow from it, by rule and per seed: as many as cost what the whole curriculum cost under",
+        "that seed, the completions of GRPO alone taken to be as long as the curriculum's first GRPO stage's. Their",
+        "trainers are those of the like stages but for the swept rate; they read the bare prompts of all rows that any",
+        "stage reads. Gates are off. The last column of the tables is the compute, as a share of the curriculum's.",
     ]
     return asked
 
 
-def _table(rows: list[dict[str, Any]], *, sampled: bool) -> list[str]:
-    head = ["", "greedy", "against the base", "of each seed", "tokens", "length"]
-    head += ["sampled", "sampled tokens"] if sampled else []
+def _table(rows: list[dict[str, Any]], final: str, *, sampled: bool) -> list[str]:
+    head = ["", "greedy", "of each seed", "tokens", "minus base", "length", f"{final} minus it", "length"]
+    head += ["sampled", "tokens"] if sampled else []
     head += ["compute"]
     lines = [_row(*head), _row("---", *["---:"] * (len(head) - 1))]
     for row in rows:
-        greedy, against = row["greedy"], row["against_base"].get("greedy")
+        greedy, found = row["greedy"], row["sampled"]
+        rate = f", rate {row['learning_rate']:g}" if row["table"] == "main" and row["learning_rate"] else ""
         cells = [
-            row["label"]
-            + (f", rate {row['learning_rate']:g}" if row["table"] == "main" and row["learning_rate"] else ""),
+            f"{row['label']}{rate}",
             f"{100 * greedy['accuracy']:.1f} %",
-            f"{100 * against['accuracy']['value']:+.1f} {_interval(against['accuracy']['ci95'], '+.1f')}"
-            if against
-            else "",
             " ".join(f"{100 * value:.1f}" for value in greedy["accuracy_of_seeds"]),
             f"{greedy['tokens']:.1f}",
-            f"{100 * against['length']['value']:+.1f} % {_interval(against['length']['ci95'], '+.1f')}"
-            if against
-            else "",
+            *_difference(row["against_base"].get("greedy")),
+            *_difference(row["final_against"].get("greedy")),
         ]
         if sampled:
-            found = row["sampled"]
-            cells += [f"{100 * found['accuracy']:.1f} % {_interval(found['accuracy_ci95'], '.1f')}",
-                      f"{found['tokens']:.1f}"] if found else ["", ""]  # fmt: skip
+            cells += _accuracy(found) if found else ["", ""]
         cells.append(f"{row['compute']['share_of_full']:.2f}" if row["compute"] else "0")
         lines.append(_row(*cells))
+    return lines
+
+
+def _difference(against: dict[str, Any] | None) -> list[str]:
+    """Points of accuracy and relative length, each with its interval; empty for the row itself."""
+    if not against:
+        return ["", ""]
+    accuracy, length = against["accuracy"], against["length"]
+    return [
+        f"{100 * accuracy['value']:+.1f} {_interval(accuracy['ci95'], '+.1f')}",
+        f"{100 * length['value']:+.1f} % {_interval(length['ci95'], '+.1f')}",
+    ]
+
+
+def _accuracy(summary: dict[str, Any]) -> list[str]:
+    return [
+        f"{100 * summary['accuracy']:.1f} % {_interval(summary['accuracy_ci95'], '.1f')}",
+        f"{summary['tokens']:.1f}",
+    ]
+
+
+def _recipes(recipes: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        _row("trained as", "stage", "task", "rows", "bare prompts", "steps x rows", "rate", "schedule", "reward"),
+        _row("---", *["---:"] * 8),
+    ]
+    for recipe in recipes:
+        lines.append(
+            _row(recipe["trained_as"], recipe["stage"], recipe["task"], "-".join(map(str, recipe["rows"] or ["all"])),
+                 f"{100 * recipe['unaided_share']:.0f} %", f"{recipe['steps']} x {recipe['batch']}",
+                 recipe["learning_rate"], recipe["schedule"], recipe["reward"])
+        )  # fmt: skip
     return lines
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from curriculum_bench import Bench
-from curriculum_jobs import read_json
+from curriculum_jobs import read_json, read_lines
 from curriculum_report import render
-from curriculum_rows import BASELINES, Row
+from curriculum_rows import BASELINES, SUPERVISED, Row, completions_a_step
 from curriculum_statistics import Answers, Difference, compare, estimate, verdict
 
 from plyfold.core.files import write_bytes, write_json
@@ -49,6 +49,7 @@ def collect(bench: Bench) -> dict[str, Any]:
     by_key = {row["key"]: row for row in rows}
     settings = {key: bench.settings[key] for key in ("config", "overrides", "seeds", "problems", "sweep", "rows",
                                                      "added", "jobs", "threads", "code")}  # fmt: skip
+    settings["config"] = Path(settings["config"]).name
     results: dict[str, Any] = {
         "schema": 1,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -62,6 +63,7 @@ def collect(bench: Bench) -> dict[str, Any]:
         "seeds": bench.seeds,
         "failed": bench.settings.get("failed", {}),
         "rows": rows,
+        "recipes": _recipes(bench),
         "cost": _costs(bench),
     }
     for name, key in (("base", base), ("final", final)):
@@ -167,9 +169,6 @@ def _compute(bench: Bench, row: Row) -> dict[str, Any] | None:
 
 def _costs(bench: Bench) -> list[dict[str, Any]]:
     """What each trained stage cost, a mean over the seeds it was trained under."""
-    from plyfold.stages.recorder import read_metrics
-    from plyfold.stages.rollout import rollout_totals
-
     trainings = list(dict.fromkeys(row.training for row in _shown(bench) if row.table != "sweep"))
     costs = []
     for training in trainings:
@@ -184,7 +183,7 @@ def _costs(bench: Bench) -> list[dict[str, Any]]:
                     continue
                 if "peak_bytes" not in note:
                     continue
-                metrics, run = read_metrics(folder / "metrics.jsonl"), read_json(folder / "run.json")
+                metrics, run = read_lines(folder / "metrics.jsonl"), read_json(folder / "run.json")
                 train_s = sum(line["train_runtime"] for line in metrics if "train_runtime" in line)
                 times = [line["step_time"] for line in metrics if "step_time" in line]
                 measured.append({
@@ -196,13 +195,26 @@ def _costs(bench: Bench) -> list[dict[str, Any]]:
                     "cpu_s": note["cpu_s"],
                     "peak_bytes": note["peak_bytes"],
                     "token_forwards": spent,
-                    **({"rollout_share": totals["share"], "sync_bytes": totals["sync_bytes"],
-                        "sync_s": totals["sync_seconds"]} if (totals := rollout_totals(metrics)) else {}),
+                    **_rollouts(metrics),
                 })  # fmt: skip
             if measured:
                 mean = {key: sum(item[key] for item in measured) / len(measured) for key in measured[0]}
                 costs.append({"trained_as": training.name, "stage": number, "seeds": len(measured), **mean})
     return costs
+
+
+def _rollouts(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """Share of a GRPO run's time in which completions were made, and what the engine was sent for it."""
+    lines = [line for line in metrics if "rollout/wall_seconds" in line]
+    if not lines:
+        return {}
+    total = {key: sum(line[f"rollout/{key}"] for line in lines)
+             for key in ("seconds", "sync_seconds", "sync_bytes", "wall_seconds")}  # fmt: skip
+    return {
+        "rollout_share": (total["seconds"] + total["sync_seconds"]) / max(total["wall_seconds"], 1e-9),
+        "sync_bytes": total["sync_bytes"],
+        "sync_s": total["sync_seconds"],
+    }
 
 
 def _asked(bench: Bench) -> dict[str, Any]:
@@ -223,27 +235,64 @@ def _asked(bench: Bench) -> dict[str, Any]:
 def _goals(
     found: dict[str, dict[str, Answers]], rows: dict[str, dict[str, Any]], base: str, final: str
 ) -> list[dict[str, Any]]:
-    """The claims that are asked of this table, and whether they hold (by the greedy point estimate)."""
-    greedy = found["greedy"]
-    if base not in greedy or final not in greedy:
-        return []
-    against = compare(greedy[final], greedy[base])
-    goals = [
-        {"claim": f"at least {100 * GOAL_ACCURACY:.2f} points above the base",
-         "holds": against.accuracy.value >= GOAL_ACCURACY, "figure": _points(against)},
-        {"claim": f"outputs at least {-100 * GOAL_LENGTH:.1f} % shorter than the base's",
-         "holds": against.length.value <= GOAL_LENGTH, "figure": _percent(against)},
-    ]  # fmt: skip
-    for kind in BASELINES:
-        if kind in greedy:
-            difference = compare(greedy[final], greedy[kind])
-            told = {"more": "", "less": "; the interval is below 0", "even": "; the interval holds 0"}
-            goals.append({
-                "claim": f"more accurate than {rows[kind]['label']}, with shorter outputs",
-                "holds": difference.accuracy.value > 0 and difference.tokens.value < 0,
-                "figure": f"{_points(difference)}{told[verdict(difference.accuracy)]}; length {_percent(difference)}",
-            })  # fmt: skip
+    """The claims that are asked of this table, and whether they hold (by the point estimate), greedy and sampled."""
+    goals: list[dict[str, Any]] = []
+    for mode, answers in found.items():
+        if base not in answers or final not in answers:
+            continue
+        against = compare(answers[final], answers[base])
+        goals += [
+            {"mode": mode, "claim": f"at least {100 * GOAL_ACCURACY:.2f} points above the base",
+             "holds": against.accuracy.value >= GOAL_ACCURACY, "figure": _points(against)},
+            {"mode": mode, "claim": f"outputs at least {-100 * GOAL_LENGTH:.1f} % shorter than the base's",
+             "holds": against.length.value <= GOAL_LENGTH, "figure": _percent(against)},
+        ]  # fmt: skip
+        for kind in BASELINES:
+            if kind in answers:
+                difference = compare(answers[final], answers[kind])
+                told = {"more": "", "less": "; the interval is below 0", "even": "; the interval holds 0"}
+                figure = f"{_points(difference)}{told[verdict(difference.accuracy)]}; length {_percent(difference)}"
+                goals.append({
+                    "mode": mode,
+                    "claim": f"more accurate than {rows[kind]['label']}, with shorter outputs",
+                    "holds": difference.accuracy.value > 0 and difference.tokens.value < 0,
+                    "figure": figure,
+                })  # fmt: skip
     return goals
+
+
+def _recipes(bench: Bench) -> list[dict[str, Any]]:
+    """How each row was trained, under the first seed, by the configurations on disk."""
+    from plyfold.core.config import load_config
+
+    seed, recipes = bench.seeds[0], []
+    for training in dict.fromkeys(row.training for row in _shown(bench) if row.table != "sweep"):
+        path = bench.folder(seed) / "configs" / f"{training.name}.yaml"
+        if not path.is_file():
+            continue
+        config = load_config(path)
+        for stage in sorted(config.stages.values(), key=lambda stage: stage.number):
+            if stage.number in training.shared:
+                continue
+            try:
+                steps = read_json(bench.run_dir(seed, training, stage.number) / "run.json").get("steps")
+            except ValueError:
+                continue
+            recipes.append({
+                "trained_as": training.name,
+                "stage": stage.number,
+                "task": stage.task,
+                "rows": (stage.data or config.data).rows,
+                "unaided_share": stage.unaided_share,
+                "steps": steps,
+                "batch": completions_a_step(stage),
+                "learning_rate": stage.trainer.get("learning_rate"),
+                "schedule": stage.trainer.get("lr_scheduler_type", "linear"),
+                "reward": "" if stage.task == SUPERVISED else
+                          stage.reward.mode + (f", brevity {stage.reward.brevity:g}" if stage.reward.mode ==
+                                               "continuous" else ""),
+            })  # fmt: skip
+    return recipes
 
 
 def _choices(
