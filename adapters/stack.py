@@ -41,7 +41,7 @@ def attach(model: PreTrainedModel, config: AdapterConfig, prior: Path | None, se
         A PeftModel with float32 factors, `default` trainable, all else frozen.
 
     Raises:
-        ConfigError: A target that names no linear module of the base.
+        ConfigError: A target that names no linear module of the base, or its head.
         IncompatibleError: `prior` has modules that the base lacks.
         ShapeMismatchError: `prior` was made for other sizes.
     """
@@ -59,12 +59,17 @@ def attach(model: PreTrainedModel, config: AdapterConfig, prior: Path | None, se
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    # Of this model's GPU alone: by default the state of every GPU is saved, which makes a context on each.
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         peft_model = get_peft_model(model, lora, adapter_name=DEFAULT)
     if earlier is not None:
         peft_model.load_adapter(str(prior), adapter_name=PRIOR, is_trainable=False)
         _check_loaded(peft_model, earlier)
+        for _, layer in _lora_layers(peft_model):
+            # A dropout named in the prior's config would act on the frozen path whenever the model trains.
+            if PRIOR in layer.lora_dropout:
+                layer.lora_dropout[PRIOR] = torch.nn.Identity()
     peft_model.train(training)  # a new PeftModel trains, load_adapter leaves it in eval mode
     activate(peft_model)
     return peft_model
@@ -283,6 +288,14 @@ def _check_targets(model: PreTrainedModel, config: AdapterConfig) -> None:
                 where="adapter.targets",
                 found=target,
                 expected=", ".join(suffixes),
+            )
+        head = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
+        if any(name == target or name.endswith(f".{target}") for name in head):
+            raise ConfigError(
+                "the head cannot carry an adapter: TRL reads its weight past one, which would never be trained",
+                where="adapter.targets",
+                found=target,
+                expected=", ".join(suffix for suffix in suffixes if suffix not in head),
             )
     if config.r < 1 or not config.targets:
         raise ConfigError("an adapter needs a rank of at least 1 and a target", where="adapter", found=config)

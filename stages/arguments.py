@@ -42,6 +42,12 @@ _REFUSED = {
     "hub_model_id": "adapters are published from the registry",
     "bf16": "it follows base.compute_dtype",
     "fp16": "it follows base.compute_dtype",
+    "bf16_full_eval": "it casts the trained adapter for good",
+    "fp16_full_eval": "it casts the trained adapter for good",
+    "use_transformers_continuous_batching": "it casts the trained adapter and the prior for good; rollout.engine: vllm",
+    "cast_lm_head_to_fp32": "it casts the frozen head, which a quantised base shares with its embeddings",
+    "save_only_model": "a rerun could not continue as the run would have",
+    "ignore_data_skip": "a rerun could not continue as the run would have",
 }
 
 _COMMON: dict[str, Any] = {
