@@ -89,6 +89,13 @@ def _notes(plan: CurriculumPlan) -> list[str]:
               f"and {cost['unaided']} to measure" for stage in plan.stages if (cost := stage.mining)]  # fmt: skip
     if plan.eval_note:
         notes.append(f"training and evaluation rows not compared: {plan.eval_note}")
+    if plan.rollout:
+        drawn_by = {
+            "hf": "plain generate, on the base in training",
+            "vllm": f"vLLM {plan.rollout.get('vllm')} beside the trainer, on the twin {plan.twin}",
+            "http": f"the vLLM server at {plan.config.rollout.url}",
+        }
+        notes.append(f"GRPO's completions are drawn by {drawn_by[plan.rollout['engine']]}")
     return notes
 
 
