@@ -211,6 +211,8 @@ def _show_preview(preview: Preview) -> None:
     console.print(
         Text(f"{preview.number} {preview.name} · {preview.task} · seed {preview.seed} · {preview.total} rows{note}")
     )
+    if preview.masking:
+        console.print(Text(f"masked: {preview.masking}"))
     for place, example in enumerate(preview.examples, start=1):
         source, row = example.rationale, example.row
         console.print(Text(f"\n=== row {place} of {preview.total}", style="bold"))

@@ -1,6 +1,7 @@
 """Rows from the sandbox, a local file or the Hub, as rationales to train on and problems to be scored on.
 
-Columns are mapped by name, so any dataset with a question, a gold answer and a teacher's solution will do. Rows that
+Columns are mapped by name, so any dataset with a question, a gold answer and a teacher's solution will do; one column
+of chat messages may stand for all three, its assistant's last word being solution and answer. Rows that
 cannot be taught from are counted by reason, never repaired. Questions of the train and evaluation rows must differ.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 from ..core.config import DataConfig
 from ..core.digest import digest_json, sha256_bytes
 from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError
+from ..evaluation.answers import extract
 from ..evaluation.problems import Problem
 from ..registry.record import DataRef
 from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold
@@ -221,11 +223,13 @@ def _row(index: int, record: dict[str, Any], config: DataConfig) -> Row:
                 next_step=f"data.columns.{ours}=<one of them>",
             )
         value = record[theirs]
+        if isinstance(value, list):
+            value = _of_messages(ours, value)
         if not isinstance(value, (str, int, float)) or isinstance(value, bool):
             raise ConfigError(
-                "a value is neither text nor a number",
+                "a value is neither text, nor a number, nor messages",
                 where=f"{source_name(config)}, row {index}, column {theirs}",
-                found=type(value).__name__,
+                found=type(record[theirs]).__name__,
             )
         values[ours] = str(value)
         try:
@@ -238,6 +242,25 @@ def _row(index: int, record: dict[str, Any], config: DataConfig) -> Row:
                 next_step="write the row's text anew, or leave the row out",
             ) from error
     return Row(index=index, **values)
+
+
+def _of_messages(ours: str, messages: list[Any]) -> str | None:
+    """Of a chat: the question its user asks last, or what the assistant says last, or the answer stated in that.
+
+    None where the list is no chat.
+    """
+    role, said = "user" if ours == "question" else "assistant", None
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            return None
+        if message["role"] == role:
+            said = message["content"]
+    if not isinstance(said, str):
+        return None
+    if ours != "answer" or "####" in said:
+        return said
+    stated = extract(said)
+    return stated.value if stated.value and stated.method != "last-number" else ""
 
 
 def _sandbox(config: DataConfig, stop: int | None) -> list[dict[str, Any]]:

@@ -28,6 +28,15 @@ def check_masking(config: MaskingConfig, where: str) -> None:
         raise ConfigError("masking.minimum is too small", where=where, found=config.minimum, expected="1 or more")
 
 
+def describe_masking(config: MaskingConfig) -> str:
+    """The masking in words."""
+    which = "one step"
+    if config.mode != "one":
+        which = f"{config.mode}, {config.share:.0%} of the steps and {config.minimum} at least"
+    what = {"step": "", "numbers": ", their numbers", "operators": ", their operators and results"}[config.hide]
+    return f"{which}{what}, in {config.probability:.0%} of the rows"
+
+
 def draw_mask(num_steps: int, config: MaskingConfig, rng: random.Random) -> frozenset[int]:
     """Indices of the hidden steps.
 

@@ -10,7 +10,7 @@ from ..core.errors import ConfigError
 from ..evaluation.protocols import protocol
 from .data import load_rationales, require_train_split
 from .fit import token_counter
-from .masking import check_masking
+from .masking import check_masking, describe_masking
 from .rationale import Rationale
 from .tasks import Row, check_stage, draw_rows, find_stage
 
@@ -41,6 +41,8 @@ class Preview:
     total: int
     """Rows the stage has, over all epochs; for `rewrite` those it would have if every problem were a failure."""
     examples: tuple[Example, ...]
+    masking: str = ""
+    """Which steps are hidden and what of them, in words; empty for `rewrite`, which masks none."""
 
     def to_json(self) -> dict[str, Any]:
         """The preview as plain values."""
@@ -82,6 +84,7 @@ def preview_stage(config: CurriculumConfig, stage: str, num_rows: int = 3, seed:
         task=full.task,
         seed=drawn_seed,
         total=len(drawn),
+        masking="" if full.task == "rewrite" else describe_masking(full.masking),
         examples=tuple(
             Example(rationale=rationales[index], row={key: unknown.get(key, value) for key, value in row.items()})
             for index, row in drawn[:num_rows]

@@ -219,6 +219,32 @@ def test_previewed_rows_are_the_training_rows(capsys: pytest.CaptureFixture[str]
     assert default["examples"][0]["row"] != rows[0]
 
 
+def test_a_preview_shows_what_each_masking_hides(
+    config: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    taught = {"question": "Eggs?", "answer": "9", "cot": "Step 1: 2+3=5\nStep 2: 5-1=4\nStep 3: 4+5=9\nAnswer: 9"}
+    shown = {
+        ("one", "numbers"): "one step, their numbers, in 70% of the rows",
+        ("consecutive", "step"): "consecutive, 50% of the steps and 2 at least, in 70% of the rows",
+        ("keep-ends", "operators"): "keep-ends, 50% of the steps and 2 at least, their operators and results, in 70% "
+                                    "of the rows",
+    }  # fmt: skip
+    prompts = []
+    for (mode, hide), told in shown.items():
+        masking = f"stages.brevity.masking={{mode: {mode}, hide: {hide}, minimum: 2, probability: 0.7}}"
+        arguments = ["brevity", "-n", "8", *config([taught]), "stages.brevity.data.rows=null", masking,
+                     "stages.brevity.epochs=8", "stages.brevity.unaided_share=0"]  # fmt: skip
+        found = _json(capsys, "preview", *arguments)
+        assert found["masking"] == told
+        prompts.append({example["row"]["prompt"] for example in found["examples"]})
+        assert run(["data", "preview", *arguments]) == 0
+        assert f"masked: {told}" in capsys.readouterr().out
+    start, end = "Question: Eggs?\nPartial solution:\n", "Solution:\n"
+    assert f"{start}Step 1: [MASK]+[MASK]=[MASK]\nStep 2: 5-1=4\nStep 3: 4+5=[MASK]\n{end}" in prompts[0]
+    assert f"{start}Step 1: [MASK]\nStep 2: [MASK]\nStep 3: 4+5=[MASK]\n{end}" in prompts[1]
+    assert f"{start}Step 1: 2+3=5\nStep 2: 5[MASK]1=[MASK]\nStep 3: 4+5=[MASK]\n{end}" in prompts[2]
+
+
 def test_lengths_without_a_tokenizer_are_not_called_tokens(
     config: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

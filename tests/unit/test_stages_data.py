@@ -42,6 +42,39 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     assert rationales[0].answer == "3"
 
 
+def _chat(question: str, solution: object) -> dict[str, object]:
+    said = [("system", "Be right."), ("user", "Hello"), ("assistant", "Ask. Answer: 9"), ("user", question)]
+    turns = [{"role": role, "content": text} for role, text in [*said, ("assistant", solution)]]
+    return {"messages": turns}
+
+
+@pytest.mark.parametrize(
+    ("solution", "gold"),
+    [
+        ("<think>Step 1: 7. Answer: 7</think>Step 1: 1+1=2\nStep 2: 2+1=3\nAnswer: 3", "3"),
+        ("1+1=<<1+1=2>>2\n2+1=3\n#### 3", "3"),
+        ("Step 1: 1+1=2\nStep 2: 2+1=\\boxed{3}", "3"),
+    ],
+)
+def test_messages_hold_question_solution_and_answer(tmp_path: Path, solution: str, gold: str) -> None:
+    columns = dict.fromkeys(("question", "answer", "rationale"), "messages")
+    config = DataConfig(path=_write(tmp_path / "x.jsonl", [_chat("1+1+1?", solution)]), columns=columns)
+    ((rationale,), report) = load_rationales(config)
+    assert (rationale.question, rationale.steps, rationale.answer) == ("1+1+1?", ("1+1=2", "2+1=3"), gold)
+    assert report.parsed == 1
+
+
+def test_messages_without_an_answer_or_a_turn_are_counted_or_refused(tmp_path: Path) -> None:
+    columns = dict.fromkeys(("question", "answer", "rationale"), "messages")
+    rows = [_chat("1+1+1?", "1+1=2\n2+1=3\n#### 3"), _chat("?", "1+1=2\nand 2+1=3")]
+    path = _write(tmp_path / "x.jsonl", rows)
+    assert load_rationales(DataConfig(path=path, columns=columns))[1].skipped == {"no gold answer": 1}
+    for broken in ([], [{"role": "user", "content": "?"}], ["?"], _chat("?", ["a"])["messages"]):
+        path = _write(tmp_path / "y.jsonl", [{"messages": broken}])
+        with pytest.raises(ConfigError, match="nor messages"):
+            load_rows(DataConfig(path=path, columns=columns))
+
+
 def test_a_missing_column_lists_what_there_is(tmp_path: Path) -> None:
     config = DataConfig(path=_write(tmp_path / "x.jsonl", [{"problem": "?", "solution": "#### 1"}]))
     with pytest.raises(ConfigError) as caught:
@@ -69,7 +102,7 @@ def test_broken_and_absent_files_have_their_own_errors(tmp_path: Path) -> None:
         load_rows(DataConfig(path=str(broken)))
     with pytest.raises(IntegrityError):
         load_rows(DataConfig(path=_write(tmp_path / "numbers.json", [1, 2])))  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="neither text nor a number"):
+    with pytest.raises(ConfigError, match="neither text, nor a number"):
         load_rows(DataConfig(path=_write(tmp_path / "list.json", [{"question": ["a"], "answer": "1"}])))
 
 
