@@ -1,4 +1,4 @@
-"""What ends training from outside, told with the step it stopped at and what to do: no memory left, a lost process."""
+"""What torch ends training with, told with the step it stopped at and what to do: no memory, no number, no peer."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..core.errors import FailedError
+from ..core.errors import FailedError, PlyfoldError
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from .recorder import RunRecorder
 
+_NO_MEMORY = ("DefaultCPUAllocator",)
+_NOT_FINITE = ("probability tensor contains either", "device-side assert")
+"""What sampling from logits with a NaN says on a CPU and on a GPU."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
 
 
 @contextmanager
 def clear_mishaps(where: str, recorder: RunRecorder, arguments: TrainingArguments) -> Iterator[None]:
-    """Turn running out of memory, and losing another process, into one clear error.
+    """Turn what torch says of no memory, of numbers that blew up and of a lost process into one clear error each.
 
     Args:
         where: Number and name of the stage.
@@ -26,28 +29,35 @@ def clear_mishaps(where: str, recorder: RunRecorder, arguments: TrainingArgument
         arguments: TRL's; what is said about the batch is theirs.
 
     Raises:
-        FailedError: Either happened. The checkpoints before are sound.
+        FailedError: One of them happened. The checkpoints before are sound.
     """
     import torch
 
+    from .recorder import not_finite
+
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise out_of_memory(f"{where}, step {recorder.step + 1}", arguments, error) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error):  # of torch's CPU allocator
-            raise out_of_memory(f"{where}, step {recorder.step + 1}", arguments, error) from error
-        if arguments.world_size > 1 and _lost(error):
+    except PlyfoldError as error:
+        if error.where.startswith("step "):
+            error.where = f"{where}, {error.where}"
+        raise
+    except (RuntimeError, MemoryError) as error:
+        at, said = f"{where}, step {recorder.step + 1}", str(error)
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _says(said, _NO_MEMORY):
+            raise out_of_memory(at, arguments, error) from error
+        if _says(said, _NOT_FINITE):
+            raise not_finite("distribution that completions are sampled from", at, said.split("\n")[0]) from error
+        if arguments.world_size > 1 and _says(said, _LOST):
             raise FailedError(
                 "another process of this run has ended",
-                where=f"{where}, step {recorder.step + 1}",
+                where=at,
                 next_step="see what that process said; the same command continues from the last checkpoint",
             ) from error
         raise
 
 
-def _lost(error: RuntimeError) -> bool:
-    return not isinstance(error, FailedError) and any(sign in str(error) for sign in _LOST)
+def _says(text: str, signs: tuple[str, ...]) -> bool:
+    return any(sign in text for sign in signs)
 
 
 def out_of_memory(where: str, arguments: TrainingArguments, error: BaseException) -> FailedError:

@@ -293,16 +293,23 @@ def _with_state(plans: list[StagePlan], curriculum: str, store: Store) -> list[S
         if plan.unknown and plan.number in known:
             reasons.append("whether its rows changed cannot be told: they are not at hand")
         plan = replace(plan, digest=known.get(plan.number), reasons=tuple(reasons))
-        lacking = [earlier for earlier in done if earlier.digest is None and not earlier.selected]
+        lacking = [earlier for earlier in done if not earlier.selected and not _held(store, earlier.digest)]
         if plan.will_train and lacking:
             numbers = ",".join(str(earlier.number) for earlier in lacking)
             raise NotFoundError(
-                f"stage {plan.number} trains on top of stage {numbers}, which is not trained",
+                f"stage {plan.number} trains on top of stage {numbers}, which is not in the registry",
                 where=f"{curriculum} in {store.root}",
                 next_step=f"plyfold train --stages {numbers},{plan.number}",
             )
         done.append(plan)
     return done
+
+
+def _held(store: Store, digest: str | None) -> bool:
+    try:
+        return digest is not None and bool(store.peek(digest))
+    except NotFoundError:
+        return False
 
 
 def _selected(named: Sequence[tuple[str, StageConfig]], stages: Sequence[int] | None) -> set[int]:

@@ -12,7 +12,9 @@ from transformers import TrainerCallback
 
 from ..adapters.stack import check_frozen, has_moved
 from ..core.console import Task, warn
+from ..core.digest import sha256_file
 from ..core.errors import FailedError
+from ..core.files import write_json
 from .alarms import Alarm, Alarms
 
 CHECKPOINTS = "checkpoints"
@@ -87,16 +89,34 @@ class RunRecorder(TrainerCallback):
             warn(f"step {alarm.step}: {alarm.message}")
 
 
+def seal_checkpoint(folder: Path, fingerprint: str) -> None:
+    """Mark a checkpoint as complete, with the digest of each file: transformers goes on without one that is gone."""
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    write_json(folder / COMPLETE, {"schema": 1, "fingerprint": fingerprint, "files": files})
+
+
 def last_checkpoint(run_dir: Path, fingerprint: str) -> Path | None:
-    """The newest complete checkpoint of this very configuration; half-written and foreign ones are passed over."""
+    """The newest sound checkpoint of this very configuration.
+
+    Half-written and foreign ones are passed over, damaged ones with a warning.
+    """
     found = [(_step(path), path) for path in (run_dir / CHECKPOINTS).glob("checkpoint-*") if _step(path) >= 0]
     for _, path in sorted(found, reverse=True):
         try:
-            if json.loads((path / COMPLETE).read_bytes())["fingerprint"] == fingerprint:
-                return path
-        except (OSError, ValueError, KeyError, TypeError):
+            note = json.loads((path / COMPLETE).read_bytes())
+            if note["fingerprint"] != fingerprint:
+                continue
+            damaged = [name for name, digest in note.get("files", {}).items() if not _is(path / name, digest)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
+        if not damaged:
+            return path
+        warn(f"{path} is damaged and passed over: {', '.join(damaged)} is not as it was written")
     return None
+
+
+def _is(file: Path, digest: str) -> bool:
+    return file.is_file() and sha256_file(file) == digest
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -111,11 +131,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return metrics
 
 
-def not_finite(what: str, step: int, value: float) -> FailedError:
+def not_finite(what: str, step: int | str, value: object) -> FailedError:
     """The error of a run whose numbers blew up."""
     return FailedError(
         f"the {what} is not finite",
-        where=f"step {step}",
+        where=f"step {step}" if isinstance(step, int) else step,
         found=value,
         next_step="lower trainer.learning_rate; the checkpoints before this step are sound",
     )

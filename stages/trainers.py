@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from ..adapters.base import BaseRef
 from ..adapters.stack import activate, load_default, recast_fp32, reference_policy, save_default
-from ..core.files import disk_errors, disk_full, write_json
+from ..core.files import disk_errors, disk_full
 from .alarms import EQUAL_GROUPS
 from .quiet import quiet_libraries
-from .recorder import CHECKPOINTS, COMPLETE, not_finite
+from .recorder import CHECKPOINTS, not_finite, seal_checkpoint
 from .rewards import HierarchicalReward
 from .rollout import FOLDER, RolloutEngine, RolloutMeter, TrlRollouts, check_agreement
 
@@ -81,7 +81,7 @@ class _StageTrainer:
             raise disk_full(folder) from error
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]  # each writes its random state
         if self.args.should_save:
-            write_json(folder / COMPLETE, {"schema": 1, "fingerprint": self.fingerprint})
+            seal_checkpoint(folder, self.fingerprint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_default(self.model, Path(resume_from_checkpoint))
