@@ -13,6 +13,7 @@ def show_mined(stage: str, mined: dict[str, Any]) -> None:
         mined: `mined` of the stage's details.
     """
     from ..core.console import print_table
+    from ..stages.mining_report import percent
 
     problems, k = mined["problems"], str(mined["k"])
     print_table(
@@ -21,7 +22,7 @@ def show_mined(stage: str, mined: dict[str, Any]) -> None:
             [
                 mined["tried"],
                 *(problems[name] for name in ("solved", "wrong", "truncated", "unanswered")),
-                f"< {mined['bounds'][k]:.1%}",
+                f"< {percent(mined['bounds'][k])}",
                 mined["failures"],
                 mined["held_out"],
                 mined["samples"],
@@ -31,9 +32,9 @@ def show_mined(stage: str, mined: dict[str, Any]) -> None:
         right=("tried", "solved", "wrong", "cut off", "no answer", "trained on", "held out", "samples"),
         caption="\n".join(
             [
-                f"wrong, cut off and no answer: not one of {k} samples right; only the wrong ones are failures",
+                f"wrong, cut off, no answer: not one of {k} samples right, and most of them so; the wrong are failures",
                 f"pass rate: of each of them, with 95 % confidence after 0 of {k}",
-                "all problems tried, unaided: " + ", ".join(f"{name} {rate:.1%}" for name, rate in
+                "all problems tried, unaided: " + ", ".join(f"{name} {percent(rate)}" for name, rate in
                                                             mined["pool"].items()),
             ]
         ),
@@ -44,26 +45,26 @@ def show_mined(stage: str, mined: dict[str, Any]) -> None:
 
 def _show_unaided(stage: str, unaided: dict[str, Any], samples: int) -> None:
     from ..core.console import print_table
+    from ..stages.mining_report import SETS, percent, points
 
     rows = [
         [
             words,
             f"{rates['problems']} x {rates['samples']}",
             rate,
-            f"{rates['before'][rate]:.1%}",
-            f"{rates['after'][rate]:.1%}",
-            f"{change['value']:+.1%}",
-            "{:+.1%} to {:+.1%}".format(*change["ci95"]) if change["ci95"] else "",
+            percent(rates["before"][rate]),
+            percent(rates["after"][rate]),
+            points(change),
         ]
-        for name, words in (("trained", "trained on"), ("held_out", "held out"))
+        for name, words in SETS.items()
         if (rates := unaided.get(name))
         for rate, change in rates["change"].items()
     ]
     print_table(
-        ["failures", "samples", "unaided", "before", "after", "change", "95 %"],
+        ["failures", "samples", "unaided", "before", "after", "change, 95 %"],
         rows,
         title=f"{stage}: solved from the bare prompt",
-        right=("samples", "before", "after", "change"),
-        caption=f"{samples} fresh samples, as many before as after: those that picked the failures were all wrong by "
-        "selection,\nso against them anything would look like a gain",
+        right=("samples", "before", "after"),
+        caption=f"{samples} fresh samples, as many before as after: of those that picked the failures not one was "
+        "right,\nso against them anything would be a gain",
     )

@@ -80,7 +80,7 @@ def _show_result(result: TrainResult) -> None:
     from .mined_tables import show_mined
 
     for stage in result.stages:
-        if mined := stage.details.get("mined"):
+        if stage.trained and (mined := stage.details.get("mined")):  # an older record may hold anything
             show_mined(f"{stage.number} {stage.name}", mined)
     rows, notes = [], list[str]()
     for stage in result.stages:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,13 @@ from ..core.errors import FailedError, IntegrityError
 from ..core.files import write_json
 from .data import load_problems, question_hash, require_disjoint, require_train_split
 from .draws import Draws, verifier
-from .mining import VERDICTS, Mined, mine, mining_cost, pass_rate_bound
+from .mining import Mined, mine, mining_cost
+from .mining_report import SETS, compare, summarise, tell, tell_change
 from .plan import CurriculumPlan, StagePlan
 from .rationale import Rationale
 from .recorder import METRICS, read_metrics
 from .sampling import BATCH, Sampler, hf_sampler
-from .unaided import PassRates, difference, measure
+from .unaided import PassRates, measure
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 MINED = "mined.json"
 DRAWS = "mined.draws.jsonl"
-SETS = {"trained": "trained on", "held_out": "held out"}
-"""Failures that are trained on, failures that are only measured, and their words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +78,14 @@ class Failures:
         start_s = time.monotonic()
         after = _measure(self.sets, self.config, self.draws, tensor_digest(adapter), sampler)
         _note(self.metrics, step, after)
-        unaided = {name: _compared(self.before[name], after[name]) for name in after}
+        unaided = {name: compare(self.before[name], after[name]) for name in after}
         for name, compared in unaided.items():
-            say(f"stage {self.label}: {_sentence(name, compared)}")
+            say(f"stage {self.label}: {tell_change(name, compared)}")
         drawn = sum(2 * rates.samples * len(rates.right) for rates in after.values())
-        say(f"stage {self.label}: before and after are fresh samples, {drawn} in all "
-            f"({time.monotonic() - start_s:.0f} s after training); the {self.summary['k']} samples that picked these "
-            "problems were all wrong by selection and are left out")  # fmt: skip
+        after_s = time.monotonic() - start_s
+        say(f"stage {self.label}: before and after are fresh samples, {drawn} in all ({after_s:.0f} s after training); "
+            f"of the {self.summary['k']} that picked these problems not one was right, so against them anything would "
+            "be a gain")  # fmt: skip
         return {**self.summary, "unaided": unaided, "unaided_samples": drawn}
 
 
@@ -152,8 +151,8 @@ def find_failures(
     _keep(run_dir / MINED, manifest)
     earlier = {question_hash(item.question) for other in plan.stages if other.number < stage.number
                for item in other.rationales}  # fmt: skip
-    summary = _summary(mined, uses, [digest in earlier for digest in hashes], digest_json(manifest))
-    for line in _told(summary):
+    summary = summarise(mined, uses, [digest in earlier for digest in hashes], digest_json(manifest))
+    for line in tell(summary):
         say(f"stage {label}: {line}")
     say(f"stage {label}: mined with {mined.drawn} samples in {time.monotonic() - start_s:.0f} s")
     _require_enough(stage, summary)
@@ -225,44 +224,6 @@ def _keep(path: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _summary(mined: Mined, uses: dict[int, str], seen: Sequence[bool], manifest: str) -> dict[str, Any]:
-    verdicts, used = Counter(mined.verdicts), Counter(uses.values())
-    ended = sum((Counter(mined.outcomes[index]) for index in mined.failures), Counter[str]())
-    return {
-        "tried": len(mined.verdicts),
-        "samples": mined.drawn,
-        "problems": {name: verdicts[name] for name in VERDICTS},
-        "failures": used["trained"],
-        "held_out": used["held_out"],
-        "outcomes": dict(sorted(ended.items())),
-        "seen_before": sum(seen[index] for index in uses),
-        "k": mined.k,
-        "bounds": {str(k): round(pass_rate_bound(k), 6) for k in sorted({mined.samples, mined.k})},
-        "pool": {f"pass@{k}": round(rate, 6) for k, rate in mined.pool_rates().items()},
-        "manifest": manifest,
-    }
-
-
-def _told(summary: dict[str, Any]) -> list[str]:
-    """What was found, in sentences."""
-    problems, k = summary["problems"], summary["k"]
-    first = next(iter(summary["bounds"]))
-    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary["pool"].items())
-    lines = [
-        f"{problems['solved']} of {summary['tried']} problems solved at least once (unaided {rates})",
-        f"{problems['wrong']} wrong in all {k} samples: each solved in fewer than {summary['bounds'][str(k)]:.1%} of "
-        f"samples, with 95 % confidence"
-        + (f" ({summary['bounds'][first]:.1%} after the first {first})" if first != str(k) else ""),
-    ]
-    if problems["truncated"] or problems["unanswered"]:
-        lines.append(f"{problems['truncated']} unsolved and mostly cut off, {problems['unanswered']} unsolved and "
-                     "mostly without an answer: a matter of form, not trained on")  # fmt: skip
-    if summary["held_out"] or summary["seen_before"]:
-        lines.append(f"{summary['failures']} failures to train on, {summary['held_out']} held out; "
-                     f"{summary['seen_before']} were among the rows of earlier stages")  # fmt: skip
-    return lines
-
-
 def _require_enough(stage: StagePlan, summary: dict[str, Any]) -> None:
     config, name = stage.stage.mining, f"stages.{stage.name}.mining"
     if summary["failures"] >= config.minimum:
@@ -304,22 +265,3 @@ def _note(path: Path, step: int, measured: dict[str, PassRates]) -> None:
     if rates and line not in read_metrics(path):
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _compared(before: PassRates, after: PassRates) -> dict[str, Any]:
-    change = {}
-    for k in before.ks:
-        value, interval = difference(before, after, k)
-        ci95 = [round(bound, 6) for bound in interval] if interval else None
-        change[f"pass@{k}"] = {"value": round(value, 6), "ci95": ci95}
-    sizes = {"problems": len(before.right), "samples": before.samples}
-    return {**sizes, "before": before.to_json(), "after": after.to_json(), "change": change}
-
-
-def _sentence(name: str, compared: dict[str, Any]) -> str:
-    rates = [
-        f"{rate} {compared['before'][rate]:.1%} -> {compared['after'][rate]:.1%} ({change['value']:+.1%}"
-        + (", 95 % {:+.1%} to {:+.1%})".format(*change["ci95"]) if change["ci95"] else ")")
-        for rate, change in compared["change"].items()
-    ]
-    return f"unaided on {compared['problems']} failures {SETS[name]}: {'; '.join(rates)}"

@@ -160,7 +160,7 @@ def test_the_command_shows_what_was_mined(
     mined = stage["details"]["mined"]
     assert mined["held_out"] == round(0.3 * (mined["held_out"] + mined["failures"]))
     assert set(mined["unaided"]) == {"trained", "held_out"}
-    assert "with 95 % confidence (77.6% after the first 2)" in told.err
+    assert "with 95 % confidence (after the first 2: 77.6 %)" in told.err
     assert "fresh samples" in told.err
     on_record = Store(tmp_path / "a").stage("tiny", 1).record.recipe.details["mined"]
     assert on_record == mined
