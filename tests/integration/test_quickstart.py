@@ -23,6 +23,7 @@ QUICK = [
     "stages.remedy.mining.problems=48",
     "stages.remedy.mining.samples=2",
     "stages.remedy.mining.minimum=1",
+    "stages.remedy.mining.unaided_samples=2",
     "eval.limit=24",
 ]
 
