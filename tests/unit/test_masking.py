@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plyfold.core.config import MaskingConfig
@@ -16,6 +16,7 @@ ONE = MaskingConfig(mode="one", probability=0.7)
 SCATTERED = MaskingConfig(mode="scattered")
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), st.integers())
 def test_scattered_hides_half_at_least_three_at_most_all_but_one(num_steps: int, seed: int) -> None:
     mask = draw_mask(num_steps, SCATTERED, random.Random(seed))
@@ -30,6 +31,7 @@ def test_scattered_reaches_every_step() -> None:
     assert hidden == set(range(8))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), st.integers())
 def test_consecutive_hides_a_run_of_steps(num_steps: int, seed: int) -> None:
     mask = draw_mask(num_steps, MaskingConfig(mode="consecutive"), random.Random(seed))
@@ -38,6 +40,7 @@ def test_consecutive_hides_a_run_of_steps(num_steps: int, seed: int) -> None:
     assert mask <= set(range(num_steps))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), st.integers())
 def test_keep_ends_hides_only_what_is_between(num_steps: int, seed: int) -> None:
     mask = draw_mask(num_steps, MaskingConfig(mode="keep-ends"), random.Random(seed))
@@ -60,6 +63,7 @@ def test_one_hides_a_single_step_seven_times_in_ten() -> None:
     assert {index for mask in masks for index in mask} == set(range(5))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 20), st.integers())
 def test_the_order_is_a_permutation_and_never_the_identity(num_steps: int, seed: int) -> None:
     order = draw_order(num_steps, random.Random(seed))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plyfold.core.config import DataConfig
@@ -114,6 +114,7 @@ def test_equal_numbers_in_other_spellings_agree() -> None:
 step = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(st.lists(step, min_size=2, max_size=8), st.integers(-999, 9999))
 def test_whatever_the_teacher_writes_no_step_announces_an_answer(steps: list[str], answer: int) -> None:
     text = "\n".join(f"Step {number}: {line}" for number, line in enumerate(steps, start=1)) + f"\nAnswer: {answer}"

@@ -47,6 +47,7 @@ def _of(row: Row) -> Rationale:
 
 
 @pytest.mark.parametrize("task", STAGES)
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_no_prompt_gives_the_answer_away(task: str, seed: int) -> None:
     for row in _rows(task, RATIONALES, seed=seed, unaided_share=0.25):
@@ -57,6 +58,7 @@ def test_no_prompt_gives_the_answer_away(task: str, seed: int) -> None:
         assert render_solution(rationale) not in prompt
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_hidden_steps_are_nowhere_in_a_rollout_prompt(seed: int) -> None:
     for row in _rows("complete", RATIONALES, seed=seed):
@@ -107,7 +109,7 @@ def _digits(prompt: str) -> set[str]:
 @pytest.mark.parametrize("hide", HIDES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("task", ["complete", "rewrite"])
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(known=taught(), seed=st.integers(0, 2**32))
 def test_rollout_prompts_hold_no_target_no_answer_and_no_hidden_step(
     task: str, mode: str, hide: str, known: tuple[Rationale, list[str]], seed: int
