@@ -122,7 +122,7 @@ def _replay(store: Store, chosen: Sequence[str] | None) -> list[Replay]:
 
 def _recipe_notes(store: Store, digest: str) -> Iterator[str]:
     """Is a stage's digest of its configuration that of the configuration on record?"""
-    from ..stages.plan import digest_on_record
+    from ..stages.recipe_digest import digest_on_record
 
     record = store.peek(digest).record
     if not record.recipe.config_digest or not record.recipe.config:

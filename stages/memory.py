@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import Quantisation
-from ..core.config import AdapterConfig, StageConfig
+from ..core.config import AdapterConfig, RolloutConfig, StageConfig
 from .sampling import BATCH as MINING_BATCH
 from .shapes import ModelShape
 from .tasks import SUPERVISED
@@ -103,6 +103,7 @@ def estimate_memory(
     adapter: AdapterConfig,
     earlier: Sequence[AdapterConfig],
     arguments: TrainingArguments,
+    rollouts: RolloutConfig | None = None,
 ) -> MemoryEstimate:
     """Estimate one stage on one device.
 
@@ -114,7 +115,10 @@ def estimate_memory(
         earlier: Adapters of the stages before it.
         arguments: TRL's, for the batch, lengths and generation cycle. Gradient checkpointing is taken as on, as it is
             on a GPU, unless the stage says otherwise.
+        rollouts: Where completions come from; null is plain generate. What vLLM takes is not the trainer's and is
+            named beside the estimate.
     """
+    elsewhere = rollouts is not None and rollouts.engine != "hf" and stage.task not in SUPERVISED
     compute = 4 if quantisation.compute_dtype == "float32" else 2
     supervised = stage.task in SUPERVISED
     batch = int(arguments.per_device_train_batch_size)
@@ -136,8 +140,9 @@ def estimate_memory(
     rollout = logprobs = mining = 0
     if not supervised:
         at_once = batch * int(getattr(arguments, "steps_per_generation", 1))
-        rollout = _cache(shape, at_once * length, compute) + at_once * shape.vocabulary * (8 + compute)
-        if _more_passes(arguments):
+        if not elsewhere:
+            rollout = _cache(shape, at_once * length, compute) + at_once * shape.vocabulary * (8 + compute)
+        if elsewhere or _more_passes(arguments):  # vLLM's log probabilities are compared with the trainer's
             logprobs = one_layer + tile + largest
     if stage.task == "rewrite":
         longest = min(PROMPT_TOKENS + stage.mining.max_new_tokens, shape.context)
@@ -160,7 +165,12 @@ def estimate_memory(
         full_logits=tokens * shape.vocabulary * 4,
         tokens=tokens,
         assumption=f"one GPU{f' of {processes}' if processes > 1 else ''}, batch {batch}, {assumed}, AdamW in float32, "
-        f"gradient checkpointing {'on' if checkpointing else 'off'}; activations and what follows are estimates not "
+        + (
+            f"{rollouts.gpu_memory:.0%} of the GPU's memory beside it for vLLM, "
+            if elsewhere and rollouts and rollouts.engine == "vllm"
+            else ""
+        )
+        + f"gradient checkpointing {'on' if checkpointing else 'off'}; activations and what follows are estimates not "
         "measured on a GPU",
     )
 

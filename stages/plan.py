@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import BaseRef, Quantisation, twin_path
-from ..core.config import AdapterConfig, CurriculumConfig, DataConfig, StageConfig, build_config
+from ..core.config import AdapterConfig, CurriculumConfig, DataConfig, StageConfig
 from ..core.digest import digest_json, short
-from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
+from ..core.errors import BaseMismatchError, NotFoundError
 from ..evaluation.protocols import Protocol, protocol
 from ..registry.graph import stale
-from ..registry.record import Record
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
@@ -25,8 +24,9 @@ from .data import LoadReport, require_disjoint, require_train_split
 from .gates import Condition, check_engine, parse_gate
 from .masking import check_masking
 from .memory import MemoryEstimate, count_adapter, estimate_memory
-from .mining import MEASURING, check_mining, mining_cost
+from .mining import check_mining, mining_cost
 from .rationale import Rationale
+from .recipe_digest import recipe_digest
 from .rewards import check_reward
 from .rollout_check import check_rollout, check_sampling, plan_rollout
 from .shapes import ModelShape, find_shape
@@ -34,19 +34,6 @@ from .tasks import SUPERVISED, check_stage
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-RECIPE_FORMAT = 2
-"""Raised when equal configurations come to mean other training, so that stages made before count as stale."""
-
-_UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "report_to",
-               "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
-               "log_completions", "dataloader_num_workers"}  # fmt: skip
-"""Trainer fields that leave the weights alone."""
-
-_ADDED: dict[str, dict[str, Any]] = {
-    "reward": {"mode": "continuous"}, "mining": {"confirm": None, "wrong_share": 0.5, "held_out_share": 0.0},
-}  # fmt: skip
-"""Fields newer than the recipe format, at the values that mean what lacking them meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,14 +230,16 @@ def plan_curriculum(
                 report=report,
                 steps=count_steps(arguments, (_most_rows(full.data) if unknown else len(rationales)) * full.epochs),
                 trainable=_trainable(base, base_note, shape, adapter),
-                config_digest=_config_digest(full, config, (base.repo, base.revision), quantisation, report.sha256),
+                config_digest=recipe_digest(full, config, (base.repo, base.revision), quantisation, report.sha256),
                 digest=None,
                 reasons=("not trained yet",),
                 selected=full.number in selected,
                 arguments=arguments,
                 parents=tuple(plan.number for plan in plans),
                 prior_rank=sum(item.r for item in earlier),
-                memory=estimate_memory(shape, quantisation, full, adapter, earlier, arguments) if shape else None,
+                memory=estimate_memory(shape, quantisation, full, adapter, earlier, arguments, config.rollout)
+                if shape
+                else None,
                 gate=parse_gate(full.gate, f"stages.{name}.gate") if full.gate is not None else (),
                 unknown=unknown,
             )
@@ -352,55 +341,3 @@ def _check_base(config: CurriculumConfig, store: Store, base: BaseRef, quantisat
                     found=found,
                     next_step="give the curriculum another name (curriculum=NAME), or use another --registry",
                 )
-
-
-def digest_on_record(record: Record) -> str:
-    """The `recipe.config_digest` that the configuration on a stage's record makes, by this version's rules.
-
-    Raises:
-        ConfigError: A configuration this version cannot read, or without that stage.
-    """
-    try:
-        config = build_config(record.recipe.config, where=f"the record of {record.label}")
-        quantisation = Quantisation(**(record.base.quantisation or {}))  # type: ignore[arg-type]
-        (stage,) = (item for item in config.stages.values() if record.stage and item.number == record.stage.number)
-        (rows,) = record.data
-        full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
-        return _config_digest(full, config, (record.base.repo, record.base.revision), quantisation, rows.sha256)
-    except ConfigError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError("the record does not say how its stage was configured", where=record.label) from error
-
-
-def _config_digest(
-    stage: StageConfig, config: CurriculumConfig, base: tuple[str, str], quantisation: Quantisation, rows: str
-) -> str:
-    """Digest of all that decides a stage's weights but its parents.
-
-    Args:
-        stage: With its data and adapter filled in.
-        config: The curriculum.
-        base: Repository and revision.
-        quantisation: Of the base.
-        rows: Digest of the rows.
-    """
-    decisive = asdict(stage)
-    unused = {"reconstruct": ["reward", "mining"], "complete": ["mining"], "rewrite": ["masking"]}[stage.task]
-    for key in ("data", "gate", *unused):  # the rows' own digest stands for the data; a gate decides no weights
-        del decisive[key]
-    for section, added in _ADDED.items():
-        if section in decisive:
-            decisive[section] = {key: value for key, value in decisive[section].items()
-                                 if key not in MEASURING and (key not in added or value != added[key])}  # fmt: skip
-    decisive["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _UNDECIDING}
-    return digest_json(
-        {
-            "format": RECIPE_FORMAT,
-            "base": [*base, quantisation.digest()],
-            "stage": decisive,
-            "rows": rows,
-            "protocol": protocol(config.eval.protocol).digest(),
-            "seed": config.seed,
-        }
-    )

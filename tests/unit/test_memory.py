@@ -9,7 +9,7 @@ import torch
 
 from plyfold.adapters.base import BaseRef, Quantisation, load_nf4, resolve_base
 from plyfold.adapters.stack import attach, save_default
-from plyfold.core.config import AdapterConfig, BaseConfig, load_config
+from plyfold.core.config import AdapterConfig, BaseConfig, RolloutConfig, load_config
 from plyfold.stages.arguments import trainer_arguments
 from plyfold.stages.memory import MemoryEstimate, count_adapter, estimate_memory, nf4_bytes
 from plyfold.stages.shapes import KNOWN, ModelShape, find_shape
@@ -160,3 +160,17 @@ def test_activations_are_near_the_allocators_peak(base: BaseRef) -> None:
             held += event.nbytes()
             peak = max(peak, held)
     assert 0.9 < (expected.activations + expected.logits) / peak < 1.4
+
+
+def test_completions_drawn_elsewhere_cost_the_trainer_a_pass_and_no_cache() -> None:
+    loaded = load_config("gsm8k")
+    arguments = trainer_arguments(loaded, "brevity", Path("."), on_gpu=False)
+    quantisation, stage = Quantisation.of(loaded.base), loaded.stages["brevity"]
+    here, vllm, server = (
+        estimate_memory(shape_of(QWEN), quantisation, stage, loaded.adapter, [], arguments, rollouts)
+        for rollouts in (None, RolloutConfig(engine="vllm", gpu_memory=0.4), RolloutConfig(engine="http", url="u"))
+    )
+    assert here.rollout > 0 == vllm.rollout == server.rollout
+    assert vllm.logprobs == server.logprobs > 0
+    assert "40% of the GPU's memory" in vllm.assumption
+    assert "vLLM" not in here.assumption + server.assumption

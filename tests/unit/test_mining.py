@@ -12,8 +12,8 @@ from plyfold.adapters.base import Quantisation
 from plyfold.core.config import MiningConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.stages.mining import Mined, check_mining, judge, mine, mining_cost, pass_rate_bound, verdict
-from plyfold.stages.plan import _config_digest
 from plyfold.stages.rationale import Rationale
+from plyfold.stages.recipe_digest import recipe_digest
 from plyfold.stages.sampling import Sample
 
 
@@ -86,7 +86,7 @@ def test_the_cost_is_known_beforehand() -> None:
 def test_only_what_decides_the_failures_makes_a_stage_stale() -> None:
     def digest(**mining: object) -> str:
         stage = StageConfig(number=3, task="rewrite", mining=MiningConfig(**mining))  # type: ignore[arg-type]
-        return _config_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
+        return recipe_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
 
     same = digest()
     assert digest(unaided_samples=0) == digest(unaided_problems=9) == digest(confirm=None) == same

@@ -11,8 +11,8 @@ from plyfold.core.config import RewardConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.evaluation.protocols import protocol
 from plyfold.stages.paper_reward import completion_bonus, count_labels, rewrite_bonus
-from plyfold.stages.plan import _config_digest
 from plyfold.stages.rationale import Rationale
+from plyfold.stages.recipe_digest import recipe_digest
 from plyfold.stages.rewards import LEVELS, HierarchicalReward, brevity, check_reward
 from plyfold.stages.tasks import make_rows
 
@@ -271,7 +271,7 @@ def test_the_rows_carry_what_the_papers_reward_reads() -> None:
 def test_a_new_mode_leaves_what_was_trained_without_one_up_to_date() -> None:
     def digest(reward: RewardConfig) -> str:
         stage = StageConfig(number=2, task="complete", reward=reward)
-        return _config_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
+        return recipe_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
 
     assert digest(RewardConfig()) == "sha256:9e97210bf7369923ab478ac30b5398d476e42be66c6f2cf281f1a54f5cbcdbea"
     assert len({digest(RewardConfig(mode=mode)) for mode in ("continuous", "paper", "binary")}) == 3

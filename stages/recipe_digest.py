@@ -1,0 +1,79 @@
+"""The digest of everything that decides a stage's weights but its parents: what makes it stale when it changes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from ..adapters.base import Quantisation
+from ..core.config import CurriculumConfig, StageConfig, build_config
+from ..core.digest import digest_json
+from ..core.errors import ConfigError
+from ..evaluation.protocols import protocol
+from ..registry.record import Record
+from .mining import MEASURING
+
+RECIPE_FORMAT = 2
+"""Raised when equal configurations come to mean other training, so that stages made before count as stale."""
+
+_UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "report_to",
+               "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+               "log_completions", "dataloader_num_workers"}  # fmt: skip
+"""Trainer fields that leave the weights alone."""
+
+_ADDED: dict[str, dict[str, Any]] = {
+    "reward": {"mode": "continuous"}, "mining": {"confirm": None, "wrong_share": 0.5, "held_out_share": 0.0},
+}  # fmt: skip
+"""Fields newer than the recipe format, at the values that mean what lacking them meant."""
+
+
+def digest_on_record(record: Record) -> str:
+    """The `recipe.config_digest` that the configuration on a stage's record makes, by this version's rules.
+
+    Raises:
+        ConfigError: A configuration this version cannot read, or without that stage.
+    """
+    try:
+        config = build_config(record.recipe.config, where=f"the record of {record.label}")
+        quantisation = Quantisation(**(record.base.quantisation or {}))  # type: ignore[arg-type]
+        (stage,) = (item for item in config.stages.values() if record.stage and item.number == record.stage.number)
+        (rows,) = record.data
+        full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
+        return recipe_digest(full, config, (record.base.repo, record.base.revision), quantisation, rows.sha256)
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("the record does not say how its stage was configured", where=record.label) from error
+
+
+def recipe_digest(
+    stage: StageConfig, config: CurriculumConfig, base: tuple[str, str], quantisation: Quantisation, rows: str
+) -> str:
+    """Digest of all that decides a stage's weights but its parents.
+
+    Args:
+        stage: With its data and adapter filled in.
+        config: The curriculum.
+        base: Repository and revision.
+        quantisation: Of the base.
+        rows: Digest of the rows.
+    """
+    decisive = asdict(stage)
+    unused = {"reconstruct": ["reward", "mining"], "complete": ["mining"], "rewrite": ["masking"]}[stage.task]
+    for key in ("data", "gate", *unused):  # the rows' own digest stands for the data; a gate decides no weights
+        del decisive[key]
+    for section, added in _ADDED.items():
+        if section in decisive:
+            decisive[section] = {key: value for key, value in decisive[section].items()
+                                 if key not in MEASURING and (key not in added or value != added[key])}  # fmt: skip
+    decisive["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _UNDECIDING}
+    return digest_json(
+        {
+            "format": RECIPE_FORMAT,
+            "base": [*base, quantisation.digest()],
+            "stage": decisive,
+            "rows": rows,
+            "protocol": protocol(config.eval.protocol).digest(),
+            "seed": config.seed,
+        }
+    )
