@@ -15,6 +15,7 @@ changes. Stages that rows share are trained once. FOLDER holds a registry, run f
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shlex
 import sys
@@ -32,7 +33,6 @@ from curriculum_rows import GRPO, SFT
 from plyfold.core.digest import digest_json, sha256_bytes
 from plyfold.core.files import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("adapters", "core", "evaluation", "merge", "stages")
 """Folders whose code decides a score."""
 ROWS = ("base", SFT, GRPO, "curriculum", "rewards")
@@ -41,9 +41,14 @@ SETTINGS = "settings.json"
 
 
 def code_digest() -> str:
-    """Digest of the code that decides a score."""
-    files = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-    return digest_json([[str(path.relative_to(ROOT)), sha256_bytes(path.read_bytes())] for path in files])
+    """Digest of the code that decides a score, wherever the installed package has it."""
+    files = []
+    for room in ROOMS:
+        origin = importlib.util.find_spec(f"plyfold.{room}").origin  # type: ignore[union-attr]
+        folder = Path(str(origin)).parent
+        files += [[f"{room}/{path.relative_to(folder)}", sha256_bytes(path.read_bytes())] for path in
+                  sorted(folder.rglob("*.py"))]  # fmt: skip
+    return digest_json(files)
 
 
 def open_bench(args: argparse.Namespace) -> Bench:
@@ -96,8 +101,12 @@ def run_command(args: argparse.Namespace) -> int:
     start_s = time.monotonic()
     failed = run_jobs(jobs, args.jobs, tell)
     tell(f"{len(jobs) - len(failed)} done, {len(failed)} failed, {(time.monotonic() - start_s) / 60:.1f} min")
-    settings = read_json(bench.out / SETTINGS)
-    write_json(bench.out / SETTINGS, {**settings, "failed": failed})
+    settings = {**bench.settings, "failed": failed}
+    if (code := code_digest()) != settings["code"][-1]:
+        tell("the code changed while this ran: the page says so; run again to score every row with one")
+        settings["code"] = [*settings["code"], code]
+    write_json(bench.out / SETTINGS, settings)
+    bench.settings = settings
     print(render(collect(bench), []))
     return 1 if failed else 0
 

@@ -25,6 +25,8 @@ def render(results: dict[str, Any], notes: list[str]) -> str:
         *_protocol(results),
         *(line for note in notes for line in ("", note)),
     ]
+    if len(settings["code"]) > 1:
+        lines += ["", f"The code changed while this was measured: {len(settings['code'])} versions of it made parts."]
     if results["failed"]:
         lines += ["", "Not measured:", ""]
         lines += [f"* {name}: {reason.splitlines()[-1]}" for name, reason in results["failed"].items()]
