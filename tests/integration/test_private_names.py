@@ -32,7 +32,7 @@ with quiet_libraries():
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer, LoraModel
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
     from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 SIGNATURES: dict[Any, str] = {
@@ -61,10 +61,11 @@ SIGNATURES: dict[Any, str] = {
 ATTRIBUTES: dict[str, type] = {
     "_metrics": GRPOTrainer, "_last_loaded_step": GRPOTrainer, "use_vllm": GRPOTrainer, "vllm_generation": GRPOTrainer,
     "num_generations_eval": GRPOTrainer, "beta": GRPOTrainer, "_active_adapter": BaseTunerLayer,
+    "_n_gpu": TrainingArguments,
 }  # fmt: skip
 """Attribute that instances get -> the class that gives it."""
 
-TRAINING = {"_active_adapter", "_log_metric", "_get_per_token_logps_and_entropies"}
+TRAINING = {"_active_adapter", "_log_metric", "_get_per_token_logps_and_entropies", "_n_gpu"}
 OTHERS = {"_asdict", "_replace", "_content", "huggingface_hub.utils._http"}
 """Named tuples' own, and the Hub client's (tests/unit/test_hub_client.py)."""
 

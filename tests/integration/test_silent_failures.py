@@ -189,6 +189,21 @@ def test_a_field_that_would_undo_a_training_rule_is_refused(field: str, tmp_path
         trainer_arguments(config, "brevity", tmp_path, on_gpu=False)
 
 
+def test_one_process_that_sees_several_gpus_trains_on_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL would refuse to start. There are no GPUs here: what transformers counts is set by hand."""
+    from trl import GRPOConfig
+
+    made = GRPOConfig.__post_init__
+
+    def with_two(self: Any) -> None:
+        made(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(GRPOConfig, "__post_init__", with_two)
+    arguments = trainer_arguments(load_config("sandbox"), "brevity", tmp_path, on_gpu=False)
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 64)
+
+
 def test_an_adapter_on_the_head_is_refused(ref: BaseRef) -> None:
     """TRL reads `lm_head.weight` past any adapter: it would never be trained."""
     with pytest.raises(ConfigError, match="head"):
