@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..adapters.base import BaseRef
 from ..adapters.stack import activate, load_default, recast_fp32, reference_policy, save_default
@@ -50,6 +51,19 @@ class _StageTrainer:
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
         recast_fp32(self.model)
         activate(self.model)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Train, or continue; from a checkpoint of the last step transformers would make one step too many."""
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            if state.global_step >= state.max_steps:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                state.is_world_process_zero = self.state.is_world_process_zero
+                self.state = self.callback_handler.state = state  # type: ignore[attr-defined]
+                for event in ("on_train_begin", "on_train_end"):
+                    getattr(self.callback_handler, event)(self.args, self.state, self.control)  # type: ignore[attr-defined]
+                return None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]

@@ -146,6 +146,38 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
     assert store.stage("tiny", 1).record.recipe.steps == 4
 
 
+@pytest.mark.parametrize("steps", [3, -1], ids=["max_steps", "epochs"])
+def test_a_run_killed_after_its_last_step_makes_no_step_more(
+    steps: int,
+    make_config: Callable[..., CurriculumConfig],
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config(f"stages.structure.trainer.max_steps={steps}",
+                         "stages.structure.trainer.lr_scheduler_type=constant", "data.rows=[0, 12]")  # fmt: skip
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("plyfold.stages.run._trained_digest", kill)
+        with pytest.raises(Killed):
+            train(config, store, [1], tmp_path / "runs")
+    run_dir = tmp_path / "runs" / "tiny" / "1-structure"
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    train(config, store, [1], tmp_path / "runs")
+    assert store.stage("tiny", 1).record.recipe.steps == 3
+    weights = [folder / "adapter_model.safetensors" for folder in
+               (run_dir / "checkpoints" / "checkpoint-3", run_dir / "adapter")]  # fmt: skip
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    again = read_metrics(run_dir / "metrics.jsonl")
+    assert [line for line in again if "loss" in line] == [line for line in lines if "loss" in line]
+
+
 def test_rows_that_cannot_be_taught_from_are_counted_by_reason(
     make_config: Callable[..., CurriculumConfig], store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
