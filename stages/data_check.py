@@ -281,7 +281,7 @@ def _common(data: DataConfig, rows: list[Row]) -> dict[str, Any]:
 
 
 def _shows_answer(rationale: Rationale) -> bool:
-    gold = normalise(rationale.answer)
+    gold = (normalise(rationale.answer) or "").removeprefix("-")
     if gold not in {number.value for number in find_numbers(rationale.question)}:
         return False
     shown = hide_answer(rationale.steps, rationale.question, rationale.answer)
