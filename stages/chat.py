@@ -55,6 +55,12 @@ class Endpoint:
         return urlsplit(self.url).netloc
 
     @property
+    def tells_key(self) -> bool:
+        """Whether a key leaves this machine unencrypted."""
+        parts = urlsplit(self.url)
+        return bool(self.key) and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+
+    @property
     def completions_url(self) -> str:
         """Where completions are asked for."""
         root = self.url.rstrip("/")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..core.config import CurriculumConfig, DataConfig
-from ..core.console import Task, progress
+from ..core.console import Task, progress, warn
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from ..core.files import disk_errors
@@ -162,7 +162,9 @@ def find_questions(config: CurriculumConfig, stage: str | None = None) -> DataCo
     data = (config.stages[name].data if name else None) or config.data
     columns = {ours: theirs for ours, theirs in data.columns.items() if ours != "rationale"}
     data = replace(data, columns=columns)
-    held_out, _ = held_out_questions(config.eval.data, only_show=True)  # a Hub's evaluation rows may not be here
+    held_out, unknown = held_out_questions(config.eval.data, only_show=True)
+    if unknown:
+        warn(f"whether these questions are among the evaluation rows is not known: {unknown}")
     require_disjoint([row.question for row in load_rows(data)], held_out, f"stages.{name}" if name else "data")
     return data
 
@@ -240,6 +242,8 @@ def collect_rationales(plan: RationalesPlan, endpoint: Endpoint) -> dict[str, An
         ConfigError: The endpoint refuses whatever it is asked.
     """
     start_s = time.monotonic()
+    if endpoint.tells_key:
+        warn(f"the key goes to {endpoint.host} over http, for everybody between to read")
     with owned(plan.out):
         for path in (plan.out, rejected_path(plan.out)):
             cut_last_line(path)

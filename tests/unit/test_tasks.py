@@ -148,6 +148,24 @@ def test_rollout_prompts_hold_no_target_no_answer_and_no_hidden_step(
     assert mode != "keep-ends" or (not masked[0] and not _is_masked(lines[-1], hide))
 
 
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=40, deadline=None)
+@given(known=taught(), seed=st.integers(0, 2**32))
+def test_reconstruct_prompts_hide_steps_and_state_no_answer(
+    mode: str, known: tuple[Rationale, list[str]], seed: int
+) -> None:
+    rationale, words = known
+    (row,) = _rows("reconstruct", [rationale], seed=seed, masking=MaskingConfig(mode=mode))
+    prompt = row["prompt"].removeprefix(f"Question: {rationale.question}")
+    assert not re.search(r"(?i)answer|####|boxed", prompt)
+    assert render_solution(rationale) not in row["prompt"]
+    lines = [line.removeprefix("- ") for line in prompt.splitlines()[2 : 2 + len(words)]]
+    several = max(3, len(words) // 2)
+    counts = {"one": 1, "keep-ends": min(several, len(words) - 2)}
+    assert lines.count(MASK) == counts.get(mode, min(several, len(words) - 1))
+    assert sum(word in prompt for word in words) == len(words) - lines.count(MASK)
+
+
 def _is_masked(last: str, hide: str) -> bool:
     """Whether the last step is, beyond its result, which is always hidden."""
     if hide == "operators":

@@ -328,6 +328,18 @@ def test_questions_of_the_evaluation_are_not_asked(teacher: Teacher, ask: Any, t
     assert not teacher.asked
 
 
+def test_what_was_not_compared_and_a_key_in_the_open_are_said(
+    ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = ask("--dry-run", "eval.data.path=acme/none", f"eval.data.revision={'0' * 40}")
+    assert "evaluation rows is not known" in " ".join(found["stderr"].split())
+    for url, told in (("http://teacher.lan/v1", True), ("https://teacher.lan/v1", False), ("http://[::1]/v1", False)):
+        assert chat.Endpoint(url=url, model="toy", key=KEY).tells_key is told
+    assert not chat.Endpoint(url="http://teacher.lan/v1", model="toy").tells_key
+    assert KEY not in repr(chat.Endpoint(url="http://x/v1", model="toy", key=KEY))
+
+
 def test_rows_that_cannot_be_asked_are_counted(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     more = [ROWS[0], {"question": "Six?", "answer": "#### six"}, {"question": " ", "answer": "#### 6"}]
