@@ -24,6 +24,7 @@ from plyfold.registry.store import Store
 from plyfold.stages.arguments import trainer_arguments
 from plyfold.stages.curriculum import train
 from plyfold.stages.data import load_rationales
+from plyfold.stages.sampling import hf_sampler
 from plyfold.stages.tasks import make_rows
 from plyfold.stages.trainers import StageGRPOTrainer, StageSFTTrainer
 
@@ -95,9 +96,10 @@ def make_trainer(ref: BaseRef, prior: Path, tmp_path: Path) -> Make:
             "fingerprint": "none",
             "callbacks": [],
         }
-        return (
-            StageSFTTrainer(**common) if stage == "structure" else StageGRPOTrainer(**common, reward=reward or Varied())
-        )
+        own = {} if stage == "structure" else {"reward": reward or Varied()}
+        trainer: Any = (StageGRPOTrainer if own else StageSFTTrainer)(**common, **own)
+        trainer.given = rows
+        return trainer
 
     return make
 
@@ -239,21 +241,10 @@ def test_a_supervised_row_teaches_exactly_its_completion_and_its_end(make_traine
             own = labels_T != -100
             assert torch.equal(ids_T[own], labels_T[own])
             taught.append((tokenizer.decode(ids_T[: int(own.nonzero()[0])]), tokenizer.decode(labels_T[own])))
-    rows = trainer.train_dataset
+    end = tokenizer.eos_token
     assert len(taught) == 16
-    wanted = {(row["prompt"], row["completion"]) for row in _texts(rows, tokenizer)}
-    assert set(taught) == wanted
-    assert all(completion.endswith(f"{tokenizer.eos_token}") for _, completion in taught)
-    assert all(completion.count(tokenizer.eos_token) == 1 for _, completion in taught)
-
-
-def _texts(rows: Any, tokenizer: Any) -> list[dict[str, str]]:
-    """The rows the trainer was given, out of TRL's tokenised ones, their end token added."""
-    raw, _ = load_rationales(DataConfig(path="sandbox", rows=[0, 16]))
-    stage = load_config("sandbox").stages["structure"]
-    made = make_rows(raw, stage, protocol("zero-shot"), 0, lambda text: len(tokenizer(text)["input_ids"]))
-    assert len(made) == len(rows)
-    return [{"prompt": row["prompt"], "completion": row["completion"] + tokenizer.eos_token} for row in made]
+    assert set(taught) == {(row["prompt"], row["completion"] + end) for row in trainer.given}
+    assert all(completion.count(end) == 1 for _, completion in taught)
 
 
 def test_a_rollout_sees_its_prompt_alone_and_what_it_sampled_is_what_is_scored_and_learnt(make_trainer: Make) -> None:
@@ -275,13 +266,12 @@ def test_a_rollout_sees_its_prompt_alone_and_what_it_sampled_is_what_is_scored_a
         return loss(model, inputs)
 
     model.generate, trainer._compute_loss = watched, watched_loss
-    prompts = {row["prompt"] for row in trainer.train_dataset}
     trainer.train()
     ((prompt_BT, mask_BT, ids_BT),) = asked
     # Padded on the left, without a word of the target: the prompts as they stand in the rows.
     assert all(not (mask_T[1:] < mask_T[:-1]).any() for mask_T in mask_BT)
     sent = [tokenizer.decode(row_T[mask_T.bool()]) for row_T, mask_T in zip(prompt_BT, mask_BT, strict=True)]
-    assert set(sent) <= prompts
+    assert set(sent) <= {row["prompt"] for row in trainer.given}
     assert len(set(sent)) == 2
     # The reward sees the completion alone, of tokens the policy made after the prompt, up to its end.
     (shown,) = reward.shown
@@ -299,6 +289,31 @@ def test_a_rollout_sees_its_prompt_alone_and_what_it_sampled_is_what_is_scored_a
         completion = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()]
         pairs.append((tokenizer.decode(prompt), tuple(completion.tolist())))
     assert sorted(pairs) == sorted(zip(sent, map(tuple, shown["completion_ids"]), strict=True))
+
+
+def test_a_short_prompt_beside_a_long_one_is_answered_as_if_alone(ref: BaseRef) -> None:
+    """Padding after a prompt would have the model go on from the padding."""
+    model = attach(load_nf4(ref, Quantisation(compute_dtype="float32")), ADAPTER, None, seed=0)
+    tokenizer = load_tokenizer(ref.path)
+    rationales, _ = load_rationales(DataConfig(path="sandbox", rows=[0, 8]))
+    prompts = sorted((protocol("zero-shot").prompt(each.question) for each in rationales), key=len)
+    sample = hf_sampler(model, tokenizer, temperature=1e-3, max_new_tokens=16)  # as good as greedy
+    alone, beside = sample(prompts[:1], 0)[0], sample([prompts[0], prompts[-1]], 0)[0]
+    assert len(tokenizer(prompts[0])["input_ids"]) < len(tokenizer(prompts[-1])["input_ids"])
+    assert alone == beside
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_half_the_batch_twice_is_the_gradient_of_the_whole(make_trainer: Make, stage: str) -> None:
+    norms = []
+    for size, parts in ((8, 1), (4, 2)):
+        fields = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "max_steps": 1}
+        trainer = make_trainer(stage, **fields)
+        torch.manual_seed(0)
+        trainer.train()
+        norms += [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
+    assert len(norms) == 2
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)  # bfloat16, other sums
 
 
 def test_no_divergence_before_the_first_update_in_bfloat16_either(make_trainer: Make) -> None:
