@@ -130,15 +130,18 @@ def ask(teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
 
-    def call(*options: str, code: int = 0, url: str = "") -> Any:
+    def call(*options: str, code: int = 0, url: str = "", plain: bool = False) -> Any:
         arguments = [
             "data", "rationales", "-c", "gsm8k", "-o", str(tmp_path / "out.jsonl"), "--endpoint", url or teacher.url,
-            "--model", "toy", "--json", f"data.path={rows}", "eval.data.path=sandbox", "eval.data.name=null", *options,
+            "--model", "toy", *([] if plain else ["--json"]),
+            f"data.path={rows}", "eval.data.path=sandbox", "eval.data.name=null", *options,
         ]  # fmt: skip
         assert run(arguments) == code
         captured = capsys.readouterr()
         assert KEY not in captured.out + captured.err
         assert not any(KEY in file.read_text() for file in tmp_path.iterdir() if file.is_file())
+        if plain:
+            return [" ".join(line.split()) for line in captured.out.splitlines()]
         return captured.err if code else {**json.loads(captured.out), "stderr": captured.err}
 
     return call
@@ -281,6 +284,20 @@ def test_dry_run_bounds_the_cost_and_asks_nothing(teacher: Teacher, ask: Any, tm
     assert (found["rows"], found["problems"], found["kept"]) == (12, 12, 0)
     assert not teacher.asked
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_people_are_shown_the_same(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
+    teacher.faults = {ROWS[3]["question"]: ["empty", "wrong"]}
+    planned = ask("--dry-run", "--attempts", "2", plain=True)
+    assert f"rows.jsonl, asked of toy at 127.0.0.1:{teacher.server_port}" in planned
+    assert {"rows read 12", "to be asked 12", "requests, at most 24", "completion tokens, at most 98,304"} <= set(
+        planned
+    )
+    shown = ask("--attempts", "2", plain=True)
+    assert {"rationales kept 11", "rejected: empty 1", "questions without one 1", "requests of this run 13"} <= set(
+        shown
+    )
+    assert f"next: data.path={tmp_path / 'out.jsonl'}" in "".join(shown)
 
 
 def test_more_attempts_ask_further(teacher: Teacher, ask: Any) -> None:
