@@ -147,12 +147,25 @@ def run(arguments: list[str]) -> int:
 
 
 def _unexpected(error: Exception) -> FailedError:
-    wrapped = FailedError(
-        f"unexpected {type(error).__name__}: {error}",
-        next_step="run it again with --debug and report the traceback",
-    )
+    if _no_memory(error):
+        wrapped = FailedError(
+            "out of memory; what was complete is kept",
+            found=str(error).split("\n")[0][:300],
+            next_step="smaller batches or lengths (eval.batch_size, eval.max_new_tokens), or a larger device",
+        )
+    else:
+        wrapped = FailedError(
+            f"unexpected {type(error).__name__}: {error}",
+            next_step="run it again with --debug and report the traceback",
+        )
     wrapped.__cause__ = error
     return wrapped
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether Python or torch (which is not imported here) ran out of memory."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
 
 
 def _report(error: PlyfoldError, debug: bool) -> int:

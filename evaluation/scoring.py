@@ -13,6 +13,7 @@ from ..adapters.base import ensure_twin, twin_path
 from ..core.config import EvalConfig
 from ..core.console import warn
 from ..core.errors import ConfigError
+from ..core.files import sweep_staged
 from ..registry.gc import lease
 from ..serving.options import vllm_version
 from ..serving.variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
@@ -146,7 +147,9 @@ def name_variants(variants: Sequence[Variant]) -> dict[str, Variant]:
 
 
 def _fresh(parent: Path) -> Path:
-    """A folder named after the time, not there yet."""
+    """A folder named after the time, not there yet; what killed runs left beside it goes."""
+    for leftover in parent.glob(".*.tmp-*"):
+        sweep_staged(parent / leftover.name[1:].partition(".tmp-")[0])
     stem = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
     taken = {path.name for path in parent.glob(f"{stem}*")}
     return parent / next(name for number in range(len(taken) + 1) if (name := _numbered(stem, number)) not in taken)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from plyfold.cli.main import COMMANDS, run
+from plyfold.cli.main import COMMANDS, plyfold, run
 
 HEAVY = ("torch", "transformers", "vllm", "huggingface_hub", "pydantic", "omegaconf", "rich", "numpy")
 
@@ -45,3 +45,18 @@ def test_no_registry_is_not_found(
     monkeypatch.delenv("PLYFOLD_REGISTRY", raising=False)
     assert run(["tree"]) == 3
     assert "next" in capsys.readouterr().err
+
+
+def test_running_out_of_memory_anywhere_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    def full(**_: object) -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)  # torch refuses on any machine
+
+    monkeypatch.setattr(plyfold, "main", full)
+    assert run(["tree"]) == 1
+    shown = capsys.readouterr().err
+    assert "out of memory" in shown
+    assert "unexpected" not in shown
