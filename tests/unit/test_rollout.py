@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from plyfold.adapters.base import BaseRef, Quantisation, twin_note
+from plyfold.cli.main import run
 from plyfold.core.config import AdapterConfig, RolloutConfig
 from plyfold.core.errors import (
     AuthError,
@@ -263,6 +264,28 @@ def test_the_private_names_of_trl_that_rollouts_hang_on() -> None:
     beginning = inspect.getsource(GRPOTrainer.__init__)
     for name in ("self.temperature", "self.max_completion_length", "self.eos_token_ids", "self._metrics"):
         assert f"{name} =" in beginning, name
+
+
+def test_the_command_that_starts_a_server_is_shown_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["rollouts", "-c", "sandbox", "--port", "9000", "--dry-run"]
+    assert run([*arguments, "--json", "adapter.r=8"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["overrides"] == "rollout.engine=http rollout.url=http://127.0.0.1:9000"
+    assert said["rank"] == 24
+    assert said["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    command = said["command"]
+    for flag, value in (("--max-lora-rank", "32"), ("--logprobs-mode", "processed_logprobs"), ("--dtype", "float32")):
+        assert command[command.index(flag) + 1] == value
+    assert said["twin"] in command
+    assert not Path(said["twin"]).exists()
+    assert run(arguments) == 0
+    assert "plyfold train rollout.engine=http" in capsys.readouterr().out
+    assert run([*arguments, "stages.brevity.task=reconstruct", "stages.remedy.task=reconstruct"]) == 2
+    assert "no stage" in capsys.readouterr().err
 
 
 # ---- a scripted server ----
