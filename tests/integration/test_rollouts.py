@@ -7,9 +7,9 @@ the trainer's own: they agree to rounding at every step, while a step at this le
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,19 +20,21 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from plyfold.adapters.base import Quantisation, ensure_twin, resolve_base
-from plyfold.core.config import BaseConfig, CurriculumConfig, load_config
+from plyfold.adapters.tensors import read_adapter
+from plyfold.core.config import CurriculumConfig, load_config
 from plyfold.core.errors import BaseMismatchError
 from plyfold.registry.record import check_portable
 from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.plan import plan_curriculum
-from plyfold.stages.recorder import read_metrics
+from plyfold.stages.recorder import RunRecorder, read_metrics
 from plyfold.stages.rewards import HierarchicalReward
+from plyfold.stages.rollout_http import HttpRollouts
 
 BOUND = 1e-4
 """Two float32 evaluations of one sum in other orders, over 8 tokens of a 2-layer model."""
 STEPS = 4
+START_TIMEOUT_S, STOP_TIMEOUT_S = 500, 120
 CONFIG = """
 curriculum: tiny
 base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
@@ -135,42 +137,94 @@ def _far(one: Any, other: Any) -> bool:
 
 
 @pytest.fixture
-def server(tiny_base: Any, tmp_path: Path) -> Iterator[str]:
-    """A server on the twin, started with what `plyfold rollouts` says."""
-    from plyfold.serving.rollouts import server_command
+def server(make_config: MakeConfig, tmp_path: Path) -> Iterator[str]:
+    """`plyfold rollouts`, stopped as a service is."""
+    import psutil
 
-    base = resolve_base(BaseConfig(repo="acme/tiny-qwen2", revision="auto", path=str(tiny_base(dtype="float32"))))
-    twin = ensure_twin(base, Quantisation(compute_dtype="float32"), tmp_path / "cache")
+    make_config()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command, environment = server_command(twin, twin, "float32", rank=8, host="127.0.0.1", port=port, max_model_len=400)
-    log = (tmp_path / "server.log").open("wb")
-    process = subprocess.Popen(command, env={**os.environ, **environment, "PLYFOLD_SERVER_PARENT": str(os.getpid())},
-                               stdout=log, stderr=log, start_new_session=True)  # fmt: skip
+    command = [sys.executable, "-m", "plyfold", "rollouts", "-c", "tiny.yaml", "--registry", "store", "--json"]
+    log = tmp_path / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--max-model-len", "400"], cwd=tmp_path, stdout=output, stderr=output
+        )
     url = f"http://127.0.0.1:{port}"
-    deadline_s = time.monotonic() + 200
+    try:
+        wait_for(url, process, log)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) > 1
+        yield url
+    finally:
+        process.terminate()
+        code = process.wait(STOP_TIMEOUT_S)
+    assert code == 130
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until it answers."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            break
+            return
         except OSError:
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
-            assert time.monotonic() < deadline_s, (tmp_path / "server.log").read_text()
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s, log.read_text()
             time.sleep(0.3)
-    yield url
-    process.terminate()
-    process.wait(60)
 
 
-def test_a_server_samples_for_the_trainer_and_another_base_is_refused(
-    server: str, make_config: MakeConfig, tiny_base: Any, tmp_path: Path
+class _Killed(BaseException):
+    pass
+
+
+def test_a_server_samples_for_the_trainer_and_a_killed_run_asks_for_the_same_samples(
+    server: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path / "store")
-    config = make_config("rollout.engine=http", f"rollout.url={server}", "stages.brevity.trainer.temperature=0.8")
+    here = ("rollout.engine=http", f"rollout.url={server}", "stages.brevity.trainer.temperature=0.8")
+    config, store = make_config(*here), Store(tmp_path / "store")
     with pytest.raises(BaseMismatchError, match="another model"):
-        plan_curriculum(make_config("rollout.engine=http", f"rollout.url={server}", "base.double_quant=false"), store)
+        plan_curriculum(make_config(*here, "base.double_quant=false"), store)
     train(config, store, runs_dir=tmp_path / "runs")
     check_run(store, tmp_path / "runs" / "tiny" / "2-brevity", "http")
+
+    other, on_step_end = Store(tmp_path / "other"), RunRecorder.on_step_end
+
+    def killed_at_three(self: Any, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if state.global_step == 3:
+            raise _Killed
+        on_step_end(self, args, state, control, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "on_step_end", killed_at_three)
+        patch.setattr(HttpRollouts, "close", lambda self: None)  # a kill tells the server nothing
+        with pytest.raises(_Killed):
+            train(config, other, runs_dir=tmp_path / "again")
+    assert len(listed(server)) == 2  # the base, and what the killed run has left
+    train(config, other, runs_dir=tmp_path / "again")
+    assert listed(server) == [None]
+    folders = [root / "tiny" / "2-brevity" for root in (tmp_path / "runs", tmp_path / "again")]
+    whole, resumed = (read_adapter(folder / "adapter").factors for folder in folders)
+    for name, factors in whole.items():  # to rounding: what shares a batch in vLLM decides the order of its sums
+        assert (factors.B_OR - resumed[name].B_OR).abs().max() < 1e-3 * factors.B_OR.abs().max()
+    drawn, drawn_again = map(completions, folders)
+    assert drawn == drawn_again
+    assert len(set(drawn)) > STEPS
+
+
+def listed(server: str) -> list[str | None]:
+    """What each served model stands on: None for the base."""
     with urllib.request.urlopen(f"{server}/v1/models") as answer:
-        assert [card["parent"] for card in json.load(answer)["data"]] == [None]  # every version was let go
+        return [card["parent"] for card in json.load(answer)["data"]]
+
+
+def completions(run_dir: Path) -> list[str]:
+    """All that a run drew, in order."""
+    from datasets import Dataset
+
+    files = sorted((run_dir / "completions").glob("*.parquet"))
+    return [text for file in files for text in Dataset.from_parquet(str(file))["completion"]]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +24,7 @@ from plyfold.core.errors import (
     AuthError,
     BaseMismatchError,
     ConfigError,
+    FailedError,
     IncompatibleError,
     NotFoundError,
     OfflineError,
@@ -286,6 +290,22 @@ def test_the_command_that_starts_a_server_is_shown_whole(
     assert "plyfold train rollout.engine=http" in capsys.readouterr().out
     assert run([*arguments, "stages.brevity.task=reconstruct", "stages.remedy.task=reconstruct"]) == 2
     assert "no stage" in capsys.readouterr().err
+
+
+def test_a_server_is_stopped_whole_and_one_that_ends_by_itself_is_an_error() -> None:
+    from plyfold.serving.rollouts import run_rollout_server
+
+    with pytest.raises(FailedError, match="ended with code 3"):
+        run_rollout_server([sys.executable, "-c", "raise SystemExit(3)"], {})
+    inner = "import os, time; print(os.environ['MARK'], os.getpid(), flush=True); time.sleep(60)"
+    code = f"import sys; from plyfold.serving.rollouts import run_rollout_server as run\n" \
+           f"sys.exit(run([sys.executable, '-c', {inner!r}], {{'MARK': 'up'}}))"  # fmt: skip
+    outer = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert outer.stderr is not None
+    mark, pid = outer.stderr.readline().split()  # what vLLM prints goes to the terminal, not among results
+    outer.send_signal(signal.SIGTERM)
+    assert (mark, outer.wait(60)) == ("up", 130)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 # ---- a scripted server ----
