@@ -30,7 +30,9 @@ from curriculum_report import render
 from curriculum_results import collect, write
 from curriculum_rows import GRPO, SFT
 
+from plyfold.core.console import print_error
 from plyfold.core.digest import digest_json, sha256_bytes
+from plyfold.core.errors import PlyfoldError
 from plyfold.core.files import write_json
 
 ROOMS = ("adapters", "core", "evaluation", "merge", "stages")
@@ -94,6 +96,8 @@ def tell(message: str) -> None:
 
 def run_command(args: argparse.Namespace) -> int:
     bench = open_bench(args)
+    tell("checking every row's configuration")
+    bench.check()
     jobs = bench.jobs()
     tell(
         f"{len(jobs)} jobs, {args.jobs} at a time, threads each: {bench.threads or 'all'}; logs: {args.out}/seed-*/logs"
@@ -151,7 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.set_defaults(act=report_command)
     args = parser.parse_args(argv)
     args.argv = argv
-    return int(args.act(args))
+    try:
+        return int(args.act(args))
+    except PlyfoldError as error:
+        print_error(error)
+        return 2
 
 
 def _public(argument: str) -> str:

@@ -158,6 +158,24 @@ class Bench:
             self.config, training, seed=seed, problems=self.problems, threads=self.threads, max_steps=max_steps
         )
 
+    def check(self) -> None:
+        """Refuse a configuration of any row before the first is trained.
+
+        Raises:
+            PlyfoldError: As `plyfold train --dry-run` of that row does.
+        """
+        from plyfold.stages.quiet import quiet_libraries
+
+        with quiet_libraries():
+            from plyfold.stages.plan import plan_curriculum
+
+        swept = [row.training for rows in self.baselines.values() for row in rows]
+        for training in dict.fromkeys([*(row.training for row in self.rows), *swept]):
+            config = derive(
+                self.config, training, seed=self.seeds[0], problems=self.problems, threads=None, max_steps=1
+            )
+            plan_curriculum(config, self.store(self.seeds[0]), only_show=True)
+
     def train(self, seed: int, training: Training) -> str:
         """Train what a row lacks, a process a stage."""
         config, store, folder = self.derived(seed, training), self.store(seed), self.folder(seed)

@@ -64,8 +64,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, tell: Callable[[str], None]) -> 
                 job, start_s = running.pop(future)
                 try:
                     note = future.result()
-                except JobError as error:
-                    failed[job.name] = str(error)
+                except Exception as error:  # one row's failure must not end the others
+                    failed[job.name] = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
                     tell(f"{job.name}: FAILED: {error}")
                     continue
                 done.add(job.name)

@@ -114,7 +114,7 @@ def baseline_rows(config: CurriculumConfig, factors: Sequence[float]) -> dict[st
         rows[kind] = []
         for factor in factors:
             rate = float(f"{float(template.trainer['learning_rate']) * factor:.3g}")
-            name = f"{kind}-{rate:.0e}" if float(f"{rate:.0e}") == rate else f"{kind}-{round(rate * 1e9)}e-09"
+            name = f"{kind}-{_exponent(rate)}"
             training = Training(name=name, stages=(template.number,), kind=kind, rate=rate)
             rows[kind].append(
                 Row(key=name, label=f"{label}, rate {rate:g}", training=training, stages=(template.number,),
@@ -234,6 +234,15 @@ def count_prompts(config: CurriculumConfig, training: Training, tokenize: Callab
     solutions = [tokenize(render_solution(rationale)) + 1 for rationale in rationales]
     mean = sum(prompts) / len(prompts)
     return mean, mean + sum(solutions) / len(solutions)
+
+
+def _exponent(rate: float) -> str:
+    """A rate of three digits at most, as a curriculum's name may hold it: 0.0015 is 15e-04."""
+    digits, _, power = f"{rate:.2e}".partition("e")
+    number, exponent = round(float(digits) * 100), int(power) - 2
+    while number % 10 == 0:
+        number, exponent = number // 10, exponent + 1
+    return f"{number}e{exponent:+03d}"
 
 
 def _other_subsets(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:

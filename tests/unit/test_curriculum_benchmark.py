@@ -68,7 +68,7 @@ def test_baselines_take_the_like_stages_trainer_bare_prompts_and_every_row(confi
     swept = rows.baseline_rows(config, [1, 1.5])
     assert [row.training.rate for row in swept["sft"]] == [1e-3, 1.5e-3]
     names = [row.training.name for kind in swept.values() for row in kind]
-    assert len(set(names)) == 4
+    assert names == ["sft-1e-03", "sft-15e-04", "grpo-3e-03", "grpo-45e-04"]
     for kind, like in (("sft", "structure"), ("grpo", "brevity")):
         made = rows.derive(config, swept[kind][1].training, seed=0, problems=9, threads=1, max_steps=77)
         (stage,) = made.stages.values()
@@ -155,6 +155,8 @@ def test_jobs_wait_for_what_they_need_and_fail_with_it() -> None:
             together.wait()  # passes only if both run at once
         if name == "bad":
             raise JobError("it broke")
+        if name == "worse":
+            raise KeyError("a row's own fault")
         done.append(name)
         return "done"
 
@@ -163,13 +165,15 @@ def test_jobs_wait_for_what_they_need_and_fail_with_it() -> None:
 
     said: list[str] = []
     failed = run_jobs(
-        [job("last", "a", "b"), job("a"), job("b"), job("bad", "a"), job("lost", "bad"), job("too", "lost")],
+        [job("last", "a", "b"), job("a"), job("b"), job("bad", "a"), job("lost", "bad"), job("too", "lost"),
+         job("worse", "a")],
         2, said.append,
     )  # fmt: skip
+    assert failed.pop("worse").startswith("KeyError")
     assert failed == {"bad": "it broke", "lost": "needs bad", "too": "needs lost"}
     assert set(done[:2]) == {"a", "b"}
     assert done[2:] == ["last"]
-    assert sum("FAILED" in line for line in said) == 1
+    assert sum("FAILED" in line for line in said) == 2
 
 
 def test_a_process_is_measured_and_its_failure_is_shown(tmp_path: Path) -> None:
