@@ -1,7 +1,14 @@
 """What goes wrong in this stack without a word, on the sandbox's base in bfloat16 with real NF4, PEFT and TRL.
 
-Each of these would leave a loss that looks healthy. Others of the kind are in tests/numerics/test_stack.py (freeze,
-reference policy, an eval forward before training), test_stack_twin.py and test_train.py (resume, KL, float32).
+Each of these would leave a loss that looks healthy. Others of the kind are held elsewhere:
+
+    frozen parts bit-identical, freeze mended and resumed, reference policy    tests/numerics/test_stack.py
+    twin equal to NF4                                                          tests/numerics/test_stack_twin.py
+    composed equal to stacked                                                  tests/numerics/test_compose_peft.py
+    resume equal to the uninterrupted run, KL 0 at the start, NaN              test_train.py
+    no answer in a prompt; rewards without jumps; golds read right             tests/unit: tasks, rewards, answers
+    a new adapter at every sync of the rollouts                                tests/unit/test_rollout.py
+    libraries that move what all this leans on                                 test_private_names.py
 """
 
 from __future__ import annotations
@@ -31,7 +38,8 @@ from plyfold.stages.trainers import StageGRPOTrainer, StageSFTTrainer
 ADAPTER = AdapterConfig(r=4, alpha=8)
 BF16 = Quantisation()
 STEPS = {"max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
-GRPO = STEPS | {"num_generations": 4, "max_completion_length": 12, "learning_rate": 1e-3}
+# So hot that completions of one prompt differ: the sandbox's base is sure of its first words.
+GRPO = STEPS | {"num_generations": 4, "max_completion_length": 12, "learning_rate": 1e-3, "temperature": 2.0}
 STAGES = ("structure", "brevity")
 
 
@@ -312,8 +320,8 @@ def test_half_the_batch_twice_is_the_gradient_of_the_whole(make_trainer: Make, s
         torch.manual_seed(0)
         trainer.train()
         norms += [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
-    assert len(norms) == 2
-    assert norms[0] == pytest.approx(norms[1], rel=0.05)  # bfloat16, other sums
+    assert norms == [pytest.approx(norms[0], rel=0.005)] * 2  # bfloat16, other sums
+    assert norms[0] > 0
 
 
 def test_no_divergence_before_the_first_update_in_bfloat16_either(make_trainer: Make) -> None:
