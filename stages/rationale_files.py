@@ -23,6 +23,9 @@ from ..core.digest import sha256_file
 from ..core.errors import ConflictError, IntegrityError
 from ..core.files import write_bytes, write_json
 
+REFUSED = "refused by the endpoint"
+"""Reason of a line without a completion: the teacher was not asked, so that it counts as no attempt."""
+
 
 def rejected_path(out: Path) -> Path:
     """Where completions go that are not kept."""
@@ -124,7 +127,8 @@ def require_same_teacher(out: Path, teacher: Mapping[str, Any]) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError("the manifest cannot be read", where=path, found=error) from error
     changed = [name for name in teacher if known.get(name) != teacher[name]]
-    if changed:
+    written = read_lines(out) or any(row["reason"] != REFUSED for row in read_lines(rejected_path(out)))
+    if changed and written:  # a model's name may have been mistyped
         raise ConflictError(
             "the file holds rationales that were asked for otherwise",
             where=out,

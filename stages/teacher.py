@@ -27,6 +27,7 @@ from .chat import Answer, Chat, Endpoint, RefusedRequestError
 from .data import Row, load_rows, question_hash, require_disjoint, source_name
 from .rationale import UnusableRationale, parse_rationale, read_gold
 from .rationale_files import (
+    REFUSED,
     cut_last_line,
     owned,
     read_lines,
@@ -41,7 +42,6 @@ PROMPT = """Solve this problem. Write one calculation a line as "Step 1: ...", "
 line "Answer: " and the number alone.
 
 {question}"""
-REFUSED = "refused by the endpoint"
 MOST_REFUSED = 5
 """Requests refused before any is answered, after which the settings are what is wrong."""
 

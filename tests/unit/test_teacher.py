@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         reply = {"choices": [{"message": {"content": text}, "finish_reason": "length" if fault == "long" else "stop"}],
                  "usage": {"prompt_tokens": 30, "completion_tokens": 20}}  # fmt: skip
         if fault == "slow":
-            time.sleep(2.0)
+            time.sleep(5.0)
         if fault == "redirect":
             return self._send(302, {}, {"location": f"{self.server.url}/elsewhere"})
         if fault == "nonsense":
@@ -157,7 +157,7 @@ def test_through_every_fault_the_verified_ones_are_kept(teacher: Teacher, ask: A
         hindered, ["slow"], ["wrong", "wrong", "silent", "right"], ["wrong"] * 4, ["long"] * 3, ["bare", "empty"],
         ["400"], ["surrogate"],
     ], strict=False)}  # fmt: skip
-    found = ask("--timeout", "1", "--concurrency", "3")
+    found = ask("--timeout", "4", "--concurrency", "3")
     assert teacher.most_flying <= 3 + 1  # one that was given up may still be answered
     assert teacher.keys == {f"Bearer {KEY}"}
     assert found["rejected"] == {
@@ -269,6 +269,16 @@ def test_what_no_retry_mends_stops_at_once_and_keeps_what_there_is(teacher: Teac
 def test_settings_that_every_request_is_refused_for_are_named(teacher: Teacher, ask: Any) -> None:
     teacher.faults = {"*": ["400"] * 9}
     assert "HTTP 400: no, not with [key]" in ask(code=2)
+
+
+def test_a_mistyped_model_can_be_put_right(teacher: Teacher, ask: Any) -> None:
+    teacher.faults = {"*": ["404"] * 9}
+    ask("--model", "mistyped", code=3)
+    teacher.faults, teacher.seen = {"*": ["400"] * 9}, Counter()
+    ask("--model", "too-small", code=2)
+    teacher.faults = {}
+    found = ask("--model", "toy")
+    assert (found["kept"], found["teacher"]["model"]) == (12, "toy")
 
 
 def test_an_absent_server_is_offline(ask: Any) -> None:
