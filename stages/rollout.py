@@ -1,9 +1,9 @@
 """Where a GRPO stage's completions come from: plain `generate`, vLLM beside the trainer, or a vLLM server.
 
 vLLM holds the twin, which is bit for bit the base that is trained on, and gets what has been learnt as one LoRA: prior
-and default composed exactly, a few MB, under a name it has never seen. Under an old name it would go on serving old
-weights, and its prefix cache is keyed by name. Nothing is ever merged into the 4-bit base: TRL's own sync does, and
-the base drifts (benchmarks/rollout_sync.py).
+and default composed exactly, 1 to 3 % of a 3B base in bytes, under a name it has never seen. Under an old name it
+would go on serving old weights, and its prefix cache is keyed by name. Nothing is ever merged into the 4-bit base:
+TRL's own sync does that, and the base drifts (benchmarks/rollout_sync.py).
 
 What a resumed run draws: a request's seed follows from the config's seed, the optimiser step and the request's place,
 so a rerun asks for the very same samples. `hf` then gives the same tokens bit for bit. vLLM's sums depend on what
