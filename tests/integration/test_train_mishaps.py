@@ -146,16 +146,17 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
     assert store.stage("tiny", 1).record.recipe.steps == 4
 
 
-@pytest.mark.parametrize("steps", [3, -1], ids=["max_steps", "epochs"])
+@pytest.mark.parametrize(("steps", "rows"), [(3, 20), (-1, 12)], ids=["max_steps", "epochs"])
 def test_a_run_killed_after_its_last_step_makes_no_step_more(
     steps: int,
+    rows: int,
     make_config: Callable[..., CurriculumConfig],
     store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = make_config(f"stages.structure.trainer.max_steps={steps}",
-                         "stages.structure.trainer.lr_scheduler_type=constant", "data.rows=[0, 12]")  # fmt: skip
+                         "stages.structure.trainer.lr_scheduler_type=constant", f"data.rows=[0, {rows}]")  # fmt: skip
 
     class Killed(BaseException):
         pass
