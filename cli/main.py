@@ -20,7 +20,7 @@ from ..core.files import DISK_FULL, NOT_ALLOWED, disk_full, not_allowed
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
-    "data": ("data", "Look at training rows before training on them."),
+    "data": ("data", "Look at training rows, or have a teacher write them."),
     "train": ("train", "Train the stages that are missing or stale, each as its own adapter."),
     "rollouts": ("rollouts", "A vLLM server that train draws completions from (GRPO on several GPUs)."),
     "merge": ("merge", "Compose stages into one adapter, or fold them into a checkpoint."),
