@@ -199,7 +199,7 @@ def render(result: dict[str, Any]) -> str:
         "", "## Training", "",
         f"{trained['wall_s']:.0f} s for all stages in one process, peak {trained['peak_gb']} GB resident; the machine",
         "was shared, so times are upper bounds. The base has 0.86 M parameters, a context of 1,024 tokens and a",
-        "vocabulary of 563 tokens, so that real text is long for it: rows that do not fit are counted and left out. Seen is",
+        "vocabulary of 563, so that real text is long for it: rows that do not fit are counted and left out. Seen is",
         "that every stage loads, fits, mines, samples, trains and publishes on real text, and what the prompts that it",
         "sampled from give away. Nothing is said about accuracy.",
         "",
