@@ -15,10 +15,11 @@ def render(results: dict[str, Any]) -> str:
     """Every part that has been measured."""
     about = results["about"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    load = f" (load {about['load']:.1f})" if "load" in about else ""
     lines = [
         "# Bringing a learnt adapter to vLLM: the adapter alone against TRL's merged sync",
         "",
-        f"{about['date']}; {about['cores']} cores shared with other work (load {about['load']:.1f}), "
+        f"{about['date']}; {about['cores']} cores shared with other work{load}, "
         f"{about['threads']} torch thread(s), {about['machine']}, no GPU; {versions}.",
         "",
         f"    {about['command']}",
