@@ -24,8 +24,8 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """How long the others wait: mining and scoring may take hours, and a dead first process is noticed at once."""
 GRACE_S = 10.0
-"""Seconds before another process than the first tells its error, most often the same one; by then the launcher has
-ended it."""
+"""Seconds before another process than the first tells its error, most often the same one, or ends for the first's: the
+launcher ends all as soon as one has ended, and the first has to be heard."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Processes:
         if not self.is_first:
             done, value = self._exchange(None)
             if not done:
+                time.sleep(GRACE_S)
                 raise SystemExit(value)
             return value  # type: ignore[no-any-return]
         try:
