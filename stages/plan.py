@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import BaseRef, Quantisation, twin_path
-from ..core.config import AdapterConfig, CurriculumConfig, DataConfig, StageConfig
+from ..core.config import AdapterConfig, BaseConfig, CurriculumConfig, DataConfig, StageConfig
 from ..core.digest import digest_json, short
-from ..core.errors import BaseMismatchError, NotFoundError
+from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
 from ..evaluation.protocols import Protocol, protocol
 from ..registry.graph import stale
 from ..registry.store import Store
@@ -197,6 +197,7 @@ def plan_curriculum(
     """
     named = sorted(config.stages.items(), key=lambda item: item[1].number)
     selected = _selected(named, stages)
+    _check_dtype(config.base)
     check_rollout(config.rollout)
     for name, stage in named:
         _check(name, stage, config.data)
@@ -320,6 +321,17 @@ def _check(name: str, stage: StageConfig, data: DataConfig) -> None:
     if stage.task == "rewrite":
         check_mining(stage.mining, where)
         require_train_split(stage.data or data, where)
+
+
+def _check_dtype(base: BaseConfig) -> None:
+    if base.compute_dtype == "float16":
+        raise ConfigError(
+            "stages do not train in float16: gradients overflow in it",
+            where="base.compute_dtype",
+            found="float16",
+            expected="bfloat16 or float32",
+            next_step="base.compute_dtype=bfloat16, or float32 on cards without it",
+        )
 
 
 def _check_base(config: CurriculumConfig, store: Store, base: BaseRef, quantisation: Quantisation) -> None:

@@ -286,6 +286,7 @@ def test_what_cannot_be_meant_is_refused_before_training(make_config: MakeConfig
         ("stages.brevity.reward.mode=guess", ConfigError, "no such reward mode"),
         ("stages.remedy.task=guess", ConfigError, "no such task"),
         ("data.columns.answer=gold", ConfigError, "no column gold"),
+        ("base.compute_dtype=float16", ConfigError, "do not train in float16"),
         ("eval.protocol=few", ConfigError, "protocol"),
         ("eval.data.split=train", ConfigError, "among the evaluation rows"),
         ("base.path=/nonexistent", NotFoundError, "base folder"),
