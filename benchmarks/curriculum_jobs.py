@@ -83,7 +83,8 @@ def measure(command: Sequence[str], log: Path, threads: int | None) -> tuple[dic
         threads: Of the process's libraries; null leaves it to them.
 
     Returns:
-        What it printed, and what it cost: wall and processor seconds, peak resident bytes.
+        What it printed, and what it cost: wall and processor seconds, peak resident bytes (never below this
+        process's own, which Linux hands on to a child).
 
     Raises:
         JobError: It exited with anything but 0.

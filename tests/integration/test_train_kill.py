@@ -6,14 +6,11 @@ each kill. Of four stages, two have the same task.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,10 +52,11 @@ stages:
 """
 STEPS = {"1-structure": 3, "2-again": 3, "3-brevity": 3, "4-remedy": 3}
 
-# Forked once everything is imported, so that a kill falls into the work and not into Python's start. A random base
-# never answers right, so the reward is replaced by one that varies.
+# Forked once everything is imported, so that a kill falls into the work and not into Python's start. The child kills
+# itself as it is about to make the first path that matches. A random base never answers right, so the reward is
+# replaced by one that varies.
 TRAIN = """
-import os, sys
+import fnmatch, os, signal, sys
 import plyfold.evaluation.hf
 import plyfold.stages.failures
 import plyfold.stages.trainers
@@ -66,14 +64,24 @@ from plyfold.cli.main import run
 from plyfold.stages.rewards import HierarchicalReward
 
 HierarchicalReward.score = lambda self, text, *_: float(len(set(text)))
+MADE = {"open": 0, "os.mkdir": 0, "os.rename": 1, "os.link": 1}
+
+def die_at(pattern):
+    def look(event, arguments):
+        if event in MADE and isinstance(path := arguments[MADE[event]], (str, os.PathLike)):
+            if fnmatch.fnmatch(path := os.path.abspath(path), pattern) and not os.path.exists(path):
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(look)
+
 for line in sys.stdin:
-    registry, runs = line.split()
+    registry, runs, *until = line.split()
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(runs + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        for pattern in until:
+            die_at(os.path.abspath(pattern))
         os._exit(run(["train", "-c", "tiny.yaml", "--registry", registry, "--runs", runs]))
-    print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -89,29 +97,13 @@ def trainer(tmp_path: Path, tiny_base: Any) -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
-class Killer:
-    """Starts `plyfold train` and kills it once something can be seen of it on disk."""
-
-    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
-        self.process, self.folder = process, folder
-        self.chance = random.Random(0)
-
-    def train(self, name: str, until: str | None = None) -> int:
-        """The exit code; with `until`, killed a moment after a new path matches it below the folder."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        known = set(self.folder.glob(until)) if until else set()
-        stdin.write(f"store-{name} runs-{name}\n")
-        stdin.flush()
-        child = int(stdout.readline())
-        if until:
-            while set(self.folder.glob(until)) <= known and Path(f"/proc/{child}/exe").exists():
-                time.sleep(0.001)
-            time.sleep(self.chance.uniform(0, 0.02))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        return int(stdout.readline())
+def _train(process: subprocess.Popen[str], name: str, until: str = "") -> int:
+    """The exit code of `plyfold train`; with `until`, killed before it makes the first new path that matches."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"store-{name} runs-{name} {until}\n")
+    process.stdin.flush()
+    return int(process.stdout.readline())
 
 
 def _sound(store: Store) -> None:
@@ -120,8 +112,7 @@ def _sound(store: Store) -> None:
 
 
 def test_a_run_killed_at_every_turn_ends_as_one_left_alone(trainer: subprocess.Popen[str], tmp_path: Path) -> None:
-    killer = Killer(trainer, tmp_path)
-    assert killer.train("whole") == 0, (tmp_path / "runs-whole.log").read_text()
+    assert _train(trainer, "whole") == 0, (tmp_path / "runs-whole.log").read_text()
     moments = [
         "runs-killed/tiny/1-structure/checkpoints/checkpoint-2/*",  # in a checkpoint that is being written
         "runs-killed/tiny/1-structure/.adapter.tmp-*",  # between training and publishing
@@ -130,19 +121,19 @@ def test_a_run_killed_at_every_turn_ends_as_one_left_alone(trainer: subprocess.P
         "runs-killed/tiny/eval/.*",  # while the gate's answers are written
         "runs-killed/tiny/2-again/run.json",  # between stages
         "store-killed/refs/tiny/2*",  # at the move of a name
-        "runs-killed/tiny/3-brevity/completions/*",  # in a rollout
+        "runs-killed/tiny/3-brevity/completions",  # in a rollout
         "store-killed/attest/*/*",  # as a gate's score is written
         "runs-killed/tiny/4-remedy/mined*",  # while mining
         "runs-killed/tiny/4-remedy/checkpoints/checkpoint-1/plyfold.json",
     ]
     store = Store(tmp_path / "store-killed")
-    codes = []
     for moment in moments:
-        codes.append(killer.train("killed", moment))
-        assert codes[-1] in (-signal.SIGKILL, 0), (tmp_path / "runs-killed.log").read_text()
+        assert _train(trainer, "killed", moment) == -signal.SIGKILL, (
+            moment,
+            (tmp_path / "runs-killed.log").read_text(),
+        )
         _sound(store)
-    assert codes.count(-signal.SIGKILL) >= len(moments) - 2, codes
-    assert killer.train("killed") == 0, (tmp_path / "runs-killed.log").read_text()
+    assert _train(trainer, "killed") == 0, (tmp_path / "runs-killed.log").read_text()
 
     whole = Store(tmp_path / "store-whole")
     assert sorted(whole.stages("tiny")) == sorted(store.stages("tiny")) == [1, 2, 3, 4]
