@@ -127,11 +127,7 @@ class VllmEngine:
         return {
             "engine": "vllm",
             "vllm": self._version,
-            "device": "cpu" if self._options.cpu else "gpu",
-            "dtype": self._options.dtype,
-            "max_model_len": self._options.max_model_len,
-            "max_lora_rank": self._options.max_lora_rank,
-            "max_loras": self._options.max_loras,
+            **self._options.describe(),
             "max_new_tokens": self._max_new_tokens,
             **describe_decoding(self._temperature, self._seed),
         }

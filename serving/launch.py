@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.console import progress, say, verbosity
 from ..core.errors import ConfigError, ConflictError, FailedError
-from .options import EngineOptions, engine_options, vllm_version
+from .options import EngineOptions, engine_options, shell_line, vllm_version
 from .variants import BASE, Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
 
 if TYPE_CHECKING:
@@ -83,8 +82,7 @@ class ServerPlan:
     @property
     def shell_command(self) -> str:
         """The exact command with its environment, to be pasted into a shell."""
-        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.command)])
+        return shell_line(self.command, self.environment)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -105,11 +103,7 @@ class ServerPlan:
                 for plan in self.variants
             ],
             "vllm": self.vllm,
-            "device": "cpu" if self.options.cpu else "gpu",
-            "dtype": self.options.dtype,
-            "max_model_len": self.options.max_model_len,
-            "max_lora_rank": self.options.max_lora_rank,
-            "max_loras": self.options.max_loras,
+            **self.options.describe(),
             "log": str(self.log),
             "environment": self.environment,
             "command": list(self.command),

@@ -11,7 +11,8 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,16 @@ class EngineOptions:
             flag = "--" + name.replace("_", "-")
             flags += [flag] if value is True else [flag, str(value)]
         return flags
+
+    def describe(self) -> dict[str, Any]:
+        """Device, dtype and limits, for a record."""
+        return {
+            "device": "cpu" if self.cpu else "gpu",
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len,
+            "max_lora_rank": self.max_lora_rank,
+            "max_loras": self.max_loras,
+        }
 
     def environment(self) -> dict[str, str]:
         """Environment variables that go with them: no telemetry, no network, no adapters loaded over HTTP.
@@ -192,3 +203,8 @@ def _kv_bytes_per_token(config: dict[str, Any], dtype: str) -> int:
     """Bytes one token takes in the key-value cache: 2 * layers * kv_heads * head_dim * bytes."""
     kv_heads = int(config.get("num_key_value_heads") or config.get("num_attention_heads", 1))
     return 2 * int(config.get("num_hidden_layers", 0)) * kv_heads * _head_dim(config) * ELEMENT_BYTES.get(dtype, 4)
+
+
+def shell_line(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """A command with the variables set for it, to be pasted into a shell."""
+    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in environment.items()), shlex.join(command)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from ..adapters.base import BaseRef, Quantisation, ensure_twin, resolve_base, twin_path
 from ..core.config import CurriculumConfig
 from ..core.errors import ConfigError
-from ..serving.options import runs_on_cpu
+from ..serving.options import runs_on_cpu, shell_line
 from ..serving.rollouts import server_command
 from .tasks import SUPERVISED
 
@@ -33,8 +32,7 @@ class RolloutServer:
     @property
     def shell_command(self) -> str:
         """The exact command with its environment, to be pasted into a shell."""
-        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.command)])
+        return shell_line(self.command, self.environment)
 
     @property
     def overrides(self) -> str:

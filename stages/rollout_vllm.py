@@ -1,7 +1,4 @@
-"""Rollouts from a vLLM beside the trainer, in processes of its own: its thread pinning and settings stay out of here.
-
-Two LoRA slots: the version that is sampled from, and the next one while it comes.
-"""
+"""Rollouts from a vLLM beside the trainer, in processes of its own: its thread pinning and settings stay out."""
 
 from __future__ import annotations
 
@@ -12,9 +9,8 @@ from typing import Any
 from ..core.errors import FailedError, IncompatibleError
 from ..evaluation.vllm import model_dtype, start_llm
 from ..serving.options import engine_options, vllm_version
+from ..serving.rollouts import SLOTS
 from .rollout import Completion, Request, Sampling
-
-SLOTS = 2
 
 
 class VllmRollouts:
@@ -97,14 +93,7 @@ class VllmRollouts:
 
     def describe(self) -> dict[str, Any]:
         """Engine, version and limits."""
-        return {
-            "engine": "vllm",
-            "vllm": self._version,
-            "device": "cpu" if self._options.cpu else "gpu",
-            "dtype": self._options.dtype,
-            "max_model_len": self._options.max_model_len,
-            "max_lora_rank": self._options.max_lora_rank,
-        }
+        return {"engine": "vllm", "vllm": self._version, **self._options.describe()}
 
     def close(self) -> None:
         """End vLLM's processes; again does nothing."""
