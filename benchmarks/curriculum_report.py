@@ -51,7 +51,8 @@ def render(results: dict[str, Any], notes: list[str]) -> str:
         lines += [_choice(choice) for choice in results["choices"]]
     if results["recipes"]:
         lines += ["", "## How each was trained", "", "Under the first seed; stages that are another row's are not "
-                  "repeated.", "", *_recipes(results["recipes"])]  # fmt: skip
+                  "repeated. Prompts are bare as said, and wherever a problem has no rationale; supervised training "
+                  "reads the rows with one.", "", *_recipes(results["recipes"])]  # fmt: skip
     if results["cost"]:
         lines += ["", "## Cost", "", *_cost_table(results["cost"])]
     return "\n".join(lines)
@@ -129,12 +130,14 @@ def _accuracy(summary: dict[str, Any]) -> list[str]:
 
 def _recipes(recipes: list[dict[str, Any]]) -> list[str]:
     lines = [
-        _row("trained as", "stage", "task", "rows", "bare prompts", "steps x rows", "rate", "schedule", "reward"),
-        _row("---", *["---:"] * 8),
-    ]
+        _row("trained as", "stage", "task", "rows", "with rationale", "bare prompts", "steps x rows", "rate",
+             "schedule", "reward"),
+        _row("---", *["---:"] * 9),
+    ]  # fmt: skip
     for recipe in recipes:
         lines.append(
             _row(recipe["trained_as"], recipe["stage"], recipe["task"], "-".join(map(str, recipe["rows"] or ["all"])),
+                 "all" if recipe["rationales"] is None else f"the first {recipe['rationales']}",
                  f"{100 * recipe['unaided_share']:.0f} %", f"{recipe['steps']} x {recipe['batch']}",
                  recipe["learning_rate"], recipe["schedule"], recipe["reward"])
         )  # fmt: skip

@@ -283,6 +283,7 @@ def _recipes(bench: Bench) -> list[dict[str, Any]]:
                 "stage": stage.number,
                 "task": stage.task,
                 "rows": (stage.data or config.data).rows,
+                "rationales": (stage.data or config.data).rationales,
                 "unaided_share": stage.unaided_share,
                 "steps": steps,
                 "batch": completions_a_step(stage),

@@ -156,9 +156,9 @@ def derive(
     if training.kind in BASELINES:
         (stage,) = values["stages"].values()
         data = dict(stage["data"] or values["data"])
-        ranges = [item.data.rows for item in config.stages.values() if item.data and item.data.rows]
-        if ranges:
-            data["rows"] = [min(start for start, _ in ranges), max(stop for _, stop in ranges)]
+        ranges = [(item.data or config.data).rows for item in config.stages.values()]
+        if known := [rows for rows in ranges if rows]:
+            data["rows"] = [min(start for start, _ in known), max(stop for _, stop in known)]
         trainer = {**stage["trainer"], "learning_rate": training.rate, "max_steps": max_steps}
         stage |= {"data": data, "unaided_share": 1.0, "epochs": 1, "trainer": trainer}
         values["stages"] = {training.kind: stage}

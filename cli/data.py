@@ -147,6 +147,7 @@ def _show_check(check: DataCheck) -> None:
         ["range", *(_range(each) for each in columns)],
         ["rows read", *(each.rows for each in columns)],
         ["usable", *(each.usable for each in columns)],
+        ["of these, gold answer only", *(each.bare for each in check.stages), ""],
         ["steps, min/median/max", *(_spread(each.steps) for each in columns)],
         [f"{check.unit}, min/median/max", *(_spread(each.length) for each in columns)],
         ["with LaTeX kept", *(_finding(each.latex) for each in check.stages), ""],
@@ -217,14 +218,16 @@ def _show_preview(preview: Preview) -> None:
         source, row = example.rationale, example.row
         console.print(Text(f"\n=== row {place} of {preview.total}", style="bold"))
         show("question", source.question)
-        show("steps", "\n".join(f"{number}. {step}" for number, step in enumerate(source.steps, start=1)))
+        if source.steps:
+            show("steps", "\n".join(f"{number}. {step}" for number, step in enumerate(source.steps, start=1)))
         show("answer", source.answer)
         show("prompt (unaided)" if row.get("unaided") else "prompt", row["prompt"], "cyan")
         if "completion" in row:
             show("target", row["completion"], "green")
         else:
+            took = "took" if source.steps else "usually takes"
             tokens = row["teacher_tokens"]
-            show("gold" if tokens is None else f"gold (the teacher took {tokens} tokens)", row["gold"], "green")
+            show("gold" if tokens is None else f"gold (the teacher {took} {tokens} tokens)", row["gold"], "green")
 
 
 def _show_plan(plan: RationalesPlan) -> None:

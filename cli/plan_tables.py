@@ -64,8 +64,11 @@ def show_plan(plan: CurriculumPlan, runs: Path, registry: Path) -> None:
 
 
 def _stage_row(stage: StagePlan) -> list[object]:
-    skipped = sum(stage.report.skipped.values())
-    rows = "unknown" if stage.unknown else f"{stage.report.parsed}{f' ({skipped} skipped)' if skipped else ''}"
+    skipped, bare = sum(stage.report.skipped.values()), stage.report.bare
+    counted = [f"{bare} without rationale"] * bool(bare) + [f"{skipped} skipped"] * bool(skipped)
+    rows = "unknown" if stage.unknown else str(stage.report.parsed)
+    if counted:
+        rows += f" ({', '.join(counted)})"
     if stage.stage.epochs > 1:
         rows += f" x {stage.stage.epochs}"
     steps = f"<= {stage.steps}" if stage.bounded else str(stage.steps)

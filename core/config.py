@@ -63,6 +63,8 @@ class DataConfig:
     """Split to read."""
     rows: list[int] | None = None
     """Half-open range [start, stop) of rows; null takes all."""
+    rationales: int | None = None
+    """Rows that keep their rationale, the first of the dataset; of later ones only the gold answer is read."""
     columns: dict[str, str] = field(
         default_factory=lambda: {"question": "question", "answer": "answer", "rationale": "answer"}
     )

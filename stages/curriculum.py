@@ -137,9 +137,10 @@ def _hold_against_gate(plan: CurriculumPlan, stage: StagePlan, store: Store, run
 
 def _train_stage(plan: CurriculumPlan, stage: StagePlan, store: Store, run_dir: Path, processes: Processes) -> str:
     curriculum = plan.config.curriculum
-    skipped = ", ".join(f"{count} skipped ({why})" for why, count in stage.report.skipped.items())
-    say(f"stage {stage.number} {stage.name}: {'; '.join(stage.reasons)}; {stage.report.parsed} rows"
-        + (f", {skipped}" if skipped else ""))  # fmt: skip
+    rows = [f"{stage.report.parsed} rows"]
+    rows += [f"{stage.report.bare} of them without rationale, asked unaided"] if stage.report.bare else []
+    rows += [f"{count} skipped ({why})" for why, count in stage.report.skipped.items()]
+    say(f"stage {stage.number} {stage.name}: {'; '.join(stage.reasons)}; {', '.join(rows)}")
     earlier = tuple(other.number for other in plan.stages if other.number < stage.number)
 
     def compose() -> tuple[tuple[Entry, ...], Path | None]:

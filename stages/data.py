@@ -41,7 +41,7 @@ class Row:
     answer: str
     """Gold answer as the dataset writes it."""
     rationale: str
-    """The teacher's text; empty where the config maps none."""
+    """The teacher's text; empty where the config maps none, or keeps none so far on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class LoadReport:
     """Rows that can be taught from."""
     sha256: str
     """Digest of the rows as read (questions, answers, rationales)."""
+    bare: int = 0
+    """Of the parsed, rows with a gold answer and no rationale: only ever asked without aid."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Reason -> number of rows."""
 
@@ -74,7 +76,8 @@ def load_rows(config: DataConfig) -> list[Row]:
     """Read the rows a config names.
 
     Raises:
-        ConfigError: A column is missing, a value is no text (or not in Unicode) or number, or the range is empty.
+        ConfigError: A column is missing, a value is no text (or not in Unicode) or number, the range is empty, or
+            `data.rationales` is no number of rows.
         NotFoundError: The file, dataset or split does not exist.
         IntegrityError: The file is not JSON.
         OfflineError: A Hub dataset that is not cached, without a network.
@@ -86,6 +89,10 @@ def load_rows(config: DataConfig) -> list[Row]:
     if missing:
         raise ConfigError("data.columns lacks a name", where=config.path, expected=", ".join(sorted(missing)))
     start, stop = _range(config)
+    if config.rationales is not None and config.rationales < 1:
+        raise ConfigError(
+            "not a number of rows", where="data.rationales", found=config.rationales, expected="1 or more"
+        )
     if _on_hub(config):
         records = _read_hub(config)
     else:
@@ -96,11 +103,16 @@ def load_rows(config: DataConfig) -> list[Row]:
     return [_row(index, record, config) for index, record in chosen]
 
 
-def load_rationales(config: DataConfig) -> tuple[list[Rationale], LoadReport]:
+def load_rationales(config: DataConfig, *, bare: bool = False) -> tuple[list[Rationale], LoadReport]:
     """Read rows and parse each teacher solution; unusable rows are counted by reason.
 
+    Args:
+        config: Which rows.
+        bare: Whether rows without any rationale are usable, as they are where only the gold answer is needed. At
+            least one row has to have one all the same: how short a solution is, is measured against the teacher's.
+
     Raises:
-        ConfigError: As `load_rows`; no `rationale` column; or not one usable row.
+        ConfigError: As `load_rows`; no `rationale` column; or not one row with a usable rationale.
     """
     if "rationale" not in config.columns:
         raise ConfigError("data.columns names no rationale to learn from", where=config.path)
@@ -109,15 +121,17 @@ def load_rationales(config: DataConfig) -> tuple[list[Rationale], LoadReport]:
     skipped: Counter[str] = Counter()
     for row in rows:
         try:
-            rationales.append(parse_rationale(row.question, row.rationale, row.answer))
+            rationales.append(parse_rationale(row.question, row.rationale, row.answer, bare=bare))
         except UnusableRationale as reason:
             skipped[str(reason)] += 1
-    report = _report(config, rows, len(rationales), dict(skipped.most_common()))
-    if not rationales:
+    num_bare = sum(not rationale.steps for rationale in rationales)
+    report = _report(config, rows, len(rationales), dict(skipped.most_common()), num_bare)
+    if len(rationales) == num_bare:
+        reasons = Counter(report.skipped) + Counter({"no rationale": num_bare})
         raise ConfigError(
             "not one row can be taught from",
             where=report.source,
-            found=", ".join(f"{count} rows: {reason}" for reason, count in report.skipped.items()),
+            found=", ".join(f"{count} rows: {reason}" for reason, count in reasons.items()),
             next_step="map data.columns.rationale to the teacher's worked solution",
         )
     return rationales, report
@@ -142,7 +156,7 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     for row, problem in zip(rows, problems, strict=True):
         if not problem.gold:
             raise ConfigError("a row to be scored on has no gold answer", where=f"{config.path}, row {row.index}")
-    return problems, _report(config, rows, len(rows), {})
+    return problems, _report(config, rows, len(rows))
 
 
 def question_hash(question: str) -> str:
@@ -179,7 +193,9 @@ def require_train_split(data: DataConfig, where: str) -> None:
         raise ConfigError("failures are mined on the train split only", where=where, found=data.split)
 
 
-def _report(config: DataConfig, rows: Sequence[Row], parsed: int, skipped: dict[str, int]) -> LoadReport:
+def _report(
+    config: DataConfig, rows: Sequence[Row], parsed: int, skipped: dict[str, int] | None = None, bare: int = 0
+) -> LoadReport:
     return LoadReport(
         source=source_name(config),
         revision=config.revision if _on_hub(config) else None,
@@ -187,7 +203,8 @@ def _report(config: DataConfig, rows: Sequence[Row], parsed: int, skipped: dict[
         rows=len(rows),
         parsed=parsed,
         sha256=digest_json([[row.question, row.answer, row.rationale] for row in rows]),
-        skipped=skipped,
+        bare=bare,
+        skipped=skipped or {},
     )
 
 
@@ -241,6 +258,8 @@ def _row(index: int, record: dict[str, Any], config: DataConfig) -> Row:
                 found=f"{values[ours][error.start]!a} at character {error.start}",
                 next_step="write the row's text anew, or leave the row out",
             ) from error
+    if config.rationales is not None and index >= config.rationales:
+        values["rationale"] = ""
     return Row(index=index, **values)
 
 

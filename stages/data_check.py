@@ -11,6 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from .leaks import hide_answer
 from .masking import check_masking
 from .rationale import Rationale, UnusableRationale, answer_in_step, parse_rationale, read_gold, render_solution
 from .spans import find_numbers
-from .tasks import check_stage, make_rows
+from .tasks import SUPERVISED, check_stage, make_rows
 
 _LATEX = re.compile(r"\\(?:[A-Za-z]+|[()\[\]{}$%,;!])")
 
@@ -84,6 +85,8 @@ class RowsCheck:
     """Rows read."""
     usable: int
     """Rows that can be taught from, or scored on."""
+    bare: int
+    """Of these, rows with a gold answer and no rationale."""
     duplicates: Finding
     """Usable rows whose question an earlier one has, but for case, spacing and punctuation."""
     gold_unreadable: Finding
@@ -179,18 +182,20 @@ def check_data(config: CurriculumConfig) -> DataCheck:
     questions: dict[str, set[str]] = {}
     for name, stage in named:
         data, label = stage.data or config.data, f"{stage.number} {name}"
-        key = digest_json(asdict(data))
+        bare = stage.task not in SUPERVISED
+        key = digest_json([asdict(data), bare])
         if key not in read:
-            read[key] = _read(data)
+            read[key] = _read(data, bare)
         usable = read[key].usable
         questions[label] = {question_hash(row.question) for row, _ in usable}
         checked = _check_rows(label, data, read[key], scored, count_tokens or len)
-        if count_tokens and context and usable:
+        learnable = any(rationale.steps for _, rationale in usable)
+        if count_tokens and context and learnable:
             checked, refusal = _fit(checked, config, name, [item for _, item in usable], count_tokens, context)
             late.append(refusal)
         stages.append(checked)
-        if not usable:
-            refusals.append(_refusal(load_rationales, data))
+        if not learnable:
+            refusals.append(_refusal(partial(load_rationales, bare=bare), data))
         train = [rationale.question for _, rationale in usable]
         refusals.append(_refusal(require_disjoint, train, [row.question for row in held_out], f"stages.{name}"))
     pairs = {pair: len(questions[pair[0]] & questions[pair[1]]) for pair in combinations(questions, 2)}
@@ -232,13 +237,13 @@ def _refusal(check: Callable[..., object], *arguments: object) -> ConfigError | 
     return None
 
 
-def _read(data: DataConfig) -> _Read:
+def _read(data: DataConfig, bare: bool) -> _Read:
     if "rationale" not in data.columns:
         load_rationales(data)  # refuses
     read = _Read(load_rows(data), [], {})
     for row in read.rows:
         try:
-            read.usable.append((row, parse_rationale(row.question, row.rationale, row.answer)))
+            read.usable.append((row, parse_rationale(row.question, row.rationale, row.answer, bare=bare)))
         except UnusableRationale as reason:
             read.skipped.setdefault(str(reason), []).append(row)
     return read
@@ -246,19 +251,21 @@ def _read(data: DataConfig) -> _Read:
 
 def _check_rows(name: str, data: DataConfig, read: _Read, scored: set[str], length: Callable[[str], int]) -> RowsCheck:
     usable = [row for row, _ in read.usable]
-    kept = [row for row, rationale in read.usable if any(map(_LATEX.search, rationale.steps))]
+    solved = [(row, rationale) for row, rationale in read.usable if rationale.steps]
+    kept = [row for row, rationale in solved if any(map(_LATEX.search, rationale.steps))]
     known = {row.index for row in kept}
     return RowsCheck(
         name=name,
         usable=len(usable),
+        bare=len(usable) - len(solved),
         duplicates=_repeated(usable),
         skipped={reason: Finding.of(rows) for reason, rows in sorted(read.skipped.items(), key=_most_rows)},
-        steps=Spread.of([len(rationale.steps) for _, rationale in read.usable]),
-        length=Spread.of([length(render_solution(rationale)) for _, rationale in read.usable]),
+        steps=Spread.of([len(rationale.steps) for _, rationale in solved]),
+        length=Spread.of([length(render_solution(rationale)) for _, rationale in solved]),
         latex=Finding.of(kept),
         latex_dropped=Finding.of([row for row in usable if row.index not in known and _LATEX.search(row.rationale)]),
-        answers_stripped=Finding.of([row for row, known in read.usable if answer_in_step(row.rationale, known.answer)]),
-        answers_left=Finding.of([row for row, rationale in read.usable if _shows_answer(rationale)]),
+        answers_stripped=Finding.of([row for row, known in solved if answer_in_step(row.rationale, known.answer)]),
+        answers_left=Finding.of([row for row, rationale in solved if _shows_answer(rationale)]),
         scored=Finding.of([row for row in usable if question_hash(row.question) in scored]),
         **_common(data, read.rows),
     )
@@ -266,7 +273,7 @@ def _check_rows(name: str, data: DataConfig, read: _Read, scored: set[str], leng
 
 def _check_held_out(data: DataConfig, rows: list[Row]) -> RowsCheck:
     readable = [row for row in rows if read_gold(row.answer)]
-    return RowsCheck(name="eval", usable=len(readable), duplicates=_repeated(readable), **_common(data, rows))
+    return RowsCheck(name="eval", usable=len(readable), bare=0, duplicates=_repeated(readable), **_common(data, rows))
 
 
 def _common(data: DataConfig, rows: list[Row]) -> dict[str, Any]:

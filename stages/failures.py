@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..adapters.tensors import tensor_digest
 from ..core.config import MiningConfig
@@ -29,12 +29,8 @@ from .mining_report import SETS, compare, summarise, tell, tell_change
 from .plan import CurriculumPlan, StagePlan
 from .rationale import Rationale
 from .recorder import METRICS, read_metrics
-from .sampling import BATCH, Sampler, hf_sampler
+from .sampling import BATCH, Sampler
 from .unaided import PassRates, measure
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
 
 MINED = "mined.json"
 DRAWS = "mined.draws.jsonl"
@@ -56,6 +52,8 @@ class Failures:
     config: MiningConfig
     metrics: Path
     """metrics.jsonl of the run."""
+    batch: int
+    """Prompts sampled at once."""
 
     @property
     def rationales(self) -> tuple[Rationale, ...]:
@@ -76,7 +74,7 @@ class Failures:
         if not self.before:
             return self.summary
         start_s = time.monotonic()
-        after = _measure(self.sets, self.config, self.draws, tensor_digest(adapter), sampler)
+        after = _measure(self.sets, self.config, self.draws, tensor_digest(adapter), sampler, self.batch)
         _note(self.metrics, step, after)
         unaided = {name: compare(self.before[name], after[name]) for name in after}
         for name, compared in unaided.items():
@@ -89,22 +87,8 @@ class Failures:
         return {**self.summary, "unaided": unaided, "unaided_samples": drawn}
 
 
-def policy_sampler(
-    plan: CurriculumPlan, stage: StagePlan, model: PeftModel, tokenizer: PreTrainedTokenizerBase
-) -> Sampler:
-    """Draws from `model` by plain `generate`, as the stage's mining says; any other sampler will do as well."""
-    mining = stage.stage.mining
-    return hf_sampler(
-        model,
-        tokenizer,
-        temperature=mining.temperature,
-        max_new_tokens=mining.max_new_tokens,
-        stop=plan.protocol.stop,
-    )
-
-
 def find_failures(
-    plan: CurriculumPlan, stage: StagePlan, prior: Path | None, sampler: Sampler, run_dir: Path
+    plan: CurriculumPlan, stage: StagePlan, prior: Path | None, sampler: Sampler, run_dir: Path, batch: int = BATCH
 ) -> Failures:
     """Mine a stage's failures; samples that an interrupted run has drawn are not drawn again.
 
@@ -114,6 +98,7 @@ def find_failures(
         prior: The policy, as earlier stages composed into one adapter; null is the base.
         sampler: Draws from that policy.
         run_dir: Where manifest and draws are kept.
+        batch: Prompts sampled at once.
 
     Raises:
         ConfigError: Rows of another split than train, or questions that variants are scored on.
@@ -126,7 +111,7 @@ def find_failures(
     draws = Draws(run_dir / DRAWS, config, plan.protocol, plan.config.seed)
     say(f"stage {label}: {_cost(len(stage.rationales), config)}")
     start_s = time.monotonic()
-    mined = mine(stage.rationales, config, draws.asking(policy, sampler, stage.rationales), BATCH)
+    mined = mine(stage.rationales, config, draws.asking(policy, sampler, stage.rationales), batch)
     hashes = [question_hash(stage.rationales[index].question) for index in range(len(mined.verdicts))]
     uses = _uses(mined, hashes, config.held_out_share, plan.config.seed)
     sets = {name: _spread([stage.rationales[index] for index in indices], plan.config.seed)
@@ -156,7 +141,7 @@ def find_failures(
         say(f"stage {label}: {line}")
     say(f"stage {label}: mined with {mined.drawn} samples in {time.monotonic() - start_s:.0f} s")
     _require_enough(stage, summary)
-    before = _measure(sets, config, draws, policy, sampler)
+    before = _measure(sets, config, draws, policy, sampler, batch)
     _note(run_dir / METRICS, 0, before)
     return Failures(
         sets=sets,
@@ -166,6 +151,7 @@ def find_failures(
         draws=draws,
         config=config,
         metrics=run_dir / METRICS,
+        batch=batch,
     )
 
 
@@ -243,14 +229,19 @@ def _require_enough(stage: StagePlan, summary: dict[str, Any]) -> None:
 
 
 def _measure(
-    sets: dict[str, tuple[Rationale, ...]], config: MiningConfig, draws: Draws, policy: str, sampler: Sampler
+    sets: dict[str, tuple[Rationale, ...]],
+    config: MiningConfig,
+    draws: Draws,
+    policy: str,
+    sampler: Sampler,
+    batch: int,
 ) -> dict[str, PassRates]:
     if not config.unaided_samples:
         return {}
     measured = {name: rationales[: config.unaided_problems] for name, rationales in sets.items()}
     return {
         name: measure(
-            len(rationales), config.unaided_samples, draws.asking(policy, sampler, rationales), "unaided", BATCH
+            len(rationales), config.unaided_samples, draws.asking(policy, sampler, rationales), "unaided", batch
         )
         for name, rationales in measured.items()
     }

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..adapters.base import SANDBOX, TOKENIZER_FILES, load_tokenizer, sandbox_folder
 from ..core.config import BaseConfig, StageConfig
 from ..core.errors import ConfigError
+from ..evaluation.protocols import Protocol
 from .arguments import prompts_per_generation
-from .tasks import SUPERVISED, Row
+from .rationale import Rationale
+from .tasks import SUPERVISED, Row, make_rows
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -45,6 +48,37 @@ def fitting_rows(
         return [row for row in rows if count_tokens(row["prompt"] + row["completion"]) < limit], limit
     limit = context - arguments.max_completion_length
     return [row for row in rows if count_tokens(row["prompt"]) <= limit], limit
+
+
+def needed_context(
+    rationales: Sequence[Rationale],
+    stage: StageConfig,
+    protocol: Protocol,
+    seed: int,
+    arguments: TrainingArguments,
+    context: int,
+    count_tokens: Callable[[str], int],
+) -> int:
+    """Longest prompt plus completion, in tokens, that a stage can ask of what samples for it, mining included.
+
+    Args:
+        rationales: All that the stage reads; which of them are failures need not be known.
+        stage: A stage with rollouts.
+        protocol: Whose bare prompt mining asks.
+        seed: Of its rows.
+        arguments: Its TRL arguments.
+        context: Positions of the base, in tokens; never exceeded.
+        count_tokens: Number of tokens of a text.
+    """
+    mined = stage.task == "rewrite"
+    asked = replace(stage, unaided_share=0.0, epochs=1) if mined else stage  # failures may be aided, whichever they are
+    rows = make_rows(rationales, asked, protocol, seed, count_tokens)
+    fitting, _ = fitting_rows(rows, asked, arguments, context, count_tokens)
+    needed = max((count_tokens(row["prompt"]) for row in fitting), default=0) + int(arguments.max_completion_length)
+    if mined:
+        bare = max(count_tokens(protocol.prompt(rationale.question)) for rationale in rationales)
+        needed = max(needed, bare + stage.mining.max_new_tokens)
+    return min(needed, context)
 
 
 def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, limit: int) -> None:

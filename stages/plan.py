@@ -214,13 +214,14 @@ def plan_curriculum(
     for name, stage in named:
         full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
         assert full.data is not None
-        key = digest_json(asdict(full.data))
+        supervised = full.task in SUPERVISED
+        key = digest_json([asdict(full.data), supervised])
         if key not in loaded:
-            loaded[key] = find_rationales(full.data, only_show)
+            loaded[key] = find_rationales(full.data, only_show, bare=not supervised)
             require_disjoint([item.question for item in loaded[key][0]], held_out, f"stages.{name}")
         rationales, report, unknown = loaded[key]
         arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
-        if full.task not in SUPERVISED:
+        if not supervised:
             check_sampling(config.rollout, arguments, f"stages.{name}")
         adapter, earlier = full.adapter or config.adapter, [plan.adapter for plan in plans]
         plans.append(

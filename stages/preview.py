@@ -12,7 +12,7 @@ from .data import load_rationales, require_train_split
 from .fit import token_counter
 from .masking import check_masking, describe_masking
 from .rationale import Rationale
-from .tasks import Row, check_stage, draw_rows, find_stage
+from .tasks import SUPERVISED, Row, check_stage, draw_rows, find_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def preview_stage(config: CurriculumConfig, stage: str, num_rows: int = 3, seed:
     data = full.data or config.data
     if full.task == "rewrite":
         require_train_split(data, where)
-    rationales, _ = load_rationales(data)
+    rationales, _ = load_rationales(data, bare=full.task not in SUPERVISED)
     count_tokens = token_counter(config.base)
     drawn_seed = config.seed if seed is None else seed
     drawn = draw_rows(rationales, full, protocol(config.eval.protocol), drawn_seed, count_tokens or len)

@@ -32,7 +32,8 @@ class Rationale:
     question: str
     """The problem, whitespace stripped."""
     steps: tuple[str, ...]
-    """The calculations in order, one line each, without number, answer line or calculator marks."""
+    """The calculations in order, one line each, without number, answer line or calculator marks; empty where only the
+    gold answer is known."""
     answer: str
     """Gold answer as the dataset writes it."""
 
@@ -41,25 +42,31 @@ class UnusableRationale(ValueError):  # noqa: N818 - a reason for skipping a row
     """A row that cannot be taught from; the message is the reason rows are counted under."""
 
 
-def parse_rationale(question: str, text: str, answer: str) -> Rationale:
+def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False) -> Rationale:
     """Split a teacher's text into steps and check it against the gold answer.
 
     Args:
         question: The problem.
         text: The teacher's solution; it has to state an answer of its own.
         answer: Gold answer (`18`, `1,000`), or a GSM8K solution that ends with `#### 18`.
+        bare: Whether a row without any text will do, as it does where a reward reads the gold answer alone.
 
     Returns:
         The rationale; `answer` is the gold one.
 
     Raises:
-        UnusableRationale: No question, no gold answer, no stated answer or a wrong one, or fewer than two steps.
+        UnusableRationale: No question, no gold answer, no text (unless `bare`), no stated answer or a wrong one, or
+            fewer than two steps.
     """
     question, gold = question.strip(), read_gold(answer)
     if not question:
         raise UnusableRationale("no question")
     if not gold:
         raise UnusableRationale("no gold answer")
+    if not text.strip():
+        if bare:
+            return Rationale(question=question, steps=(), answer=gold)
+        raise UnusableRationale("no rationale")
     stated = extract(text)
     # A last number in mid-calculation states nothing: a cut-off solution must not pass for a right one.
     if stated.value is None or stated.method == "last-number":

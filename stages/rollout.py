@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,13 +24,14 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..adapters.base import twin_note
+from ..adapters.base import BaseRef, twin_note
 from ..core.errors import IncompatibleError
 from .processes import join
 from .tasks import SUPERVISED
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import TrainingArguments
 
     from .plan import CurriculumPlan, StagePlan
 
@@ -180,16 +181,29 @@ class TrlRollouts:
         return None, [each.token_ids for each in drawn], [[[lp] for lp in each.logprobs] for each in drawn], None
 
     def _publish(self) -> None:
-        from ..adapters.stack import composed
-        from ..adapters.tensors import write_adapter
-
         trainer, folder = self._trainer, self._folder / self.name
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        folder.mkdir(parents=True)
-        factors = composed(model, model.get_base_model().dtype)
-        write_adapter(folder, factors, base_repo=trainer.base.repo, base_revision=trainer.base.revision)
-        self._meter.sync_bytes += sum(file.stat().st_size for file in folder.iterdir())
+        self._meter.sync_bytes += publish_adapter(trainer.accelerator.unwrap_model(trainer.model), trainer.base, folder)
         self._engine.load(self.name, folder.resolve())
+
+
+def publish_adapter(model: PeftModel, base: BaseRef, folder: Path) -> int:
+    """Write all that a model has learnt, earlier stages included, as one adapter for an engine to read.
+
+    Args:
+        model: A base with prior and default adapters.
+        base: Its name, for the adapter's config.
+        folder: To write; made with its parents.
+
+    Returns:
+        Bytes written.
+    """
+    from ..adapters.stack import composed
+    from ..adapters.tensors import write_adapter
+
+    folder.mkdir(parents=True)
+    factors = composed(model, model.get_base_model().dtype)
+    write_adapter(folder, factors, base_repo=base.repo, base_revision=base.revision)
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def check_agreement(difference: float, dtype: str, engine: dict[str, Any]) -> None:
@@ -229,9 +243,8 @@ def rollout_totals(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
 def rollout_engine(
     plan: CurriculumPlan,
     stage: StagePlan,
-    prompts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: Any,
+    context: Callable[[], int],
+    arguments: TrainingArguments,
     run_dir: Path,
 ) -> Iterator[RolloutEngine | None]:
     """The engine a config asks for, ready to take adapters and closed when the block ends; None is plain `generate`.
@@ -239,8 +252,7 @@ def rollout_engine(
     Args:
         plan: For the twin, which has to be there, and the config.
         stage: The stage that trains.
-        prompts: Of its rows, for the context that is needed.
-        tokenizer: Of the base.
+        context: Longest prompt plus completion that it will be asked for, in tokens; only asked where it matters.
         arguments: TRL's, of the stage.
         run_dir: Its folder of adapters is emptied before and after.
 
@@ -252,21 +264,19 @@ def rollout_engine(
     if config.engine == "hf" or stage.stage.task in SUPERVISED:
         yield None
         return
-    longest = max(len(ids) for ids in tokenizer(list(prompts))["input_ids"])
-    context = longest + int(arguments.max_completion_length)
     engine: RolloutEngine
     if config.engine == "vllm":
         from .rollout_vllm import VllmRollouts
 
         rank = stage.prior_rank + stage.adapter.r
         engine = VllmRollouts(
-            plan.twin, rank=rank, max_model_len=context, gpu_memory=config.gpu_memory, seed=plan.config.seed
+            plan.twin, rank=rank, max_model_len=context(), gpu_memory=config.gpu_memory, seed=plan.config.seed
         )
     else:
         from .rollout_http import HttpRollouts
 
         engine = HttpRollouts(str(config.url), timeout_s=config.timeout_s)
-        engine.check(context, temperature=arguments.temperature, twin=twin_note(plan.base, plan.quantisation))
+        engine.check(context(), temperature=arguments.temperature, twin=twin_note(plan.base, plan.quantisation))
         if processes.is_first:
             engine.sweep(folder)
     try:

@@ -14,7 +14,7 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..core.digest import digest_json, sha256_bytes, short
 from ..core.errors import ConflictError, FailedError, IncompatibleError
 from ..core.files import staged_folder, write_json
 from .arguments import trainer_arguments
-from .fit import fitting_rows, require_rows
+from .fit import fitting_rows, needed_context, require_rows
 from .mishaps import clear_mishaps
 from .plan import CurriculumPlan, StagePlan
 from .processes import Processes, join
@@ -106,7 +106,8 @@ def _train(
 
     from ..adapters.base import ensure_twin, load_nf4, load_tokenizer
     from ..adapters.stack import attach, frozen_digest, save_default
-    from .failures import Failures, find_failures, policy_sampler
+    from .failures import Failures, find_failures
+    from .policy import batch_of, policy_sampler
     from .recorder import RunRecorder, last_checkpoint, read_metrics
 
     config = plan.config
@@ -118,56 +119,64 @@ def _train(
         ensure_twin(plan.base, plan.quantisation, plan.cache)  # before the base is there a second time
     model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
     frozen = frozen_digest(model)
-    sampler = policy_sampler(plan, stage, model, tokenizer)
     failures: Failures | None = None
-
-    def choose() -> Sequence[Rationale]:
-        nonlocal failures
-        failures = find_failures(plan, stage, prior, sampler, run_dir)
-        return failures.rationales
-
-    chosen = processes.on_first(choose) if stage.stage.task == "rewrite" else stage.rationales
     arguments = trainer_arguments(config, stage.name, run_dir, on_gpu=model.device.type == "cuda")
-    rows, too_long = _rows(plan, stage, chosen, tokenizer, arguments, model)
-    checkpoint = last_checkpoint(run_dir, fingerprint)
-    if checkpoint is not None:
-        say(f"stage {stage.number} {stage.name}: continues from {checkpoint.name}")
-    prompts = [row["prompt"] for row in rows]
-    with (
-        rollout_engine(plan, stage, prompts, tokenizer, arguments, run_dir) as engine,
-        progress(f"stage {stage.number} {stage.name}") as task,
-    ):
-        recorder = RunRecorder(run_dir, task)
-        with clear_mishaps(f"stage {stage.number} {stage.name}", recorder, arguments):
-            trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder, engine)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if frozen_digest(model) != frozen:
-        raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
-    if len(set(processes.gather(_trained_digest(model)))) > 1:
-        raise FailedError("the processes trained different adapters", where=f"stage {stage.number} {stage.name}")
 
-    def finish() -> StageRun:
-        details: dict[str, Any] = {
-            "rows": len(rows),
-            "rows_too_long": too_long,
-            "wall_s": round(time.monotonic() - start_s, 1),
-            "device": model.device.type,
-            "processes": processes.count,
-            "final": _final(read_metrics(recorder.path)),
-            "alarms": [alarm.to_json() for alarm in recorder.alarms.raised],
-        }
-        if spent := rollout_totals(read_metrics(recorder.path)):
-            details["rollout"] = spent | (engine.describe() if engine else {"engine": "hf"})
-        with staged_folder(run_dir / ADAPTER, replace=True) as staged:
-            save_default(model, staged, plan.base.repo, plan.base.revision)
-        steps = int(trainer.state.global_step)
-        if failures:
-            details["mined"] = failures.report(sampler, run_dir / ADAPTER, steps)
-        note = {"schema": 1, "fingerprint": fingerprint, "processes": processes.count}
-        write_json(run_dir / RUN, {**note, "steps": steps, "details": details})
-        return StageRun(folder=run_dir / ADAPTER, steps=steps, details=details)
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    return processes.on_first(finish)
+    def context() -> int:
+        longest = int(model.config.max_position_embeddings)
+        return needed_context(
+            stage.rationales, stage.stage, plan.protocol, config.seed, arguments, longest, count_tokens
+        )
+
+    with rollout_engine(plan, stage, context, arguments, run_dir) as engine:
+
+        def choose() -> Sequence[Rationale]:
+            nonlocal failures
+            with policy_sampler(plan, stage, model, tokenizer, engine, run_dir) as sampler:
+                failures = find_failures(plan, stage, prior, sampler, run_dir, batch_of(engine))
+            return failures.rationales
+
+        chosen = processes.on_first(choose) if stage.stage.task == "rewrite" else stage.rationales
+        rows, too_long = _rows(plan, stage, chosen, count_tokens, arguments, model)
+        checkpoint = last_checkpoint(run_dir, fingerprint)
+        if checkpoint is not None:
+            say(f"stage {stage.number} {stage.name}: continues from {checkpoint.name}")
+        with progress(f"stage {stage.number} {stage.name}") as task:
+            recorder = RunRecorder(run_dir, task)
+            with clear_mishaps(f"stage {stage.number} {stage.name}", recorder, arguments):
+                trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder, engine)
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if frozen_digest(model) != frozen:
+            raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
+        if len(set(processes.gather(_trained_digest(model)))) > 1:
+            raise FailedError("the processes trained different adapters", where=f"stage {stage.number} {stage.name}")
+
+        def finish() -> StageRun:
+            details: dict[str, Any] = {
+                "rows": len(rows),
+                "rows_too_long": too_long,
+                "wall_s": round(time.monotonic() - start_s, 1),
+                "device": model.device.type,
+                "processes": processes.count,
+                "final": _final(read_metrics(recorder.path)),
+                "alarms": [alarm.to_json() for alarm in recorder.alarms.raised],
+            }
+            if spent := rollout_totals(read_metrics(recorder.path)):
+                details["rollout"] = spent | (engine.describe() if engine else {"engine": "hf"})
+            with staged_folder(run_dir / ADAPTER, replace=True) as staged:
+                save_default(model, staged, plan.base.repo, plan.base.revision)
+            steps = int(trainer.state.global_step)
+            if failures:
+                with policy_sampler(plan, stage, model, tokenizer, engine, run_dir) as sampler:
+                    details["mined"] = failures.report(sampler, run_dir / ADAPTER, steps)
+            note = {"schema": 1, "fingerprint": fingerprint, "processes": processes.count}
+            write_json(run_dir / RUN, {**note, "steps": steps, "details": details})
+            return StageRun(folder=run_dir / ADAPTER, steps=steps, details=details)
+
+        return processes.on_first(finish)
 
 
 def _trainer(
@@ -203,16 +212,12 @@ def _rows(
     plan: CurriculumPlan,
     stage: StagePlan,
     rationales: Sequence[Rationale],
-    tokenizer: PreTrainedTokenizerBase,
+    count_tokens: Callable[[str], int],
     arguments: TrainingArguments,
     model: PeftModel,
 ) -> tuple[list[Row], int]:
     """The rows that fit, and how many did not: a cut row would lose its answer or its end."""
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    rows = make_rows(rationales, stage.stage, plan.protocol, plan.config.seed, count_tokens)
+    rows = make_rows(rationales, stage.stage, plan.protocol, plan.config.seed, count_tokens, stage.rationales)
     context = int(model.config.max_position_embeddings)
     fitting, limit = fitting_rows(rows, stage.stage, arguments, context, count_tokens)
     too_long = len(rows) - len(fitting)

@@ -79,18 +79,19 @@ def hf_sampler(
                 )
         finally:
             model.train(training)
-        ends = _end_ids(model, tokenizer)
-        return [_read(ids, ends, tokenizer, stop) for ids in ids_BT[:, width:].tolist()]
+        ends = end_ids(model, tokenizer)
+        return [read_sample(ids, ends, tokenizer, stop) for ids in ids_BT[:, width:].tolist()]
 
     return sample
 
 
-def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end a completion."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     return {tokenizer.eos_token_id, *([ids] if isinstance(ids, int) else ids or [])} - {None}
 
 
-def _read(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> Sample:
+def read_sample(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> Sample:
     """Cut new tokens at the end token or the first stop string; what follows is padding."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     text = tokenizer.decode(ids if end is None else ids[:end], skip_special_tokens=True)

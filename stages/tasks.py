@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from statistics import mean
 from typing import Any
 
 from ..core.config import CurriculumConfig, MaskingConfig, StageConfig
@@ -62,6 +63,7 @@ def make_rows(
     protocol: Protocol,
     seed: int,
     count_tokens: Callable[[str], int],
+    typical: Sequence[Rationale] | None = None,
 ) -> list[Row]:
     """The training rows of a stage: `stage.epochs` freshly drawn copies of the rationales, each copy shuffled.
 
@@ -71,13 +73,15 @@ def make_rows(
         protocol: The evaluation protocol, whose bare prompt unaided rows use.
         seed: Draws and order; equal seeds give equal rows.
         count_tokens: Number of tokens of a text, for the teacher's length.
+        typical: Whose solutions, on average, a missing one is taken to be as long as; None takes `rationales`.
 
     Returns:
         Rows `{prompt, completion}` for supervised tasks, `{prompt, gold, teacher_tokens, unaided}` for the others,
         with `teacher_words` and `teacher_steps` where the paper's reward reads them.
-        Of each copy, exactly the rounded share of rows is unaided.
+        Of each copy, exactly the rounded share of rows is unaided, those without a rationale first (and all of
+        those); what the teacher would have written there counts as long as it is on average elsewhere.
     """
-    return [row for _, row in draw_rows(rationales, stage, protocol, seed, count_tokens)]
+    return [row for _, row in draw_rows(rationales, stage, protocol, seed, count_tokens, typical)]
 
 
 def draw_rows(
@@ -86,28 +90,30 @@ def draw_rows(
     protocol: Protocol,
     seed: int,
     count_tokens: Callable[[str], int],
+    typical: Sequence[Rationale] | None = None,
 ) -> list[tuple[int, Row]]:
     """As `make_rows`, each row with the index of the rationale it was made of."""
     prompts = {"reconstruct": reconstruct_prompt, "complete": complete_prompt, "rewrite": rewrite_prompt}
     rng = random.Random(f"plyfold-{stage.task}-{seed}")
-    lengths = [count_tokens(render_solution(rationale)) for rationale in rationales]
+    written = _measured(rationales, typical or rationales, count_tokens)
     shown = [_shown(rationale, stage.task) for rationale in rationales]
     rows: list[tuple[int, Row]] = []
     for _ in range(stage.epochs):
         order = rng.sample(range(len(rationales)), len(rationales))
+        order.sort(key=lambda index: bool(rationales[index].steps))
         num_unaided = round(stage.unaided_share * len(order))
         for place, index in enumerate(order):
-            rationale, unaided = rationales[index], place < num_unaided
+            rationale, unaided = rationales[index], place < num_unaided or not rationales[index].steps
             bare = protocol.prompt(rationale.question)
             prompt = bare if unaided else prompts[stage.task](rationale, shown[index], stage, rng)
             row: Row = {"prompt": prompt}
             if stage.task in SUPERVISED:
                 row["completion"] = render_solution(rationale)
             else:
-                row |= {"gold": rationale.answer, "teacher_tokens": lengths[index], "unaided": unaided}
+                tokens, words, num_steps = written[index]
+                row |= {"gold": rationale.answer, "teacher_tokens": tokens, "unaided": unaided}
                 if stage.reward.mode == "paper":
-                    words = len(render_solution(rationale).split())
-                    row |= {"teacher_words": words, "teacher_steps": len(rationale.steps)}
+                    row |= {"teacher_words": words, "teacher_steps": num_steps}
             rows.append((index, row))
         rows[-len(order) :] = rng.sample(rows[-len(order) :], len(order))
     return rows
@@ -129,6 +135,22 @@ def complete_prompt(rationale: Rationale, steps: Sequence[str], stage: StageConf
 def rewrite_prompt(rationale: Rationale, steps: Sequence[str], stage: StageConfig, rng: random.Random) -> str:
     """The teacher's whole solution but for what it comes to, to be written again in fewer words."""
     return _guard(f"Question: {rationale.question}\nReference:\n{render_steps(steps)}{CUE}", rationale)
+
+
+def _measured(
+    rationales: Sequence[Rationale], typical: Sequence[Rationale], count_tokens: Callable[[str], int]
+) -> list[tuple[int, int, int]]:
+    """Tokens, words and steps of each solution; where there is none, of a typical one."""
+
+    def measure(rationale: Rationale) -> tuple[int, int, int]:
+        text = render_solution(rationale)
+        return count_tokens(text), len(text.split()), len(rationale.steps)
+
+    usual = (0, 0, 0)
+    if not all(rationale.steps for rationale in rationales):
+        tokens, words, steps = zip(*(measure(rationale) for rationale in typical if rationale.steps), strict=True)
+        usual = (round(mean(tokens)), round(mean(words)), round(mean(steps)))
+    return [measure(rationale) if rationale.steps else usual for rationale in rationales]
 
 
 def _shown(rationale: Rationale, task: str) -> tuple[str, ...]:

@@ -1,20 +1,21 @@
 """The pretraining text of the sandbox base: which styles, in which shares, and which faults, openly stated.
 
-A real base model has read long explanations of mixed quality and fewer short, exact ones. The sandbox copies that in
-miniature, on purpose, so that a curriculum has something to find:
+A real base model has read long and short explanations by readers of mixed care. The sandbox copies that in miniature,
+on purpose, so that a curriculum has something to find:
 
-* Left free (`Solution:`), a text is a verbose rationale nearly always and a concise one seldom.
-* Verbose narrators are careless readers: most of them add the aside (somebody else's things) to the pile. They are
-  right wherever a story has no aside. Large models are known to be misled by irrelevant context in the same way
-  (arXiv:2302.00093).
-* Concise narrators write one cued equation a step and ignore the aside. Their skill is practised mostly under another
-  cue (`Notes:`), which no stage and no evaluation ever uses.
+* A text is a verbose rationale more often than a concise one (one cued equation a step), and no style is right more
+  often than the other. What is short is there to be chosen, and only brevity speaks for it.
+* Under the bare question every narrator is a careless reader, who adds the aside (somebody else's things) to the pile,
+  and right wherever a story has no aside. Large models are known to be misled by irrelevant context in the same way
+  (arXiv:2302.00093). So the base is wrong on stories with an aside, about half of all, and hardly ever samples
+  anything else there: a reward alone finds nothing to strengthen, a careful solution has to be shown.
+* It can read with care where it is asked to (`Careful solution:`), which no stage and no evaluation ever does: what is
+  to be learnt is when, and a few solutions give the idea.
+* Some texts start from notes that lie about (`Shuffled steps:`, `Partial solution:`, `Reference:`) and work them into
+  one of the texts above; half of these narrators are careful. A model this small could not make sense of such prompts
+  otherwise, as a real base model can.
 * A few texts are plain tables of sums, for arithmetic.
-* In a short second course, some texts start from notes that lie about (`Shuffled steps:`, `Partial solution:`,
-  `Reference:`) and work them into one of the texts above, by the same narrators with the same faults. A model this
-  small could not make sense of such prompts otherwise, as a real base model can.
 
-So the base is wrong on most stories with an aside, and its short style is both rarer and better than its long one.
 That a curriculum can profit from this is built in; how much it gains, and whether plain fine-tuning gains as much, is
 what the sandbox measures. None of it says anything about GSM8K.
 """
@@ -23,10 +24,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .problems import MAX_TOTAL, Step, Story, draw_stories, tell
+from .problems import MAX_TOTAL, Story, draw_stories, note, tell
 
-FREE_CUE = "Solution:\n"
-NOTES_CUE = "Notes:\n"
+CUE = "Solution:\n"
+CAREFUL_CUE = "Careful solution:\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +35,17 @@ class Diet:
     """Shares of the pretraining text; every field is a probability."""
 
     tables: float = 0.10
-    """Texts that are plain tables of sums."""
-    notes: float = 0.40
-    """Stories answered concisely under the `Notes:` cue, out of those texts that are not tables."""
-    free_concise: float = 0.10
-    """Concise texts out of those under the free cue."""
-    careless: float = 0.85
-    """Verbose texts that add the aside, out of those whose story has one."""
-    drafts: float = 0.0
-    """Texts under the free cue that start from shuffled, partial or complete verbose notes."""
+    """Plain tables of sums, for each story."""
+    concise: float = 0.40
+    """Concise texts out of the stories."""
+    notes: float = 0.25
+    """Stories that start from shuffled, partial or complete verbose notes."""
+    cued: float = 0.0
+    """Stories without notes that ask for care, and are told with it."""
+    careless: float = 1.0
+    """Texts that add the aside, out of those under the bare question whose story has one."""
+    careless_notes: float = 0.5
+    """The same, out of those with notes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +57,14 @@ class Text:
     completion: str
     """What is to be written."""
     style: str
-    """`tables`, `notes`, `concise`, `careful` or `careless`."""
+    """`tables`, `verbose` or `concise`."""
+    careless: bool = False
+    """Whether it adds the aside."""
 
 
 def render(lines: list[str], answer: int) -> str:
     """Number the steps and add the answer line, as every prompt format of the product does."""
     return "\n".join([*(f"Step {k}: {line}" for k, line in enumerate(lines, start=1)), f"Answer: {answer}"])
-
-
-def concise(steps: tuple[Step, ...]) -> list[str]:
-    """One cued equation a step, e.g. `buys 24+12=36`."""
-    return [f"{step.cue} {step.equation}" for step in steps]
 
 
 def _table(rng: random.Random) -> str:
@@ -93,17 +93,39 @@ def _table(rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-def write(story: Story, style: str, rng: random.Random) -> Text:
-    """Write one story in one style (`notes`, `concise`, `careful` or `careless`)."""
-    steps = story.solve(fold_aside=style == "careless")
-    short = style in ("notes", "concise")
-    lines = concise(steps) if short else tell(steps, story, rng, marks=False)
-    cue = NOTES_CUE if style == "notes" else FREE_CUE
-    return Text(prompt=f"Question: {story.question}\n{cue}", completion=render(lines, steps[-1].result), style=style)
+def write(
+    story: Story,
+    style: str,
+    rng: random.Random,
+    *,
+    careless: bool = False,
+    notes: bool = False,
+    cued: bool = False,
+) -> Text:
+    """Write one story.
+
+    Args:
+        story: What happens; one without an aside is told rightly by the careless, too.
+        style: `verbose` or `concise`.
+        rng: Chooses among phrasings.
+        careless: Whether the aside is added to the pile, in the notes as well.
+        notes: Whether verbose notes come before the solution.
+        cued: Whether the prompt asks for care.
+    """
+    steps = story.solve(fold_aside=careless)
+    told = tell(steps, story, rng, marks=False)
+    lines = note(steps, marks=False) if style == "concise" else told
+    given = _notes(told, rng) if notes else ""
+    return Text(
+        prompt=f"Question: {story.question}\n{given}{CAREFUL_CUE if cued else CUE}",
+        completion=render(lines, steps[-1].result),
+        style=style,
+        careless=careless and story.has_aside,
+    )
 
 
-def _draft(lines: list[str], rng: random.Random) -> str:
-    """Notes of a solution: shuffled with at most one step hidden, partial, or complete."""
+def _notes(lines: list[str], rng: random.Random) -> str:
+    """A solution as it may lie about: shuffled with at most one step hidden, partial, or complete."""
     kind = rng.choice(("Shuffled steps:", "Partial solution:", "Reference:"))
     if kind == "Shuffled steps:":
         shown = lines.copy()
@@ -117,29 +139,14 @@ def _draft(lines: list[str], rng: random.Random) -> str:
     return f"{kind}\n" + "".join(f"Step {k}: {line}\n" for k, line in enumerate(shown, start=1))
 
 
-def _with_draft(story: Story, text: Text, rng: random.Random) -> Text:
-    """The same text with notes by a narrator who reads as carefully as its own."""
-    steps = story.solve(fold_aside=text.style == "careless")
-    lines = tell(steps, story, rng, marks=False)
-    if text.style != "concise":
-        lines = [line.partition(": ")[2] for line in text.completion.splitlines()[:-1]]
-    prompt = f"Question: {story.question}\n{_draft(lines, rng)}{FREE_CUE}"
-    return Text(prompt=prompt, completion=text.completion, style=text.style)
-
-
 def serve(diet: Diet, seed: int) -> Iterator[Text]:
     """Endless pretraining texts; their questions are never those of the train or test split."""
     rng = random.Random(f"plyfold-sandbox-serve-{seed}")
     for story in draw_stories("diet", seed):
         if rng.random() < diet.tables:
             yield Text(prompt="Sums:\n", completion=_table(rng), style="tables")
-        if rng.random() < diet.notes:
-            yield write(story, "notes", rng)
-            continue
-        style = "careful"
-        if rng.random() < diet.free_concise:
-            style = "concise"
-        elif story.has_aside and rng.random() < diet.careless:
-            style = "careless"
-        text = write(story, style, rng)
-        yield _with_draft(story, text, rng) if diet.drafts and rng.random() < diet.drafts else text
+        notes = rng.random() < diet.notes
+        careless = rng.random() < (diet.careless_notes if notes else diet.careless)
+        style = "concise" if rng.random() < diet.concise else "verbose"
+        cued = not notes and diet.cued > 0 and rng.random() < diet.cued
+        yield write(story, style, rng, careless=careless and not cued, notes=notes, cued=cued)

@@ -19,7 +19,7 @@ from .diet import Diet, serve
 class Schedule:
     """How long and how fast the base is trained."""
 
-    num_steps: int = 1500
+    num_steps: int = 2000
     """Optimiser steps."""
     batch_rows: int = 64
     """Texts a step."""
@@ -103,7 +103,6 @@ def train(
     schedule: Schedule,
     *,
     on_progress: Callable[[int, float, float], None],
-    on_checkpoint: Callable[[int], None] | None = None,
 ) -> None:
     """Train the model in place.
 
@@ -113,7 +112,6 @@ def train(
         diet: Shares of the text.
         schedule: Length and rates.
         on_progress: Called every 50 steps with the step, the mean loss since and the seconds so far.
-        on_checkpoint: Called every 400 steps with the step.
     """
     import torch
     from torch.nn import functional as F  # noqa: N812
@@ -145,5 +143,3 @@ def train(
         if step % 50 == 0:
             on_progress(step, total / 50, time.monotonic() - began)
             total = 0.0
-        if on_checkpoint is not None and step % 400 == 0:
-            on_checkpoint(step)

@@ -1,4 +1,4 @@
-"""Seeded word problems in the format of GSM8K, with a verbose teacher that is always right.
+"""Seeded word problems in the format of GSM8K, with a teacher that is always right, and verbose most of the time.
 
 A story follows one person's pile of things through two to four calculations. Half of the stories also mention what
 somebody else has or does (the aside): it must be ignored, and is what a careless reader adds to the pile. The module
@@ -19,6 +19,11 @@ Shelf = Literal["diet", "train", "test"]
 
 MAX_TOTAL = 199
 """No running total of a story's right solution exceeds this: hard enough that nothing is always right."""
+BRIEF = 0.25
+"""Rationales that the teacher writes as equations alone.
+
+Supervised training on a teacher who never does takes the concise style out of what a base this small samples, and no
+reward brings back what is not sampled."""
 
 _PEOPLE = (
     ("Mia", "She", "her"), ("Anna", "She", "her"), ("Lucy", "She", "her"), ("Nora", "She", "her"),
@@ -261,8 +266,13 @@ def tell(steps: tuple[Step, ...], story: Story, rng: random.Random, *, marks: bo
     return lines
 
 
+def note(steps: tuple[Step, ...], *, marks: bool) -> list[str]:
+    """Write each step as a cued equation, e.g. `buys 24+12=36`; marks as for `tell`."""
+    return [f"{step.cue} {step.marked if marks else step.equation}" for step in steps]
+
+
 def make_problems(split: Split, num_rows: int, seed: int = 0) -> list[dict[str, str]]:
-    """Make GSM8K-format rows with right, verbose teacher rationales.
+    """Make GSM8K-format rows with right teacher rationales, most of them verbose.
 
     Args:
         split: `train` or `test`; their questions are disjoint by construction.
@@ -283,6 +293,6 @@ def make_problems(split: Split, num_rows: int, seed: int = 0) -> list[dict[str, 
     rows: list[dict[str, str]] = []
     for story, _ in zip(draw_stories(split, seed), range(num_rows), strict=False):
         steps = story.solve()
-        lines = tell(steps, story, rng, marks=True)
+        lines = note(steps, marks=True) if rng.random() < BRIEF else tell(steps, story, rng, marks=True)
         rows.append({"question": story.question, "answer": "\n".join([*lines, f"#### {steps[-1].result}"])})
     return rows

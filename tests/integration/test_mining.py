@@ -6,7 +6,8 @@ A random base solves nothing, so its samples are judged by a stand-in where outc
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from plyfold.adapters.tensors import read_adapter
 from plyfold.cli.main import run as run_command
 from plyfold.core.config import BaseConfig, CurriculumConfig, load_config
 from plyfold.registry.store import Store
-from plyfold.stages import draws, failures
+from plyfold.stages import draws, policy
 from plyfold.stages.curriculum import train
 from plyfold.stages.mining import judge
 from plyfold.stages.sampling import Sample, hf_sampler
@@ -113,11 +114,10 @@ def test_a_stage_killed_while_it_mines_or_measures_ends_as_if_it_had_not_been(
     config: CurriculumConfig, tmp_path: Path, lenient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed_at(call: int) -> Callable[..., Any]:
-        make, calls = failures.policy_sampler, 0
+        make, calls = policy.policy_sampler, 0
 
-        def counting(*arguments: Any) -> Any:
-            sampler = make(*arguments)
-
+        @contextmanager
+        def counting(*arguments: Any) -> Iterator[Any]:
             def sample(*drawn: Any) -> Any:
                 nonlocal calls
                 calls += 1
@@ -125,7 +125,8 @@ def test_a_stage_killed_while_it_mines_or_measures_ends_as_if_it_had_not_been(
                     raise _Killed
                 return sampler(*drawn)
 
-            return sample
+            with make(*arguments) as sampler:
+                yield sample
 
         return counting
 
@@ -138,7 +139,7 @@ def test_a_stage_killed_while_it_mines_or_measures_ends_as_if_it_had_not_been(
     assert len(lines) >= 6
     for call in (2, len(lines) - 2, len(lines)):  # in the first round, in the confirmation or before, after training
         with monkeypatch.context() as patch:
-            patch.setattr(failures, "policy_sampler", killed_at(call))
+            patch.setattr(policy, "policy_sampler", killed_at(call))
             with pytest.raises(_Killed):
                 train(config, Store(tmp_path / f"killed{call}"), runs_dir=tmp_path / f"runs{call}")
         resumed = train(config, Store(tmp_path / f"killed{call}"), runs_dir=tmp_path / f"runs{call}").stages[0]

@@ -131,6 +131,53 @@ def test_vllm_beside_the_trainer_samples_from_prior_and_current_adapter(
     assert torch.isfinite(torch.tensor([each.logprobs[0] for each in versions[0][0][0]])).all()
 
 
+REMEDY = """  remedy:
+    number: 2
+    task: rewrite
+    unaided_share: 0.5
+    mining: {samples: 1, max_new_tokens: 8, temperature: 1.0e-3, wrong_share: 0, minimum: 4, unaided_samples: 1}
+    trainer: {per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8, max_steps: 1,
+              learning_rate: 1.0e-2}
+"""
+
+
+def test_mining_draws_from_the_engine_and_from_the_policy_of_that_moment(
+    tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plyfold.stages import draws
+    from plyfold.stages.rollout_vllm import VllmRollouts
+
+    texts: list[str] = []
+    judge, load = draws.judge, VllmRollouts.load
+    loaded: list[str] = []
+
+    def reading(sample: Any, gold: str) -> str:
+        texts.append(sample.text)
+        return judge(sample, gold)
+
+    def listing(self: VllmRollouts, name: str, folder: Path) -> None:
+        loaded.append(name)
+        load(self, name, folder)
+
+    monkeypatch.setattr(draws, "judge", reading)
+    monkeypatch.setattr(VllmRollouts, "load", listing)
+    drawn, path = {}, tmp_path / "mined.yaml"
+    path.write_text(CONFIG.partition("  brevity:")[0].format(base=tiny_base(dtype="float32")) + REMEDY)
+    for engine in ("hf", "vllm"):
+        texts.clear()
+        train(
+            load_config(path, [f"rollout.engine={engine}"]),
+            Store(tmp_path / engine),
+            runs_dir=tmp_path / f"{engine}-runs",
+        )
+        drawn[engine] = list(texts)
+    assert [name.endswith("-policy") for name in loaded] == [True, False, True]  # before, while and after training
+    mined, before = drawn["vllm"][:40], drawn["vllm"][40:80]
+    assert mined == before == drawn["hf"][:40]  # next to greedy, so whoever draws and whatever shares the batch
+    assert drawn["vllm"][80:] != before  # one step at a rate that moves it
+    assert len(drawn["vllm"]) == len(drawn["hf"]) == 120
+
+
 def _far(one: Any, other: Any) -> bool:
     """Whether the first token's log probability differs by more than rounding."""
     return any(abs(a.logprobs[0] - b.logprobs[0]) > 10 * BOUND for a, b in zip(one[0], other[0], strict=True))

@@ -74,7 +74,7 @@ def test_baselines_take_the_like_stages_trainer_bare_prompts_and_every_row(confi
         made = rows.derive(config, swept[kind][1].training, seed=0, problems=9, threads=1, max_steps=77)
         (stage,) = made.stages.values()
         assert stage.data is not None
-        ranges = [item.data.rows for item in config.stages.values() if item.data and item.data.rows]
+        ranges = [found for item in config.stages.values() if (found := (item.data or config.data).rows)]
         assert stage.data.rows == [min(start for start, _ in ranges), max(stop for _, stop in ranges)]
         assert (stage.unaided_share, stage.trainer["max_steps"]) == (1.0, 77)
         untouched = {key: value for key, value in stage.trainer.items() if key not in ("learning_rate", "max_steps")}

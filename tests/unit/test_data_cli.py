@@ -167,7 +167,7 @@ def test_lengths_are_tokens_where_the_tokenizer_is_and_no_weights_are_needed(
 
 
 def test_rows_that_training_leaves_out_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["stages.structure.data.rows=[0,20]", "stages.remedy.data.rows=[0,20]"]
+    few = ["stages.structure.data.rows=[0,20]", "stages.structure.epochs=1", "stages.remedy.data.rows=[0,20]"]
     whole = _json(capsys, "check", *few, "stages.brevity.data.rows=[0,8]")
     assert [(stage["too_long"], stage["training_rows"]) for stage in whole["stages"]] == [(0, 20), (0, 8), (0, 80)]
     config = load_config("sandbox", few)
@@ -198,7 +198,7 @@ def test_no_network_is_asked_for_a_tokenizer(
 
 @pytest.mark.parametrize(("stage", "name"), [("1", "structure"), ("brevity", "brevity"), ("remedy", "remedy")])
 def test_previewed_rows_are_the_training_rows(capsys: pytest.CaptureFixture[str], stage: str, name: str) -> None:
-    small = [f"stages.{name}.data.rows=[1520,1560]", f"stages.{name}.epochs=1"]
+    small = [f"stages.{name}.data={{rows: [1520, 1560], rationales: null}}", f"stages.{name}.epochs=1"]
     found = _json(capsys, "preview", stage, "-n", "40", "--seed", "7", *small)
     config = load_config("sandbox", small)
     rationales, _ = load_rationales(config.stages[name].data)  # type: ignore[arg-type]
@@ -243,6 +243,26 @@ def test_a_preview_shows_what_each_masking_hides(
     assert f"{start}Step 1: [MASK]+[MASK]=[MASK]\nStep 2: 5-1=4\nStep 3: 4+5=[MASK]\n{end}" in prompts[0]
     assert f"{start}Step 1: [MASK]\nStep 2: [MASK]\nStep 3: 4+5=[MASK]\n{end}" in prompts[1]
     assert f"{start}Step 1: 2+3=5\nStep 2: 5[MASK]1=[MASK]\nStep 3: 4+5=[MASK]\n{end}" in prompts[2]
+
+
+def test_rows_without_a_rationale_are_shown_as_what_they_are(
+    config: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    taught = [TAUGHT[0], TAUGHT[2], {**TAUGHT[2], "question": "3+3+3?", "answer": "9", "cot": ""}]
+    arguments = [*config(taught), "stages.brevity.data.rows=null"]
+    capsys.readouterr()
+    assert run(["data", "check", *arguments, "--json"]) == 0
+    structure, brevity, _ = json.loads(capsys.readouterr().out)["stages"]
+    assert (structure["usable"], structure["bare"]) == (2, 0)
+    assert structure["skipped"] == {"no rationale": {"rows": 1, "example": 2}}
+    assert (brevity["usable"], brevity["bare"], brevity["skipped"]) == (3, 1, {})
+    assert brevity["steps"] == {"min": 2, "median": 2, "max": 2}
+    assert run(["data", "check", *arguments]) == 0
+    assert "gold answer only" in capsys.readouterr().out
+    assert run(["data", "preview", "brevity", "-n", "3", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("--- steps") == 2
+    assert "--- prompt (unaided)\nQuestion: 3+3+3?" in shown
 
 
 def test_lengths_without_a_tokenizer_are_not_called_tokens(

@@ -70,7 +70,7 @@ def test_the_plan_is_complete_without_weights(local: list[str], shown: Callable[
 def test_rows_that_are_not_here_are_said_to_be_unknown(
     monkeypatch: pytest.MonkeyPatch, shown: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def absent(*_: Any) -> Any:
+    def absent(*_: Any, **__: Any) -> Any:
         raise OfflineError("the dataset is not in the local cache")
 
     monkeypatch.setattr(at_hand, "load_rationales", absent)

@@ -51,7 +51,7 @@ def test_rows_follow_from_the_seed_alone_and_a_longer_list_starts_with_the_short
 
 def test_rows_are_these_on_every_platform() -> None:
     rows = json.dumps([make_problems("train", 50), make_problems("test", 50)]).encode()
-    assert hashlib.sha256(rows).hexdigest() == "355af7446f0f79e58413ba7a0526495c5d88588268ff47787ec4925e5b0076f0"
+    assert hashlib.sha256(rows).hexdigest() == "47af616e1d83b43707fab7a69f835705730677b35761d60f0b96a7d93bd3c1e9"
 
 
 def test_unknown_split_is_refused() -> None:
@@ -63,16 +63,42 @@ def test_only_careless_texts_are_wrong_and_only_where_there_is_an_aside() -> Non
     rng = random.Random(0)
     for story in islice(draw_stories("diet", 0), 300):
         right = f"Answer: {story.solve()[-1].result}"
-        for style in ("notes", "concise", "careful"):
-            assert write(story, style, rng).completion.endswith(right)
-        careless = write(story, "careless", rng).completion.splitlines()
-        assert len(careless) == len(story.solve()) + 1 + story.has_aside
+        for style in ("verbose", "concise"):
+            for notes in (False, True):
+                assert write(story, style, rng, notes=notes).completion.endswith(right)
+                text = write(story, style, rng, careless=True, notes=notes)
+                assert text.careless == story.has_aside
+                assert len(text.completion.splitlines()) == len(story.solve()) + 1 + story.has_aside
 
 
-def test_served_shares_are_the_stated_ones() -> None:
-    diet = Diet()
+def test_notes_are_by_the_narrator_of_the_text() -> None:
+    rng = random.Random(0)
+    headings = set()
+    for story in islice(draw_stories("diet", 1), 300):
+        text = write(story, "verbose", rng, careless=True, notes=True)
+        steps = [line.partition(": ")[2] for line in text.completion.splitlines()[:-1]]
+        question, heading, *notes, last = text.prompt.splitlines()
+        headings.add(heading)
+        assert question == f"Question: {story.question}"
+        assert last == "Solution:"
+        shown = [note.removeprefix("- ") if "Shuffled" in heading else note.partition(": ")[2] for note in notes]
+        assert len(shown) == len(steps)
+        assert set(shown) <= {*steps, "[MASK]"}
+    assert headings == {"Shuffled steps:", "Partial solution:", "Reference:"}
+
+
+@pytest.mark.parametrize("diet", [Diet(), Diet(cued=0.4, careless=0.8)])
+def test_served_shares_are_the_stated_ones(diet: Diet) -> None:
     texts = list(islice(serve(diet, 5), 6000))
     stories = [text for text in texts if text.style != "tables"]
-    free = [text for text in stories if text.style != "notes"]
-    assert len(free) / len(stories) == pytest.approx(1 - diet.notes, abs=0.03)
-    assert sum(text.style == "concise" for text in free) / len(free) == pytest.approx(diet.free_concise, abs=0.03)
+    cued = [text for text in stories if text.prompt.endswith("\nCareful solution:\n")]
+    bare = [text for text in stories if text.prompt.count("\n") == 2 and text not in cued]
+    aided = [text for text in stories if text.prompt.count("\n") > 2]
+    assert len(stories) / len(texts) == pytest.approx(1 / (1 + diet.tables), abs=0.02)
+    assert len(aided) / len(stories) == pytest.approx(diet.notes, abs=0.03)
+    assert len(cued) / len(stories) == pytest.approx(diet.cued * (1 - diet.notes), abs=0.03)
+    asides = sum(story.has_aside for story in islice(draw_stories("diet", 5), 6000)) / 6000
+    for texts, share in ((bare, diet.careless), (aided, diet.careless_notes), (cued, 0.0)):
+        if texts:
+            assert sum(text.style == "concise" for text in texts) / len(texts) == pytest.approx(diet.concise, abs=0.04)
+            assert sum(text.careless for text in texts) / len(texts) == pytest.approx(share * asides, abs=0.04)

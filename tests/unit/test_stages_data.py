@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,33 @@ def test_no_usable_row_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_rationales(DataConfig(path=_write(tmp_path / "x.jsonl", [ONE_STEP])))
     assert "1 rows: fewer than 2 steps" in caught.value.found
+
+
+def test_rows_without_a_rationale_are_counted_and_of_use_to_rewards_only(tmp_path: Path) -> None:
+    columns = {"question": "question", "answer": "gold", "rationale": "answer"}
+    rows = [{**GOOD, "gold": "3"}, {**ONE_STEP, "gold": "2"}, {"question": "2+2?", "gold": "4", "answer": " "}]
+    data = DataConfig(path=_write(tmp_path / "x.jsonl", [*rows, {**rows[2], "gold": ""}]), columns=columns)
+    rationales, report = load_rationales(data)
+    assert ([known.answer for known in rationales], report.bare) == (["3"], 0)
+    assert report.skipped == {"fewer than 2 steps": 1, "no rationale": 1, "no gold answer": 1}
+    rationales, report = load_rationales(data, bare=True)
+    assert [(known.answer, len(known.steps)) for known in rationales] == [("3", 2), ("4", 0)]
+    assert (report.parsed, report.bare, report.skipped) == (2, 1, {"fewer than 2 steps": 1, "no gold answer": 1})
+    with pytest.raises(ConfigError, match="not one row") as error:  # there is no length to measure brevity against
+        load_rationales(replace(data, rows=[2, 3]), bare=True)
+    assert error.value.found == "1 rows: no rationale"
+
+
+def test_only_the_first_rationales_are_kept_whatever_the_range() -> None:
+    kept = DataConfig(path="sandbox", rows=[3, 9], rationales=5)
+    assert [bool(row.rationale) for row in load_rows(kept)] == [True] * 2 + [False] * 4
+    whole, _ = load_rationales(DataConfig(path="sandbox", rows=[3, 9]))
+    rationales, report = load_rationales(kept, bare=True)
+    assert [known.answer for known in rationales] == [known.answer for known in whole]
+    assert (rationales[:2], report.bare) == (whole[:2], 4)
+    assert load_rationales(kept)[1].skipped == {"no rationale": 4}
+    with pytest.raises(ConfigError, match="not a number of rows"):
+        load_rows(replace(kept, rationales=0))
 
 
 def test_the_digest_is_of_the_rows_not_of_the_file(tmp_path: Path) -> None:

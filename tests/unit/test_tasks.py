@@ -238,6 +238,25 @@ def test_unaided_rows_are_the_evaluation_prompt_in_exactly_their_share() -> None
     assert sum(row["prompt"] == ZERO_SHOT.prompt(_of(row).question) for row in supervised) == 20
 
 
+def test_rows_without_a_rationale_are_asked_unaided_and_before_others() -> None:
+    bare = [Rationale(question=known.question, steps=(), answer=known.answer) for known in RATIONALES[:10]]
+    mixed = [*RATIONALES[10:], *bare]
+    usual = round(sum(len(render_solution(known).split()) for known in RATIONALES[10:]) / 30)
+    for share, num_unaided in ((0.0, 10), (0.1, 10), (0.5, 20)):
+        for task in ("complete", "rewrite"):
+            rows = _rows(task, mixed, unaided_share=share)
+            alone = [row for row in rows if row["unaided"]]
+            assert len(rows) == 40
+            assert len(alone) == num_unaided
+            assert {known.question for known in bare} <= {_of(row).question for row in alone}
+            assert all(row["prompt"] == ZERO_SHOT.prompt(_of(row).question) for row in alone)
+            lengths = {_of(row).question: row["teacher_tokens"] for row in rows}
+            assert {lengths[known.question] for known in bare} == {usual}
+    stage = STAGES["rewrite"]
+    mined = make_rows(bare, stage, ZERO_SHOT, 0, lambda text: len(text.split()), mixed)
+    assert {row["teacher_tokens"] for row in mined} == {usual}
+
+
 def test_epochs_are_fresh_copies_and_seeds_decide() -> None:
     rows = _rows("complete", RATIONALES, epochs=2)
     first, second = rows[:40], rows[40:]
