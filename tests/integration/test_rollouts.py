@@ -135,7 +135,7 @@ REMEDY = """  remedy:
     number: 2
     task: rewrite
     unaided_share: 0.5
-    mining: {samples: 1, max_new_tokens: 8, temperature: 1.0e-3, wrong_share: 0, minimum: 4, unaided_samples: 1}
+    mining: {samples: 1, max_new_tokens: 8, wrong_share: 0, minimum: 4, unaided_samples: 1}
     trainer: {per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8, max_steps: 1,
               learning_rate: 1.0e-2}
 """
@@ -144,38 +144,40 @@ REMEDY = """  remedy:
 def test_mining_draws_from_the_engine_and_from_the_policy_of_that_moment(
     tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plyfold.stages import draws
     from plyfold.stages.rollout_vllm import VllmRollouts
 
-    texts: list[str] = []
-    judge, load = draws.judge, VllmRollouts.load
-    loaded: list[str] = []
+    path, runs = tmp_path / "mined.yaml", tmp_path / "runs"
+    path.write_text(CONFIG.partition("  brevity:")[0].format(base=tiny_base(dtype="float32")) + REMEDY)
+    load, sample = VllmRollouts.load, VllmRollouts.sample
+    policies: dict[str, Any] = {}
+    drawn: dict[str, list[Any]] = {}
 
-    def reading(sample: Any, gold: str) -> str:
-        texts.append(sample.text)
-        return judge(sample, gold)
-
-    def listing(self: VllmRollouts, name: str, folder: Path) -> None:
-        loaded.append(name)
+    def loading(self: VllmRollouts, name: str, folder: Path) -> None:
+        policies[name] = read_adapter(folder).factors
         load(self, name, folder)
 
-    monkeypatch.setattr(draws, "judge", reading)
-    monkeypatch.setattr(VllmRollouts, "load", listing)
-    drawn, path = {}, tmp_path / "mined.yaml"
-    path.write_text(CONFIG.partition("  brevity:")[0].format(base=tiny_base(dtype="float32")) + REMEDY)
-    for engine in ("hf", "vllm"):
-        texts.clear()
-        train(
-            load_config(path, [f"rollout.engine={engine}"]),
-            Store(tmp_path / engine),
-            runs_dir=tmp_path / f"{engine}-runs",
-        )
-        drawn[engine] = list(texts)
-    assert [name.endswith("-policy") for name in loaded] == [True, False, True]  # before, while and after training
-    mined, before = drawn["vllm"][:40], drawn["vllm"][40:80]
-    assert mined == before == drawn["hf"][:40]  # next to greedy, so whoever draws and whatever shares the batch
-    assert drawn["vllm"][80:] != before  # one step at a rate that moves it
-    assert len(drawn["vllm"]) == len(drawn["hf"]) == 120
+    def sampling(self: VllmRollouts, name: str, requests: Any, how: Any) -> Any:
+        completions = sample(self, name, requests, how)
+        drawn.setdefault(name, []).extend(each for (each, *_) in completions)
+        return completions
+
+    monkeypatch.setattr(VllmRollouts, "load", loading)
+    monkeypatch.setattr(VllmRollouts, "sample", sampling)
+    stage = train(load_config(path, ["rollout.engine=vllm"]), Store(tmp_path / "store"), runs_dir=runs).stages[1]
+    before, _training, after = policies
+    assert [name.endswith("-policy") for name in policies] == [True, False, True]
+    assert (len(drawn[before]), len(drawn[after])) == (80, 40)  # mined and measured, measured
+    assert all(0 < len(each.token_ids) <= 8 for each in drawn[before])
+    mined = json.loads((stage.run_dir / "mined.json").read_text())
+    assert [problem["verdict"] for problem in mined["problems"]].count("wrong") == stage.details["mined"]["failures"]
+    trained = read_adapter(stage.run_dir / "adapter").factors
+    for name, factors in trained.items():
+        first, then, last = (policies[key][name] for key in policies)
+        assert first.B_OR.equal(then.B_OR)  # the prior, before anything is learnt
+        assert not first.B_OR[:, 4:].any()
+        assert last.B_OR[:, :4].equal(first.B_OR[:, :4])
+        assert last.B_OR[:, 4:].equal(factors.B_OR * factors.scale)
+    assert not (stage.run_dir / "rollout").exists()
 
 
 def _far(one: Any, other: Any) -> bool:
