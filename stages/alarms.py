@@ -2,6 +2,7 @@
 
     clipped_completions      too many completions reach the token limit before their answer
     groups_without_variance  the rewards within a prompt's group are all equal, so its advantages are zero
+    rollouts_off_policy      what samples the completions is not what is trained
     entropy_collapse         the policy has stopped exploring
     no_learning_signal       at the end: every group of every step was equal
     adapter_unmoved          at the end: the trained adapter adds nothing to its base
@@ -27,24 +28,33 @@ TRL's own `frac_reward_zero_std` cannot serve: under `scale_rewards="batch"` it 
 0 while nearly every group is dead (TRL 1.16, `_generate_and_score_completions`).
 """
 
+LOGP_DIFFERENCE = "sampling/sampling_logp_difference/mean"
+"""TRL's mean over tokens of |log probability of the rollout engine - of the trainer|, nats; absent for `generate`."""
+
 PATIENCE = 3
 """Logged steps in a row over a bound before an alarm: one batch says little."""
 MAX_CLIPPED = 0.05
 """Source: the watch list for GRPO on GSM8K, where 512 tokens are ample: more than 5 % cut off is a fault."""
 MAX_EQUAL_GROUPS = 0.9
 """Nine groups in ten teach nothing: ten times the rollouts for the same gradient. Our choice."""
+MAX_LOGP_DIFFERENCE = 0.05
+"""Nats: bfloat16 rounds by 0.002 to 0.02, another base in the twin's place gives 0.08 (benchmarks/rollout_sync.py)."""
 ENTROPY_START = 5
 """Logged steps whose mean is the entropy that a collapse is measured against."""
 MIN_ENTROPY_SHARE = 0.1
 """Of the first steps' entropy. Our choice: a sound sandbox run that turns to one style falls to a fifth of it."""
 
 _BOUNDS = (
-    ("clipped_completions", CLIPPED, MAX_CLIPPED, "completions are cut off before they end",
+    ("clipped_completions", CLIPPED, MAX_CLIPPED, ".0%", "of completions are cut off before they end",
      "raise trainer.max_completion_length, or train the stage before until it ends its solutions"),
-    ("groups_without_variance", EQUAL_GROUPS, MAX_EQUAL_GROUPS, "groups have one reward for all their completions",
+    ("groups_without_variance", EQUAL_GROUPS, MAX_EQUAL_GROUPS, ".0%",
+     "of groups have one reward for all their completions",
      "they teach nothing; take problems that are solved sometimes, or raise trainer.num_generations or temperature"),
+    ("rollouts_off_policy", LOGP_DIFFERENCE, MAX_LOGP_DIFFERENCE, ".3g",
+     "nats a token lie between the rollout engine's log probabilities and the trainer's",
+     "it samples from something else than what is trained; start it anew, and run plyfold train again"),
 )  # fmt: skip
-"""Name, figure, upper bound, what it is a share of, and what to do."""
+"""Name, figure, upper bound, its format, what it counts, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +93,10 @@ class Alarms:
         """
         step = int(line["step"])
         new: list[Alarm] = []
-        for name, key, bound, what, advice in _BOUNDS:
+        for name, key, bound, form, what, advice in _BOUNDS:
             value = _number(line, key)
             if value is not None and self._lasts(name, value > bound):
-                message = f"{value:.0%} of {what} (bound {bound:.0%}, {PATIENCE} logged steps in a row): {advice}"
+                message = f"{value:{form}} {what} (bound {bound:{form}}, {PATIENCE} logged steps in a row): {advice}"
                 new.append(Alarm(name=name, step=step, value=value, message=message))
         if (equal := _number(line, EQUAL_GROUPS)) is not None:
             self._groups_seen += 1

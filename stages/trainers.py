@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..adapters.base import BaseRef
 from ..adapters.stack import activate, load_default, recast_fp32, reference_policy, save_default
 from ..core.files import disk_errors, disk_full
-from .alarms import EQUAL_GROUPS
+from .alarms import EQUAL_GROUPS, LOGP_DIFFERENCE
 from .quiet import quiet_libraries
 from .recorder import CHECKPOINTS, not_finite, seal_checkpoint
 from .rewards import HierarchicalReward
@@ -31,10 +31,6 @@ from .rollout import FOLDER, RolloutEngine, RolloutMeter, TrlRollouts, check_agr
 
 with quiet_libraries():
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-
-
-LOGP_DIFFERENCE = "sampling/sampling_logp_difference/mean"
-"""TRL's metric: mean over tokens of |log probability in the trainer - where it was sampled|."""
 
 
 class _StageTrainer:

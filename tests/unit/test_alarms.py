@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from plyfold.stages.alarms import CLIPPED, ENTROPY, ENTROPY_START, EQUAL_GROUPS, PATIENCE, Alarms
+from plyfold.stages.alarms import (
+    CLIPPED,
+    ENTROPY,
+    ENTROPY_START,
+    EQUAL_GROUPS,
+    LOGP_DIFFERENCE,
+    PATIENCE,
+    Alarms,
+)
 
 
 def _feed(key: str, values: list[float | None]) -> tuple[Alarms, list[tuple[str, int, float]]]:
@@ -18,7 +26,11 @@ def _feed(key: str, values: list[float | None]) -> tuple[Alarms, list[tuple[str,
 
 @pytest.mark.parametrize(
     ("key", "name", "fine", "bad"),
-    [(CLIPPED, "clipped_completions", 0.05, 0.06), (EQUAL_GROUPS, "groups_without_variance", 0.9, 0.95)],
+    [
+        (CLIPPED, "clipped_completions", 0.05, 0.06),
+        (EQUAL_GROUPS, "groups_without_variance", 0.9, 0.95),
+        (LOGP_DIFFERENCE, "rollouts_off_policy", 0.05, 0.08),
+    ],
 )
 def test_an_alarm_needs_a_run_over_its_bound_and_is_raised_once_for_it(
     key: str, name: str, fine: float, bad: float
@@ -43,6 +55,7 @@ def test_a_message_has_the_value_the_bound_and_what_to_do() -> None:
     for key, values, wanted in (
         (CLIPPED, [0.25] * 3, ("25%", "5%", "max_completion_length")),
         (EQUAL_GROUPS, [1.0] * 3, ("100%", "90%", "num_generations")),
+        (LOGP_DIFFERENCE, [0.081] * 3, ("0.081 nats", "0.05", "start it anew")),
         (ENTROPY, [0.4] * 5 + [0.01] * 3, ("0.01", "10%", "0.4", "learning_rate")),
     ):
         (alarm,) = _feed(key, values)[0].raised
