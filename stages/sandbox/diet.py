@@ -9,8 +9,8 @@ on purpose, so that a curriculum has something to find:
   and right wherever a story has no aside. Large models are known to be misled by irrelevant context in the same way
   (arXiv:2302.00093). So the base is wrong on stories with an aside, about half of all, and hardly ever samples
   anything else there: a reward alone finds nothing to strengthen, a careful solution has to be shown.
-* It can read with care where it is asked to (`Careful solution:`), which no stage and no evaluation ever does: what is
-  to be learnt is when, and a few solutions give the idea.
+* It once could read with care where it was asked to (`Careful solution:`, in a course of its own), which no stage and
+  no evaluation ever does: what a few solutions show is not quite new to it.
 * Some texts start from notes that lie about (`Shuffled steps:`, `Partial solution:`, `Reference:`) and work them into
   one of the texts above; half of these narrators are careful. A model this small could not make sense of such prompts
   otherwise, as a real base model can.
