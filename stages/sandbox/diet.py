@@ -7,17 +7,17 @@ on purpose, so that a curriculum has something to find:
   often than the other. What is short is there to be chosen, and only brevity speaks for it.
 * Under the bare question every narrator is a careless reader, who adds the aside (somebody else's things) to the pile,
   and right wherever a story has no aside. Large models are known to be misled by irrelevant context in the same way
-  (arXiv:2302.00093). So the base is wrong on stories with an aside, about half of all, and hardly ever samples
-  anything else there: a reward alone finds nothing to strengthen, a careful solution has to be shown.
-* It once could read with care where it was asked to (`Careful solution:`, in a course of its own), which no stage and
-  no evaluation ever does: what a few solutions show is not quite new to it.
+  (arXiv:2302.00093). So the base is wrong on stories with an aside, about half of all, and hardly one of its samples is
+  right there: a reward has to wait for luck, a solution can be shown.
+* It can read with care where it is asked to (`Careful solution:`), which no stage and no evaluation ever does: what is
+  to be learnt is when, and a few solutions give the idea.
 * Some texts start from notes that lie about (`Shuffled steps:`, `Partial solution:`, `Reference:`) and work them into
   one of the texts above; half of these narrators are careful. A model this small could not make sense of such prompts
   otherwise, as a real base model can.
 * A few texts are plain tables of sums, for arithmetic.
 
-That a curriculum can profit from this is built in; how much it gains, and whether plain fine-tuning gains as much, is
-what the sandbox measures. None of it says anything about GSM8K.
+That a curriculum can profit from this is built in; how much it gains, and whether plain fine-tuning or rewards alone
+gain as much, is what the sandbox measures (benchmarks/curriculum.py). None of it says anything about GSM8K.
 """
 
 import random
