@@ -60,7 +60,7 @@ class Bench:
         if "rewards" in settings["rows"]:
             self.rows += reward_rows(self.config)
         self.rows += [added_row(self.config, name, text) for name, text in settings["added"].items()]
-        self._tokens: dict[int, tuple[float, float]] = {}
+        self._tokens: dict[int, tuple[float, float, int]] = {}
 
     # Folders -----------------------------------------------------------------------------------------------------
 
@@ -116,8 +116,8 @@ class Bench:
             length = final.get("completions/mean_length", length)
         return drawn * (self.row_tokens(seed)[0] + length)
 
-    def row_tokens(self, seed: int) -> tuple[float, float]:
-        """Mean tokens of the baselines' prompts, and of prompts with solutions."""
+    def row_tokens(self, seed: int) -> tuple[float, float, int]:
+        """Mean tokens of the baselines' prompts, and of prompts with solutions; rows that have one."""
         if seed not in self._tokens:
             from plyfold.stages.at_hand import find_base
             from plyfold.stages.quiet import quiet_libraries
@@ -125,11 +125,11 @@ class Bench:
             with quiet_libraries():
                 from plyfold.adapters.base import load_tokenizer
 
-            training = next(iter(self.baselines.values()))[0].training
+            training = self.baselines[SFT][0].training
             config = derive(self.config, training, seed=seed, problems=self.problems, threads=None, max_steps=1)
             tokenizer = load_tokenizer(find_base(config.base, only_show=False)[0].path)
             self._tokens[seed] = count_prompts(
-                config, training, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+                config, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
             )
         return self._tokens[seed]
 
@@ -138,7 +138,7 @@ class Bench:
         full = self.full()
         compute = sum(self.compute(seed, full).values())
         template = template_stage(self.config, kind)
-        prompt, row = self.row_tokens(seed)
+        prompt, row, _ = self.row_tokens(seed)
         if kind == SFT:
             return supervised_steps(compute, template, row)
         metrics = read_lines(self.run_dir(seed, full, template.number) / "metrics.jsonl")
@@ -155,7 +155,13 @@ class Bench:
         """The configuration of a row under a seed."""
         max_steps = self.steps(seed, training.kind) if training.kind in BASELINES else None
         return derive(
-            self.config, training, seed=seed, problems=self.problems, threads=self.threads, max_steps=max_steps
+            self.config,
+            training,
+            seed=seed,
+            problems=self.problems,
+            threads=self.threads,
+            max_steps=max_steps,
+            num_rows=self.row_tokens(seed)[2] if training.kind == SFT else None,
         )
 
     def check(self) -> None:

@@ -8,6 +8,7 @@ unit is the same everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,7 @@ def derive(
     problems: int,
     threads: int | None,
     max_steps: int | None = None,
+    num_rows: int | None = None,
 ) -> CurriculumConfig:
     """The configuration a row is trained and scored with; gates are left out, since a poor row is a result too.
 
@@ -147,6 +149,8 @@ def derive(
         problems: Held-out problems; training rows are checked against all of them.
         threads: CPU threads; null leaves it to torch.
         max_steps: Of a baseline.
+        num_rows: Rows that supervised training can read; there are then as many copies of them as it takes, since a
+            trainer that comes to their end makes a step of what is left.
     """
     values = config_dict(config)
     values |= {"curriculum": training.name, "seed": seed, "threads": threads}
@@ -161,6 +165,9 @@ def derive(
             data["rows"] = [min(start for start, _ in known), max(stop for _, stop in known)]
         trainer = {**stage["trainer"], "learning_rate": training.rate, "max_steps": max_steps}
         stage |= {"data": data, "unaided_share": 1.0, "epochs": 1, "trainer": trainer}
+        if training.kind == SFT and max_steps and num_rows:
+            template = template_stage(config, SFT)
+            stage["epochs"] = math.ceil(max_steps * completions_a_step(template) / num_rows)
         values["stages"] = {training.kind: stage}
     for override in training.overrides:  # a whole section is replaced, not merged into
         key, _, value = override.partition("=")
@@ -221,8 +228,13 @@ def grpo_steps(compute: float, stage: StageConfig, prompt_tokens: float, lengths
     return max(1, steps)
 
 
-def count_prompts(config: CurriculumConfig, training: Training, tokenize: Callable[[str], int]) -> tuple[float, float]:
-    """Mean tokens of a bare prompt, and of a bare prompt with the teacher's solution and an end token."""
+def count_prompts(config: CurriculumConfig, tokenize: Callable[[str], int]) -> tuple[float, float, int]:
+    """Mean tokens of a bare prompt, and of a bare prompt with the teacher's solution and an end token; rows of these.
+
+    Args:
+        config: Of the supervised baseline.
+        tokenize: Number of tokens of a text.
+    """
     from plyfold.evaluation.protocols import protocol
     from plyfold.stages.data import load_rationales
     from plyfold.stages.rationale import render_solution
@@ -233,7 +245,7 @@ def count_prompts(config: CurriculumConfig, training: Training, tokenize: Callab
     prompts = [tokenize(asked.prompt(rationale.question)) for rationale in rationales]
     solutions = [tokenize(render_solution(rationale)) + 1 for rationale in rationales]
     mean = sum(prompts) / len(prompts)
-    return mean, mean + sum(solutions) / len(solutions)
+    return mean, mean + sum(solutions) / len(solutions), len(rationales)
 
 
 def _exponent(rate: float) -> str:

@@ -80,6 +80,14 @@ def test_baselines_take_the_like_stages_trainer_bare_prompts_and_every_row(confi
         untouched = {key: value for key, value in stage.trainer.items() if key not in ("learning_rate", "max_steps")}
         assert untouched.items() <= config.stages[like].trainer.items()
         assert stage.reward == config.stages[like].reward
+        assert stage.data.rationales == 50  # the very rationales the curriculum has
+
+
+def test_supervised_training_never_makes_a_step_of_what_is_left_of_its_rows(config: CurriculumConfig) -> None:
+    training = rows.baseline_rows(config, [1])["sft"][0].training
+    made = rows.derive(config, training, seed=0, problems=9, threads=1, max_steps=77, num_rows=50)
+    (stage,) = made.stages.values()
+    assert (stage.epochs - 1) * 50 < 77 * rows.completions_a_step(stage) <= stage.epochs * 50
 
 
 def test_baselines_get_the_compute_of_the_curriculum(config: CurriculumConfig) -> None:
