@@ -52,7 +52,7 @@ def _greedy(model: Any, twin: Path, prompts: Sequence[str]) -> list[list[int]]:
         with torch.inference_mode():
             for _ in range(NEW_TOKENS):
                 ids = [*ids, int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
-                if ids[-1] == model.config.eos_token_id:
+                if ids[-1] == tokenizer.eos_token_id:
                     break
         rows.append(ids[start:])
     return rows

@@ -89,7 +89,7 @@ def make_trainer(ref: BaseRef, prior: Path, tmp_path: Path) -> Make:
     def make(stage: str, reward: Any = None, **fields: Any) -> Any:
         config = load_config("sandbox", ["base.compute_dtype=bfloat16"])
         chosen = config.stages[stage]
-        chosen.trainer = (STEPS if stage == "structure" else GRPO) | fields
+        chosen.epochs, chosen.trainer = 1, (STEPS if stage == "structure" else GRPO) | fields
         rationales, _ = load_rationales(DataConfig(path="sandbox", rows=[0, 16]))
         tokenizer = load_tokenizer(ref.path)
         rows = make_rows(rationales, chosen, protocol("zero-shot"), 0, lambda text: len(tokenizer(text)["input_ids"]))
