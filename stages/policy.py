@@ -1,6 +1,6 @@
 """The policy that mining and its measurements draw from, sampled by whatever samples the stage's rollouts.
 
-They ask for tens of thousands of samples, which plain `generate` takes hours for where vLLM takes minutes.
+They ask for tens of thousands of samples on a dataset of GSM8K's size, so they go where the rollouts go.
 """
 
 from __future__ import annotations

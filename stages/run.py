@@ -127,9 +127,11 @@ def _train(
 
     def context() -> int:
         longest = int(model.config.max_position_embeddings)
-        return needed_context(
-            stage.rationales, stage.stage, plan.protocol, config.seed, arguments, longest, count_tokens
-        )
+
+        def count(text: str) -> int:  # as an engine is given it, a first token that some tokenizers add included
+            return len(tokenizer(text)["input_ids"])
+
+        return needed_context(stage.rationales, stage.stage, plan.protocol, config.seed, arguments, longest, count)
 
     with rollout_engine(plan, stage, context, arguments, run_dir) as engine:
 

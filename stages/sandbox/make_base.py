@@ -38,8 +38,8 @@ COURSES = (
 )
 """What is read, and how long; the second course goes on from the weights as the first has saved them.
 
-It adds what the base can do when it is asked to. A base of the first course alone reads carefully in no prompt; 40
-supervised steps taught it little, and rewards hardly built on that (benchmarks/LOG.md)."""
+It adds what the base can do when it is asked to. On a base of the first course
+alone 40 supervised steps taught little and rewards added little, in one trial each (benchmarks/LOG.md)."""
 
 
 def make_base(out: Path, courses: Sequence[tuple[Diet, Schedule]]) -> None:

@@ -22,8 +22,8 @@ MAX_TOTAL = 199
 BRIEF = 0.25
 """Rationales that the teacher writes as equations alone.
 
-Supervised training on a teacher who never does takes the concise style out of what a base this small samples, and no
-reward brings back what is not sampled."""
+Supervised training on a teacher who never does took the concise style from 40 to 13 % of samples in 40
+steps, to 6 % in 50; at 6 % rewards did not bring it back (one trial each, benchmarks/LOG.md)."""
 
 _PEOPLE = (
     ("Mia", "She", "her"), ("Anna", "She", "her"), ("Lucy", "She", "her"), ("Nora", "She", "her"),
