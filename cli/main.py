@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -107,7 +109,26 @@ def plyfold() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of design's table: 0, or that of the error."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    try:
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
+    except SystemExit as exit_request:  # a process that ends for the first one's error
+        code = int(exit_request.code or 0)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _end_at_once(code)
+    sys.exit(code)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End one of several processes without taking its interpreter down piece by piece.
+
+    Native threads outlive the run (Gloo's wherever DDP still holds its group, Arrow's). One that asks for the
+    interpreter while it goes aborts the process, and the launcher calls a finished run a failed one
+    (github.com/pytorch/pytorch/issues/190489, github.com/apache/arrow/issues/34314).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def merge() -> None:

@@ -70,6 +70,9 @@ class _StageTrainer:
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """No card: records and cards are the registry's."""
 
+    def _send_telemetry(self) -> None:
+        """Nothing: training asks no network that the config does not name."""
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(self.args.output_dir) / CHECKPOINTS)
 

@@ -66,8 +66,8 @@ ATTRIBUTES: dict[str, type] = {
 """Attribute that instances get -> the class that gives it."""
 
 TRAINING = {"_active_adapter", "_log_metric", "_get_per_token_logps_and_entropies", "_n_gpu"}
-OTHERS = {"_asdict", "_replace", "_content", "huggingface_hub.utils._http"}
-"""Named tuples' own, and the Hub client's (tests/unit/test_hub_client.py)."""
+OTHERS = {"_asdict", "_replace", "_content", "huggingface_hub.utils._http", "_exit", "_run_exitfuncs"}
+"""Named tuples' own, the Hub client's (tests/unit/test_hub_client.py), and Python's for ending a process."""
 
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda f: f.__qualname__)

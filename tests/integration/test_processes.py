@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,19 @@ except PlyfoldError as error:
     sys.exit(error.exit_code)
 """
 
+ABORT = """
+import atexit, os, sys
+from plyfold.cli.main import main
+
+class Abort:
+    def __del__(self, abort=os.abort):
+        abort()
+
+sys.abort_with_the_interpreter = Abort()
+atexit.register(print, "said at exit")
+main(sys.argv[1:])
+"""
+
 
 def _launch(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -95,6 +109,22 @@ def test_one_process_speaks_and_its_error_ends_all(tmp_path: Path) -> None:
     for told in ("said by all", "warned by all", "error[config]: only the first fails"):
         assert done.stderr.count(told) == 1, done.stderr
     assert re.search(r"Root Cause.*\n.*\n.*\n.*\n +rank +: 0 .*\n +exitcode +: 2 ", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["merge", "--stages", "x"], 2)])
+def test_one_of_several_ends_without_taking_its_interpreter_down(
+    tmp_path: Path, arguments: list[str], code: int
+) -> None:
+    """A native thread that aborts with the interpreter would make a failure of a finished run."""
+    (tmp_path / "abort.py").write_text(ABORT)
+    ended = {}
+    for count in ("1", "2"):
+        environment = {**os.environ, "WORLD_SIZE": count}
+        command = [sys.executable, str(tmp_path / "abort.py"), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert "said at exit" in done.stdout
+        ended[count] = done.returncode
+    assert ended == {"1": -signal.SIGABRT, "2": code}
 
 
 def test_two_processes_train_as_one_with_their_batches_together(tiny_base: Any, tmp_path: Path) -> None:
