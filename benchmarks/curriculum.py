@@ -78,6 +78,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
         "seeds": args.seeds,
         "problems": args.problems,
         "sweep": args.sweep,
+        "more": args.more if GRPO in args.rows else [],
         "rows": args.rows,
         "added": dict(args.add),
         "jobs": args.jobs,
@@ -140,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--rows", type=_rows, default=list(ROWS[:-1]), help=f"of {','.join(ROWS)}; rewards is an ablation")
     run.add_argument("--sweep", type=_numbers, default=[0.5, 1.0, 2.0],
                      help="learning rates of the baselines, as factors of the like stage's")  # fmt: skip
+    run.add_argument("--more", type=_numbers, default=[], help="GRPO alone with so many times the compute, too")
     run.add_argument("--add", type=_addition, action="append", default=[], metavar="NAME=KEY=VALUE[ KEY=VALUE]",
                      help="another row: the whole curriculum under overrides")  # fmt: skip
     run.add_argument("--jobs", type=int, default=1, help="rows at a time, the cores shared among them")

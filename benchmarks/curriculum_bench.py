@@ -19,6 +19,7 @@ from curriculum_jobs import Job, measure, read_json, read_lines
 from curriculum_rows import (
     BASELINES,
     FULL,
+    GRPO,
     SFT,
     Row,
     Training,
@@ -27,6 +28,7 @@ from curriculum_rows import (
     count_prompts,
     curriculum_rows,
     derive,
+    extended_row,
     grpo_steps,
     passes_of,
     processed_tokens,
@@ -133,13 +135,13 @@ class Bench:
             )
         return self._tokens[seed]
 
-    def steps(self, seed: int, kind: str) -> int:
-        """Optimiser steps of a baseline: those that cost what the whole curriculum cost under this seed."""
+    def steps(self, seed: int, training: Training) -> int:
+        """Optimiser steps of a baseline: those that cost what it may, by the whole curriculum under this seed."""
         full = self.full()
-        compute = sum(self.compute(seed, full).values())
-        template = template_stage(self.config, kind)
+        compute = training.compute * sum(self.compute(seed, full).values())
+        template = template_stage(self.config, training.kind)
         prompt, row, _ = self.row_tokens(seed)
-        if kind == SFT:
+        if training.kind == SFT:
             return supervised_steps(compute, template, row)
         metrics = read_lines(self.run_dir(seed, full, template.number) / "metrics.jsonl")
         lengths = [line["completions/mean_length"] for line in metrics if "completions/mean_length" in line]
@@ -153,7 +155,7 @@ class Bench:
 
     def derived(self, seed: int, training: Training) -> CurriculumConfig:
         """The configuration of a row under a seed."""
-        max_steps = self.steps(seed, training.kind) if training.kind in BASELINES else None
+        max_steps = self.steps(seed, training) if training.kind in BASELINES else None
         return derive(
             self.config,
             training,
@@ -313,6 +315,14 @@ class Bench:
         done = [self.train(seed, row.training), *(self.score(seed, row.training, [row], mode) for mode in MODES)]
         return f"rate {row.training.rate:g}: {'; '.join(done)}"
 
+    def extended(self) -> list[Row]:
+        """GRPO alone at its best rate with more compute: where it comes as far as the curriculum, if it does."""
+        return [extended_row(self.best(GRPO), factor) for factor in self.settings["more"]]
+
+    def extend(self, seed: int, index: int) -> str:
+        """Train and score one of these; its rate is known only now."""
+        return self.sweep(seed, self.extended()[index])
+
     # All ---------------------------------------------------------------------------------------------------------
 
     def jobs(self) -> list[Job]:
@@ -345,6 +355,10 @@ class Bench:
             for kind in swept:
                 needs = (*trained, *(name("sweep", row.key, first) for row in sweeps[kind]))
                 jobs.append(Job(name=name("baseline", kind, seed), act=partial(self.baseline, seed, kind), after=needs))
+        for seed, (index, factor) in itertools.product(self.seeds, enumerate(self.settings["more"])):
+            needs = (name("baseline", GRPO, seed),)
+            act = partial(self.extend, seed, index)
+            jobs.append(Job(name=name(f"{factor:g} x", GRPO, seed), act=act, after=needs))
         return jobs
 
     def scored(self, training: Training, mode: str) -> list[Row]:

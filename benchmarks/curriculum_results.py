@@ -47,8 +47,8 @@ def collect(bench: Bench) -> dict[str, Any]:
             "compute": _compute(bench, row),
         })  # fmt: skip
     by_key = {row["key"]: row for row in rows}
-    settings = {key: bench.settings[key] for key in ("config", "overrides", "seeds", "problems", "sweep", "rows",
-                                                     "added", "jobs", "threads", "code")}  # fmt: skip
+    settings = {key: bench.settings[key] for key in ("config", "overrides", "seeds", "problems", "sweep", "more",
+                                                     "rows", "added", "jobs", "threads", "code")}  # fmt: skip
     settings["config"] = Path(settings["config"]).name
     results: dict[str, Any] = {
         "schema": 1,
@@ -96,7 +96,7 @@ def _shown(bench: Bench) -> list[Row]:
     """The rows in the order of the table: the base, the baselines at their best rate, the curriculum, the rest."""
     best = [_best(bench, kind) for kind in BASELINES]
     swept = [row for kind in BASELINES for row in bench.baselines[kind] if len(bench.baselines[kind]) > 1]
-    return [bench.rows[0], *(row for row in best if row), *bench.rows[1:], *swept]
+    return [bench.rows[0], *(row for row in best if row), *bench.rows[1:], *bench.extended(), *swept]
 
 
 def _best(bench: Bench, kind: str) -> Row | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plyfold.core.config import CurriculumConfig, StageConfig, build_config, config_dict
@@ -37,6 +37,8 @@ class Training:
     """`full`, `sft` or `grpo`; the last two are one stage of as much compute as the full curriculum."""
     rate: float | None = None
     """Learning rate of a baseline."""
+    compute: float = 1.0
+    """Of a baseline, as a multiple of the full curriculum's."""
     overrides: tuple[str, ...] = ()
     """Of the configuration, as `key=value`."""
 
@@ -124,6 +126,13 @@ def baseline_rows(config: CurriculumConfig, factors: Sequence[float]) -> dict[st
     return rows
 
 
+def extended_row(best: Row, factor: float) -> Row:
+    """A baseline at its best rate, given `factor` times the compute of the whole curriculum."""
+    training = replace(best.training, name=f"{best.training.name}-x{factor:g}".replace(".", "-"), compute=factor)
+    label = f"{best.label.partition(',')[0]}, {factor:g} x the compute"
+    return replace(best, key=training.name, label=label, training=training, table="ablation")
+
+
 def template_stage(config: CurriculumConfig, kind: str) -> StageConfig:
     """The stage whose trainer a baseline takes over: the first supervised one, or the first `complete` one."""
     task = SUPERVISED if kind == SFT else "complete"
@@ -146,7 +155,7 @@ def derive(
         config: The curriculum under test.
         training: What is trained.
         seed: Of data, adapters and samples.
-        problems: Held-out problems; training rows are checked against all of them.
+        problems: Held-out problems, the first ones of eval.data; training rows are checked against all of them.
         threads: CPU threads; null leaves it to torch.
         max_steps: Of a baseline.
         num_rows: Rows that supervised training can read; there are then as many copies of them as it takes, since a
@@ -154,7 +163,8 @@ def derive(
     """
     values = config_dict(config)
     values |= {"curriculum": training.name, "seed": seed, "threads": threads}
-    values["eval"]["data"]["rows"] = [0, problems]
+    first = (values["eval"]["data"]["rows"] or [0])[0]
+    values["eval"]["data"]["rows"] = [first, first + problems]
     values["stages"] = {name: {**stage, "gate": None} for name, stage in values["stages"].items()
                         if stage["number"] in training.stages}  # fmt: skip
     if training.kind in BASELINES:

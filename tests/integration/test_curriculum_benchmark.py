@@ -15,7 +15,7 @@ curriculum: tiny
 base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
 adapter: {{r: 4, alpha: 8}}
 data: {{path: sandbox}}
-eval: {{data: {{path: sandbox, split: test}}, max_new_tokens: 8, batch_size: 8}}
+eval: {{data: {{path: sandbox, split: test, rows: [60, 70]}}, max_new_tokens: 8, batch_size: 8}}
 stages:
   structure:
     number: 1
@@ -49,7 +49,7 @@ def test_from_nothing_to_the_table_and_nothing_twice(tiny_base: Any, tmp_path: P
     config, out, results = tmp_path / "tiny.yaml", tmp_path / "out", tmp_path / "results"
     config.write_text(CONFIG.format(base=tiny_base()))
     run = ("run", "--out", out, "--config", config, "--seeds", "0", "--problems", "8", "--jobs", "2", "--sweep", "1",
-           "--rows", "base,sft")  # fmt: skip
+           "--rows", "base,sft,grpo", "--more", "3")  # fmt: skip
     done = _bench(*run)
     assert done.returncode == 0, done.stderr
     assert "train full, seed 0: trained stage 1, 2" in done.stderr
@@ -69,13 +69,18 @@ def test_from_nothing_to_the_table_and_nothing_twice(tiny_base: Any, tmp_path: P
         assert 1 <= made[name]["tokens"] <= 8
         assert 1 <= made[name]["sampled"]["tokens"] <= 8
     rows = {row["key"]: row for row in made["rows"]}
-    assert [key for key, row in rows.items() if row["table"] == "main"] == ["base", "sft", "1", "1+2"]
+    assert [key for key, row in rows.items() if row["table"] == "main"] == ["base", "sft", "grpo", "1", "1+2"]
     assert 0.7 < rows["sft"]["compute"]["share_of_full"] < 1.4  # few steps, so rounding shows
+    (longer,) = (row for row in rows.values() if row["table"] == "ablation" and "3 x the compute" in row["label"])
+    assert 2.1 < longer["compute"]["share_of_full"] / rows["grpo"]["compute"]["share_of_full"] < 3.9
     costs = {(cost["trained_as"], cost["stage"]): cost for cost in made["cost"]}
-    assert set(costs) == {("full", 1), ("full", 2), (rows["sft"]["trained_as"], 1)}
+    assert set(costs) == {
+        ("full", 1), ("full", 2), (rows["sft"]["trained_as"], 1), (rows["grpo"]["trained_as"], 2),
+        (longer["trained_as"], 2),
+    }  # fmt: skip
     assert all(cost["peak_bytes"] > 3e8 and cost["s_a_step"] > 0 for cost in costs.values())
     assert 0 < costs["full", 2]["rollout_share"] < 1
-    assert [goal["mode"] for goal in made["goals"]] == ["greedy"] * 3 + ["sampled"] * 3
+    assert [goal["mode"] for goal in made["goals"]] == ["greedy"] * 4 + ["sampled"] * 4
     assert made["goals"][0]["holds"] is False  # a random base and two steps
 
     again = _bench(*run)

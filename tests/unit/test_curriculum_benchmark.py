@@ -57,6 +57,8 @@ def test_a_row_differs_from_the_curriculum_in_nothing_but_what_makes_it(config: 
     full = rows.derive(config, trainings["1+2+3"], seed=3, problems=100, threads=1)
     assert full.stages == dict(config.stages)
     assert (full.seed, full.threads, full.eval.data.rows) == (3, 1, [0, 100])
+    later = load_config("sandbox", ["eval.data.rows=[2000,3000]"])
+    assert rows.derive(later, trainings["1+2+3"], seed=3, problems=100, threads=1).eval.data.rows == [2000, 2100]
     without = rows.derive(config, trainings["without-2"], seed=3, problems=100, threads=1)
     assert without.stages == {name: stage for name, stage in config.stages.items() if stage.number != 2}
     binary = rows.derive(config, trainings["binary-reward"], seed=3, problems=100, threads=1)
