@@ -77,7 +77,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
         "overrides": list(args.overrides),
         "seeds": args.seeds,
         "problems": args.problems,
-        "sweep": args.sweep,
+        "sweep": {SFT: args.sft_rates, GRPO: args.grpo_rates},
         "more": args.more if GRPO in args.rows else [],
         "rows": args.rows,
         "added": dict(args.add),
@@ -139,8 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--seeds", type=_integers, default=[0, 1, 2])
     run.add_argument("--problems", type=int, default=1000, help="held-out problems, the first ones of eval.data")
     run.add_argument("--rows", type=_rows, default=list(ROWS[:-1]), help=f"of {','.join(ROWS)}; rewards is an ablation")
-    run.add_argument("--sweep", type=_numbers, default=[0.5, 1.0, 2.0],
-                     help="learning rates of the baselines, as factors of the like stage's")  # fmt: skip
+    for kind, rates, stage in ((SFT, [1.0, 2.0, 4.0, 8.0], "supervised"), (GRPO, [0.25, 0.5, 1.0, 1.5], "GRPO")):
+        run.add_argument(f"--{kind}-rates", type=_numbers, default=rates,
+                         help=f"learning rates of that baseline, as factors of the first {stage} stage's")  # fmt: skip
     run.add_argument("--more", type=_numbers, default=[], help="GRPO alone with so many times the compute, too")
     run.add_argument("--add", type=_addition, action="append", default=[], metavar="NAME=KEY=VALUE[ KEY=VALUE]",
                      help="another row: the whole curriculum under overrides")  # fmt: skip

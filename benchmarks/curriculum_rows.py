@@ -9,7 +9,7 @@ unit is the same everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,13 +109,13 @@ def added_row(config: CurriculumConfig, name: str, overrides: Sequence[str]) -> 
                table="ablation")  # fmt: skip
 
 
-def baseline_rows(config: CurriculumConfig, factors: Sequence[float]) -> dict[str, list[Row]]:
+def baseline_rows(config: CurriculumConfig, factors: Mapping[str, Sequence[float]]) -> dict[str, list[Row]]:
     """SFT and GRPO alone, each once per learning rate: the rate of the stage like it, times each factor."""
     rows: dict[str, list[Row]] = {}
     for kind, label in ((SFT, "SFT on the teacher's rationales"), (GRPO, "GRPO alone")):
         template = template_stage(config, kind)
         rows[kind] = []
-        for factor in factors:
+        for factor in factors[kind]:
             rate = float(f"{float(template.trainer['learning_rate']) * factor:.3g}")
             name = f"{kind}-{_exponent(rate)}"
             training = Training(name=name, stages=(template.number,), kind=kind, rate=rate)

@@ -48,8 +48,8 @@ def _bench(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_from_nothing_to_the_table_and_nothing_twice(tiny_base: Any, tmp_path: Path) -> None:
     config, out, results = tmp_path / "tiny.yaml", tmp_path / "out", tmp_path / "results"
     config.write_text(CONFIG.format(base=tiny_base()))
-    run = ("run", "--out", out, "--config", config, "--seeds", "0", "--problems", "8", "--jobs", "2", "--sweep", "1",
-           "--rows", "base,sft,grpo", "--more", "3")  # fmt: skip
+    run = ("run", "--out", out, "--config", config, "--seeds", "0", "--problems", "8", "--jobs", "2",
+           "--sft-rates", "1", "--grpo-rates", "1", "--rows", "base,sft,grpo", "--more", "3")  # fmt: skip
     done = _bench(*run)
     assert done.returncode == 0, done.stderr
     assert "train full, seed 0: trained stage 1, 2" in done.stderr

@@ -68,10 +68,10 @@ def test_a_row_differs_from_the_curriculum_in_nothing_but_what_makes_it(config: 
 
 
 def test_baselines_take_the_like_stages_trainer_bare_prompts_and_every_row(config: CurriculumConfig) -> None:
-    swept = rows.baseline_rows(config, [1, 1.5])
+    swept = rows.baseline_rows(config, {"sft": [1, 1.5], "grpo": [0.5, 1]})
     assert [row.training.rate for row in swept["sft"]] == [1e-3, 1.5e-3]
     names = [row.training.name for kind in swept.values() for row in kind]
-    assert names == ["sft-1e-03", "sft-15e-04", "grpo-3e-03", "grpo-45e-04"]
+    assert names == ["sft-1e-03", "sft-15e-04", "grpo-15e-04", "grpo-3e-03"]
     for kind, like in (("sft", "structure"), ("grpo", "brevity")):
         made = rows.derive(config, swept[kind][1].training, seed=0, problems=9, threads=1, max_steps=77)
         (stage,) = made.stages.values()
@@ -86,7 +86,7 @@ def test_baselines_take_the_like_stages_trainer_bare_prompts_and_every_row(confi
 
 
 def test_supervised_training_never_makes_a_step_of_what_is_left_of_its_rows(config: CurriculumConfig) -> None:
-    training = rows.baseline_rows(config, [1])["sft"][0].training
+    training = rows.baseline_rows(config, {"sft": [1], "grpo": [1]})["sft"][0].training
     made = rows.derive(config, training, seed=0, problems=9, threads=1, max_steps=77, num_rows=50)
     (stage,) = made.stages.values()
     assert (stage.epochs - 1) * 50 < 77 * rows.completions_a_step(stage) <= stage.epochs * 50
