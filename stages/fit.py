@@ -76,9 +76,22 @@ def needed_context(
     fitting, _ = fitting_rows(rows, asked, arguments, context, count_tokens)
     needed = max((count_tokens(row["prompt"]) for row in fitting), default=0) + int(arguments.max_completion_length)
     if mined:
-        bare = max(count_tokens(protocol.prompt(rationale.question)) for rationale in rationales)
+        mined_from = askable(rationales, stage, protocol, context, count_tokens)
+        bare = max((count_tokens(protocol.prompt(rationale.question)) for rationale in mined_from), default=0)
         needed = max(needed, bare + stage.mining.max_new_tokens)
     return min(needed, context)
+
+
+def askable(
+    rationales: Sequence[Rationale],
+    stage: StageConfig,
+    protocol: Protocol,
+    context: int,
+    count_tokens: Callable[[str], int],
+) -> tuple[Rationale, ...]:
+    """The problems whose bare prompt leaves room in the context for a sample of mining."""
+    limit = context - stage.mining.max_new_tokens
+    return tuple(item for item in rationales if count_tokens(protocol.prompt(item.question)) <= limit)
 
 
 def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, limit: int) -> None:

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from ..core.digest import digest_json, sha256_bytes, short
 from ..core.errors import ConflictError, FailedError, IncompatibleError
 from ..core.files import staged_folder, write_json
 from .arguments import trainer_arguments
-from .fit import fitting_rows, needed_context, require_rows
+from .fit import askable, fitting_rows, needed_context, require_rows
 from .mishaps import clear_mishaps
 from .plan import CurriculumPlan, StagePlan
 from .processes import Processes, join
@@ -125,20 +125,26 @@ def _train(
     def count_tokens(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    longest = int(model.config.max_position_embeddings)
+
+    def count_given(text: str) -> int:  # as an engine is given it, a first token that some tokenizers add included
+        return len(tokenizer(text)["input_ids"])
+
     def context() -> int:
-        longest = int(model.config.max_position_embeddings)
-
-        def count(text: str) -> int:  # as an engine is given it, a first token that some tokenizers add included
-            return len(tokenizer(text)["input_ids"])
-
-        return needed_context(stage.rationales, stage.stage, plan.protocol, config.seed, arguments, longest, count)
+        seed = config.seed
+        return needed_context(stage.rationales, stage.stage, plan.protocol, seed, arguments, longest, count_given)
 
     with rollout_engine(plan, stage, context, arguments, run_dir) as engine:
 
         def choose() -> Sequence[Rationale]:
             nonlocal failures
-            with policy_sampler(plan, stage, model, tokenizer, engine, run_dir) as sampler:
-                failures = find_failures(plan, stage, prior, sampler, run_dir, batch_of(engine))
+            pool = askable(stage.rationales, stage.stage, plan.protocol, longest, count_given)
+            if left := len(stage.rationales) - len(pool):
+                say(f"stage {stage.number} {stage.name}: {left} of {len(stage.rationales)} questions leave no room for "
+                    f"{stage.stage.mining.max_new_tokens} tokens in a context of {longest}, not mined")  # fmt: skip
+            mined = replace(stage, rationales=pool)
+            with policy_sampler(plan, mined, model, tokenizer, engine, run_dir) as sampler:
+                failures = find_failures(plan, mined, prior, sampler, run_dir, batch_of(engine))
             return failures.rationales
 
         chosen = processes.on_first(choose) if stage.stage.task == "rewrite" else stage.rationales

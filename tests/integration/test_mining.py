@@ -24,6 +24,7 @@ from plyfold.stages import draws, policy
 from plyfold.stages.curriculum import train
 from plyfold.stages.mining import judge
 from plyfold.stages.sampling import Sample, hf_sampler
+from plyfold.stages.sandbox.problems import make_problems
 
 CONFIG = """
 curriculum: tiny
@@ -170,3 +171,16 @@ def test_the_command_shows_what_was_mined(
     assert "1 remedy: problems mined" in shown
     assert "solved from the bare prompt" in shown
     assert "pass@2" in shown
+
+
+def test_a_question_that_leaves_no_room_for_a_sample_is_told_and_left_out(
+    config: CurriculumConfig, tmp_path: Path, capsys: Any
+) -> None:
+    rows = make_problems("train", 12)
+    rows[3]["question"] = " ".join([rows[3]["question"]] * 20)
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [f"data.path={tmp_path / 'long.jsonl'}", "data.rows=[0,12]", "stages.remedy.mining.unaided_samples=0"]
+    short = load_config(tmp_path / "tiny.yaml", [*data, "stages.remedy.trainer.max_steps=1"])
+    stage = train(short, Store(tmp_path / "short"), runs_dir=tmp_path / "short-runs").stages[0]
+    assert stage.details["mined"]["tried"] == 11
+    assert "1 of 12 questions leave no room for 8 tokens in a context of 512, not mined" in capsys.readouterr().err
