@@ -1,6 +1,6 @@
 """What the curriculum is worth: each row trained through `plyfold train`, scored through `plyfold eval`, in one table.
 
-    python benchmarks/curriculum.py run --seeds 0,1,2 --out FOLDER [--jobs 2] [--rows base,sft,grpo,curriculum]
+    python benchmarks/curriculum.py run --seeds 0,1,2 --out FOLDER [--jobs 2] [--rows sft,grpo,curriculum]
     python benchmarks/curriculum.py report FOLDER [--results benchmarks/results]
 
 Rows: the base; supervised training on the teacher's rationales and GRPO alone, each of as much compute as the whole
@@ -35,10 +35,10 @@ from plyfold.core.digest import digest_json, sha256_bytes
 from plyfold.core.errors import PlyfoldError
 from plyfold.core.files import write_json
 
-ROOMS = ("adapters", "core", "evaluation", "merge", "stages")
+ROOMS = ("adapters", "core", "evaluation", "merge", "serving", "stages")
 """Folders whose code decides a score."""
-ROWS = ("base", SFT, GRPO, "curriculum", "rewards")
-"""What --rows can name."""
+ROWS = (SFT, GRPO, "curriculum", "rewards")
+"""What --rows can name; the base is always there."""
 SETTINGS = "settings.json"
 
 

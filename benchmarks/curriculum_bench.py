@@ -121,18 +121,13 @@ class Bench:
     def row_tokens(self, seed: int) -> tuple[float, float, int]:
         """Mean tokens of the baselines' prompts, and of prompts with solutions; rows that have one."""
         if seed not in self._tokens:
-            from plyfold.stages.at_hand import find_base
-            from plyfold.stages.quiet import quiet_libraries
-
-            with quiet_libraries():
-                from plyfold.adapters.base import load_tokenizer
+            from plyfold.stages.fit import token_counter
 
             training = self.baselines[SFT][0].training
             config = derive(self.config, training, seed=seed, problems=self.problems, threads=None, max_steps=1)
-            tokenizer = load_tokenizer(find_base(config.base, only_show=False)[0].path)
-            self._tokens[seed] = count_prompts(
-                config, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-            )
+            count_tokens = token_counter(config.base)
+            assert count_tokens is not None  # the curriculum has been trained
+            self._tokens[seed] = count_prompts(config, count_tokens)
         return self._tokens[seed]
 
     def steps(self, seed: int, training: Training) -> int:

@@ -116,14 +116,14 @@ def _difference(against: dict[str, Any] | None) -> list[str]:
         return ["", ""]
     accuracy, length = against["accuracy"], against["length"]
     return [
-        f"{100 * accuracy['value']:+.1f} {_interval(accuracy['ci95'], '+.1f')}",
-        f"{100 * length['value']:+.1f} % {_interval(length['ci95'], '+.1f')}",
+        f"{100 * accuracy['value']:+.1f} {interval(accuracy['ci95'], '+.1f')}",
+        f"{100 * length['value']:+.1f} % {interval(length['ci95'], '+.1f')}",
     ]
 
 
 def _accuracy(summary: dict[str, Any]) -> list[str]:
     return [
-        f"{100 * summary['accuracy']:.1f} % {_interval(summary['accuracy_ci95'], '.1f')}",
+        f"{100 * summary['accuracy']:.1f} % {interval(summary['accuracy_ci95'], '.1f')}",
         f"{summary['tokens']:.1f}",
     ]
 
@@ -178,6 +178,6 @@ def _row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _interval(bounds: Any, form: str) -> str:
+def interval(bounds: Any, form: str) -> str:
     """A fraction's interval in percent."""
     return f"[{100 * bounds[0]:{form}}, {100 * bounds[1]:{form}}]"

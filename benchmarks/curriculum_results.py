@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from curriculum_bench import Bench
 from curriculum_jobs import read_json, read_lines
-from curriculum_report import render
+from curriculum_report import interval, render
 from curriculum_rows import BASELINES, SUPERVISED, Row, completions_a_step
 from curriculum_statistics import Answers, Difference, compare, estimate, verdict
 
@@ -184,6 +184,9 @@ def _costs(bench: Bench) -> list[dict[str, Any]]:
                 if "peak_bytes" not in note:
                     continue
                 metrics, run = read_lines(folder / "metrics.jsonl"), read_json(folder / "run.json")
+                made = run["details"].get("rollout")
+                rollouts = {"rollout_share": made["share"], "sync_bytes": made["sync_bytes"],
+                            "sync_s": made["sync_seconds"]} if made else {}  # fmt: skip
                 train_s = sum(line["train_runtime"] for line in metrics if "train_runtime" in line)
                 times = [line["step_time"] for line in metrics if "step_time" in line]
                 measured.append({
@@ -195,26 +198,12 @@ def _costs(bench: Bench) -> list[dict[str, Any]]:
                     "cpu_s": note["cpu_s"],
                     "peak_bytes": note["peak_bytes"],
                     "token_forwards": spent,
-                    **_rollouts(metrics),
+                    **rollouts,
                 })  # fmt: skip
             if measured:
                 mean = {key: sum(item[key] for item in measured) / len(measured) for key in measured[0]}
                 costs.append({"trained_as": training.name, "stage": number, "seeds": len(measured), **mean})
     return costs
-
-
-def _rollouts(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """Share of a GRPO run's time in which completions were made, and what the engine was sent for it."""
-    lines = [line for line in metrics if "rollout/wall_seconds" in line]
-    if not lines:
-        return {}
-    total = {key: sum(line[f"rollout/{key}"] for line in lines)
-             for key in ("seconds", "sync_seconds", "sync_bytes", "wall_seconds")}  # fmt: skip
-    return {
-        "rollout_share": (total["seconds"] + total["sync_seconds"]) / max(total["wall_seconds"], 1e-9),
-        "sync_bytes": total["sync_bytes"],
-        "sync_s": total["sync_seconds"],
-    }
 
 
 def _asked(bench: Bench) -> dict[str, Any]:
@@ -325,14 +314,9 @@ def _device(bench: Bench) -> str:
 
 def _points(difference: Difference) -> str:
     accuracy = difference.accuracy
-    return f"{100 * accuracy.value:+.1f} points {_interval(accuracy.ci95, '+.1f')}"
+    return f"{100 * accuracy.value:+.1f} points {interval(accuracy.ci95, '+.1f')}"
 
 
 def _percent(difference: Difference) -> str:
     length = difference.length
-    return f"{100 * length.value:+.1f} % {_interval(length.ci95, '+.1f')}"
-
-
-def _interval(bounds: Any, form: str) -> str:
-    """A fraction's interval in percent."""
-    return f"[{100 * bounds[0]:{form}}, {100 * bounds[1]:{form}}]"
+    return f"{100 * length.value:+.1f} % {interval(length.ci95, '+.1f')}"

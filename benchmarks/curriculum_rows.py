@@ -171,8 +171,9 @@ def derive(
         (stage,) = values["stages"].values()
         data = dict(stage["data"] or values["data"])
         ranges = [(item.data or config.data).rows for item in config.stages.values()]
-        if known := [rows for rows in ranges if rows]:
-            data["rows"] = [min(start for start, _ in known), max(stop for _, stop in known)]
+        known = [rows for rows in ranges if rows]  # a stage without a range reads all rows
+        whole = len(known) < len(ranges)
+        data["rows"] = None if whole else [min(start for start, _ in known), max(stop for _, stop in known)]
         trainer = {**stage["trainer"], "learning_rate": training.rate, "max_steps": max_steps}
         stage |= {"data": data, "unaided_share": 1.0, "epochs": 1, "trainer": trainer}
         if training.kind == SFT and max_steps and num_rows:

@@ -58,16 +58,16 @@ class Difference:
                 "length": self.length.to_json(), "seeds": self.seeds}  # fmt: skip
 
 
-def estimate(answers: Answers, seed: int = 0) -> tuple[Estimate, Estimate]:
+def estimate(answers: Answers) -> tuple[Estimate, Estimate]:
     """Accuracy (fraction) and mean tokens of one row."""
-    right_D, tokens_D = _draw([answers.right_SP, answers.tokens_SP], seed)
+    right_D, tokens_D = _draw([answers.right_SP, answers.tokens_SP])
     return (
         Estimate(value=float(answers.right_SP.mean()), ci95=_percentiles(right_D)),
         Estimate(value=float(answers.tokens_SP.mean()), ci95=_percentiles(tokens_D)),
     )
 
 
-def compare(variant: Answers, baseline: Answers, seed: int = 0) -> Difference:
+def compare(variant: Answers, baseline: Answers) -> Difference:
     """Variant minus baseline, over the seeds that both have.
 
     Numerics: percentiles of BOOTSTRAP_DRAWS draws in which seeds and problems are each drawn with replacement and the
@@ -79,7 +79,7 @@ def compare(variant: Answers, baseline: Answers, seed: int = 0) -> Difference:
         raise ValueError("two rows without a common seed cannot be compared")
     ours, theirs = variant.of(shared), baseline.of(shared)
     right_SP, tokens_SP = ours.right_SP - theirs.right_SP, ours.tokens_SP - theirs.tokens_SP
-    right_D, tokens_D, base_D = _draw([right_SP, tokens_SP, theirs.tokens_SP], seed)
+    right_D, tokens_D, base_D = _draw([right_SP, tokens_SP, theirs.tokens_SP])
     return Difference(
         accuracy=Estimate(value=float(right_SP.mean()), ci95=_percentiles(right_D)),
         tokens=Estimate(value=float(tokens_SP.mean()), ci95=_percentiles(tokens_D)),
@@ -93,10 +93,10 @@ def verdict(difference: Estimate) -> str:
     return "more" if difference.ci95.low > 0 else "less" if difference.ci95.high < 0 else "even"
 
 
-def _draw(arrays: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+def _draw(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Means of bootstrap draws of seeds and problems; every array under the same draws. Each (draws,)."""
     num_seeds, num_problems = arrays[0].shape
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     means: list[list[np.ndarray]] = [[] for _ in arrays]
     for start in range(0, BOOTSTRAP_DRAWS, _CHUNK):
         size = min(_CHUNK, BOOTSTRAP_DRAWS - start)

@@ -101,13 +101,15 @@ def rationales_command(
 ) -> None:
     """Have a teacher write rationales for a config's questions, and keep those whose answer is the gold one.
 
-    The file can be trained on as it is: data.path=OUT. What is not kept lies beside it with its reason, and so does a
-    manifest. A run that was interrupted continues where it stopped; a rerun with more --attempts asks further.
+    The file can be trained on as it is: data.path=OUT, or stages.NAME.data.path=OUT with --stage. What is not kept
+    lies beside it with its reason, and so does a manifest. A run that was interrupted continues where it stopped; a
+    rerun with more --attempts asks further.
     """
     from ..core.config import load_config
     from ..core.console import emit_json
     from ..core.errors import ConfigError
     from ..stages.chat import Endpoint
+    from ..stages.tasks import find_stage
     from ..stages.teacher import Asking, collect_rationales, find_questions, plan_rationales
 
     key = os.environ.get(key_env or "OPENAI_API_KEY", "").strip()
@@ -134,7 +136,7 @@ def rationales_command(
     if as_json:
         emit_json(result)
     else:
-        _show_collected(plan, result)
+        _show_collected(plan, result, f"stages.{find_stage(loaded, stage)}." if stage else "")
 
 
 def _show_check(check: DataCheck) -> None:
@@ -248,7 +250,7 @@ def _show_plan(plan: RationalesPlan) -> None:
     print_table(["", plan.out.name], facts, title=title, right=(plan.out.name,), caption=caption)
 
 
-def _show_collected(plan: RationalesPlan, result: dict[str, Any]) -> None:
+def _show_collected(plan: RationalesPlan, result: dict[str, Any], section: str) -> None:
     from ..core.console import print_table
 
     facts: list[list[object]] = [
@@ -259,4 +261,4 @@ def _show_collected(plan: RationalesPlan, result: dict[str, Any]) -> None:
         ["tries repeated", result["retries"]],
         ["completion tokens", f"{result['tokens']['completion']:,}"],
     ]
-    print_table(["", plan.out.name], facts, right=(plan.out.name,), caption=f"next: data.path={plan.out}")
+    print_table(["", plan.out.name], facts, right=(plan.out.name,), caption=f"next: {section}data.path={plan.out}")

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from .options import config_option, dry_run_option, json_option, registry_option
-
-DEFAULT_CONFIG = "sandbox"
+from .train import DEFAULT_CONFIG
 
 
 @click.command("rollouts")
@@ -55,7 +54,7 @@ def rollouts_command(
         print(f"base     {server.base.repo}@{server.base.revision[:12]} as twin, {server.twin}")
         print(f"rank     {server.rank}")
         print(f"command  {server.shell_command}")
-        print(f"then     plyfold train {server.overrides}")
+        print(f"then     plyfold train {f'-c {config} ' if config else ''}{server.overrides}")
     sys.stdout.flush()
     if dry_run:
         return 0

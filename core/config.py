@@ -252,7 +252,11 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
 
     for override in overrides:
         if "=" not in override:
-            raise ConfigError("an override is not key=value", found=override, next_step="write it as trainer.lr=1e-4")
+            raise ConfigError(
+                "an override is not key=value",
+                found=override,
+                next_step="write it as seed=1 or stages.brevity.trainer.max_steps=10",
+            )
     _check_stage_names(values, overrides, where)
     try:
         schema = OmegaConf.structured(CurriculumConfig)

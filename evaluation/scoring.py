@@ -30,6 +30,19 @@ if TYPE_CHECKING:
 ENGINES = ("hf", "vllm")
 
 
+def check_engine(config: EvalConfig) -> None:
+    """Refuse an evaluation that could not be run, before anything is trained or composed for it.
+
+    Raises:
+        ConfigError: No such engine.
+        NotFoundError: vLLM is asked for and not installed.
+    """
+    if config.engine not in ENGINES:
+        raise ConfigError("no such engine", where="eval.engine", found=config.engine, expected=" or ".join(ENGINES))
+    if config.engine == "vllm":
+        vllm_version()
+
+
 def score_variants(
     store: Store,
     variants: Sequence[Variant],
@@ -62,14 +75,11 @@ def score_variants(
     """
     asked = protocol(config.protocol)
     check_temperature(config.temperature)
-    if config.engine not in ENGINES:
-        raise ConfigError("no such engine", where="eval.engine", found=config.engine, expected=" or ".join(ENGINES))
+    check_engine(config)
     chosen = list(dict.fromkeys(variants))
     plans = {name: plan_variant(store, variant) for name, variant in name_variants(chosen).items()}
     base, quantisation = base_of(store, chosen)
     check_fits(base, list(plans.values()))
-    if config.engine == "vllm":
-        vllm_version()
     warn_of_overlaps(store, plans, data)
     used = {entry.digest for plan in plans.values() for entry in plan.entries}
     cached = [twin_path(base, quantisation, store.cache), *(plan.path for plan in plans.values() if plan.path)]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FIRST_DELAY_S = 1.0
 """Wait before the second try of a request; each further one doubles it."""
 LONGEST_DELAY_S = 60.0
+TRIES = 6
+"""Of one request, before the endpoint counts as down."""
 PATIENCE_S = 300.0
 """An endpoint that asks for a longer wait is given up for now."""
 PASSING = {408, 409, 425, 429}
@@ -46,8 +48,6 @@ class Endpoint:
     """Sent as a bearer token; empty for a server that wants none."""
     timeout_s: float = 600.0
     """Longest a whole answer may take."""
-    tries: int = 6
-    """Of one request, before the endpoint counts as down."""
 
     @property
     def host(self) -> str:
@@ -139,7 +139,7 @@ class Chat:
 
         body = {"model": self.endpoint.model, "messages": list(messages), **sampling}
         problem = ""
-        for number in range(self.endpoint.tries):
+        for number in range(TRIES):
             if number:
                 self.retries += 1
             wait_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**number) * random.uniform(0.5, 1.0)
@@ -159,7 +159,7 @@ class Chat:
                     wait_s = self._asked_wait_s(response, wait_s)
                 else:
                     raise self._refusal(response)
-            if number + 1 < self.endpoint.tries:
+            if number + 1 < TRIES:
                 await asyncio.sleep(wait_s)
         if problem.startswith("an answer"):
             raise FailedError(
@@ -171,7 +171,7 @@ class Chat:
         raise OfflineError(
             "the endpoint does not answer",
             where=self.endpoint.host,
-            found=f"{problem}, {self.endpoint.tries} times",
+            found=f"{problem}, {TRIES} times",
             next_step="run the same command again; it continues from what is complete",
         )
 

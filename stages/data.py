@@ -198,7 +198,7 @@ def _report(
 ) -> LoadReport:
     return LoadReport(
         source=source_name(config),
-        revision=config.revision if _on_hub(config) else None,
+        revision=revision_of(config),
         split=config.split,
         rows=len(rows),
         parsed=parsed,
@@ -206,6 +206,11 @@ def _report(
         bare=bare,
         skipped=skipped or {},
     )
+
+
+def revision_of(config: DataConfig) -> str | None:
+    """The commit of a Hub dataset; None for what is no such thing."""
+    return config.revision if _on_hub(config) else None
 
 
 def source_name(config: DataConfig) -> str:

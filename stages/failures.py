@@ -24,7 +24,7 @@ from ..core.errors import FailedError, IntegrityError
 from ..core.files import write_json
 from .data import load_problems, question_hash, require_disjoint, require_train_split
 from .draws import Draws, verifier
-from .mining import Mined, mine, mining_cost
+from .mining import DECIDING, Mined, mine, mining_cost
 from .mining_report import SETS, compare, summarise, tell, tell_change
 from .plan import CurriculumPlan, StagePlan
 from .rationale import Rationale
@@ -125,7 +125,7 @@ def find_failures(
         "policy": policy,
         "protocol": plan.protocol.digest(),
         "seed": plan.config.seed,
-        "mining": {name: getattr(config, name) for name in _DECIDING},
+        "mining": {name: getattr(config, name) for name in DECIDING},
         "k": mined.k,
         "problems": [
             {"index": index, "question": digest, "outcomes": mined.outcomes[index], "verdict": mined.verdicts[index]}
@@ -153,10 +153,6 @@ def find_failures(
         metrics=run_dir / METRICS,
         batch=batch,
     )
-
-
-_DECIDING = ("samples", "confirm", "problems", "temperature", "max_new_tokens", "wrong_share", "held_out_share")
-"""Fields of mining that decide what is found."""
 
 
 def _require_train_only(plan: CurriculumPlan, stage: StagePlan) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..adapters.base import SANDBOX, TOKENIZER_FILES, load_tokenizer, sandbox_folder
+from ..adapters.base import TOKENIZER_FILES, load_tokenizer
 from ..core.config import BaseConfig, StageConfig
 from ..core.errors import ConfigError
 from ..evaluation.protocols import Protocol
 from .arguments import prompts_per_generation
 from .rationale import Rationale
+from .shapes import local_file
 from .tasks import SUPERVISED, Row, make_rows
 
 if TYPE_CHECKING:
@@ -100,39 +100,31 @@ def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: Traini
     Raises:
         ConfigError: Too few of its rows fit.
     """
-    needed = 1 if stage.task in SUPERVISED else prompts_per_generation(arguments)
+    supervised = stage.task in SUPERVISED
+    needed = 1 if supervised else prompts_per_generation(arguments)
     if num_rows < needed:
+        longer = "max_length" if supervised else "max_completion_length"
+        room = f"a {'larger' if supervised else 'smaller'} stages.{name}.trainer.{longer}, or a longer context"
+        more = f"more data or epochs, or a smaller stages.{name}.trainer.generation_batch_size"
         raise ConfigError(
             "too few rows for one generation batch" if needed > 1 else "no row fits",
             where=f"stages.{name}",
             found=f"{num_rows} rows of at most {limit} tokens",
             expected=f"{needed} or more",
-            next_step="more data or epochs, or a smaller trainer.generation_batch_size",
+            next_step=more if num_rows else room,
         )
 
 
 def token_counter(config: BaseConfig) -> Callable[[str], int] | None:
     """Counts tokens of a text as training does; None where the base's tokenizer is not on this disk."""
-    folder = _tokenizer_folder(config)
-    if folder is None:
+    file = next((file for name in TOKENIZER_FILES[:2] if (file := local_file(config, name))), None)
+    if file is None:
         return None
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(file.parent)
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def context_tokens(config: BaseConfig) -> int | None:
     """Positions of the base; None where its config is not on this disk."""
-    folder = _tokenizer_folder(config)
-    if folder is None or not (folder / "config.json").is_file():
-        return None
-    return int(json.loads((folder / "config.json").read_bytes())["max_position_embeddings"])
-
-
-def _tokenizer_folder(config: BaseConfig) -> Path | None:
-    if config.path is not None:
-        folder = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
-        return folder if any((folder / name).is_file() for name in TOKENIZER_FILES[:2]) else None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = (try_to_load_from_cache(config.repo, name, revision=config.revision) for name in TOKENIZER_FILES[:2])
-    return next((Path(file).parent for file in cached if isinstance(file, str)), None)
+    file = local_file(config, "config.json")
+    return int(json.loads(file.read_bytes())["max_position_embeddings"]) if file else None

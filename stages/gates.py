@@ -113,22 +113,6 @@ def _parse(text: str, where: str) -> Condition:
     return Condition(metric=metric, comparison=comparison, bar=bar, relative=previous is not None)
 
 
-def check_engine(config: EvalConfig) -> None:
-    """Refuse, before anything is trained, an evaluation that could not be run afterwards.
-
-    Raises:
-        ConfigError: No such engine.
-        NotFoundError: vLLM is asked for and not installed.
-    """
-    from ..evaluation.scoring import ENGINES
-    from ..serving.options import vllm_version
-
-    if config.engine not in ENGINES:
-        raise ConfigError("no such engine", where="eval.engine", found=config.engine, expected=" or ".join(ENGINES))
-    if config.engine == "vllm":
-        vllm_version()
-
-
 def check_gate(
     gate: Sequence[Condition],
     store: Store,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..core.config import MiningConfig
 from ..core.console import progress
@@ -23,8 +23,10 @@ OUTCOMES = ("right", "wrong", "truncated", "unanswered")
 """How a sample can end."""
 VERDICTS = ("solved", "wrong", "truncated", "unanswered")
 """What a problem can be: solved once, a persistent failure, or unsolved for its form."""
-MEASURING = ("unaided_samples", "unaided_problems")
+UNDECIDING = ("minimum", "unaided_samples", "unaided_problems")
 """Fields of the config that leave the failures alone."""
+DECIDING = tuple(field.name for field in fields(MiningConfig) if field.name not in UNDECIDING)
+"""The others."""
 CONFIDENCE = 0.95
 
 Ask = Callable[[Sequence[int], str], list[str]]

@@ -20,11 +20,12 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL"
 
 
 @contextmanager
-def clear_mishaps(where: str, recorder: RunRecorder, arguments: TrainingArguments) -> Iterator[None]:
+def clear_mishaps(number: int, name: str, recorder: RunRecorder, arguments: TrainingArguments) -> Iterator[None]:
     """Turn what torch says of no memory, of numbers that blew up and of a lost process into one clear error each.
 
     Args:
-        where: Number and name of the stage.
+        number: Of the stage.
+        name: Of the stage.
         recorder: Knows the steps done.
         arguments: TRL's; what is said about the batch is theirs.
 
@@ -35,6 +36,7 @@ def clear_mishaps(where: str, recorder: RunRecorder, arguments: TrainingArgument
 
     from .recorder import not_finite
 
+    where = f"stage {number} {name}"
     try:
         yield
     except PlyfoldError as error:
@@ -44,7 +46,7 @@ def clear_mishaps(where: str, recorder: RunRecorder, arguments: TrainingArgument
     except (RuntimeError, MemoryError) as error:
         at, said = f"{where}, step {recorder.step + 1}", str(error)
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _says(said, _NO_MEMORY):
-            raise out_of_memory(at, arguments, error) from error
+            raise out_of_memory(at, name, arguments, error) from error
         if _says(said, _NOT_FINITE):
             raise not_finite("distribution that completions are sampled from", at, said.split("\n")[0]) from error
         if arguments.world_size > 1 and _says(said, _LOST):
@@ -60,20 +62,22 @@ def _says(text: str, signs: tuple[str, ...]) -> bool:
     return any(sign in text for sign in signs)
 
 
-def out_of_memory(where: str, arguments: TrainingArguments, error: BaseException) -> FailedError:
+def out_of_memory(where: str, name: str, arguments: TrainingArguments, error: BaseException) -> FailedError:
     """The error of a stage that does not fit, with what would make it smaller."""
     batch, times = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    trainer = f"stages.{name}.trainer"
     ways = []
     if batch > 1:
-        ways.append(f"trainer.per_device_train_batch_size={batch // 2} trainer.gradient_accumulation_steps={2 * times}")
+        smaller = f"{trainer}.per_device_train_batch_size={batch // 2}"
+        ways.append(f"{smaller} {trainer}.gradient_accumulation_steps={2 * times}")
     if not arguments.gradient_checkpointing:
-        ways.append("trainer.gradient_checkpointing=true")
+        ways.append(f"{trainer}.gradient_checkpointing=true")
     limit = "max_completion_length" if hasattr(arguments, "num_generations") else "max_length"
     return FailedError(
         "out of memory",
         where=where,
         found=str(error).strip().split("\n")[0][:300] or type(error).__name__,
-        next_step=f"{', '.join(ways) or f'a smaller trainer.{limit}'}; plyfold train --dry-run estimates what a stage "
-        "needs. With the same settings the run continues from its last checkpoint, with others it starts afresh and "
-        "keeps this one aside",
+        next_step=f"{', '.join(ways) or f'a smaller {trainer}.{limit}'}; plyfold train --dry-run estimates what a "
+        "stage needs. With the same settings the run continues from its last checkpoint, with others it starts afresh "
+        "and keeps this one aside",
     )

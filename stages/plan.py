@@ -1,6 +1,6 @@
 """What `train` would do, decided before anything expensive starts: the base, each stage's rows, and what is stale.
 
-Everything that can be refused is refused here: bad values, unknown trainer fields, missing columns, training rows
+What can be refused without the base is refused here: bad values, unknown trainer fields, missing columns, training rows
 among the evaluation rows, another base than the curriculum's, an earlier stage that does not exist.
 """
 
@@ -21,7 +21,7 @@ from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, require_disjoint, require_train_split
-from .gates import Condition, check_engine, parse_gate
+from .gates import Condition, parse_gate
 from .masking import check_masking
 from .memory import MemoryEstimate, count_adapter, estimate_memory
 from .mining import check_mining, mining_cost
@@ -203,6 +203,8 @@ def plan_curriculum(
         _check(name, stage, config.data)
     asked = protocol(config.eval.protocol)
     if any(stage.gate is not None for stage in config.stages.values()):
+        from ..evaluation.scoring import check_engine
+
         check_engine(config.eval)
     base, base_note = find_base(config.base, only_show)
     shape, shape_source = find_shape(config.base)
@@ -290,7 +292,7 @@ def _with_state(plans: list[StagePlan], curriculum: str, store: Store) -> list[S
             raise NotFoundError(
                 f"stage {plan.number} trains on top of stage {numbers}, which is not in the registry",
                 where=f"{curriculum} in {store.root}",
-                next_step=f"plyfold train --stages {numbers},{plan.number}",
+                next_step=f"the same command with --stages {numbers},{plan.number}",
             )
         done.append(plan)
     return done

@@ -11,7 +11,7 @@ from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from ..evaluation.protocols import protocol
 from ..registry.record import Record
-from .mining import MEASURING
+from .mining import UNDECIDING
 
 RECIPE_FORMAT = 2
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
@@ -65,7 +65,7 @@ def recipe_digest(
     for section, added in _ADDED.items():
         if section in decisive:
             decisive[section] = {key: value for key, value in decisive[section].items()
-                                 if key not in MEASURING and (key not in added or value != added[key])}  # fmt: skip
+                                 if key not in UNDECIDING and (key not in added or value != added[key])}  # fmt: skip
     decisive["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _UNDECIDING}
     return digest_json(
         {

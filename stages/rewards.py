@@ -8,6 +8,7 @@ wrong alone. The reward knows nothing about prompts; it sees only what was gener
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 from ..core.config import RewardConfig
@@ -142,16 +143,12 @@ class HierarchicalReward:
         if log_metric is not None:
             levels = [self.level(text, right) for text, right in zip(completions, gold, strict=True)]
             right = [level != "wrong" for level in levels]
-            log_metric("accuracy", _mean(right))
-            log_metric("formatted", _mean([level == "correct" for level in levels]))
+            log_metric("accuracy", fmean(right))
+            log_metric("formatted", fmean([level == "correct" for level in levels]))
             if alone := [ok for ok, bare in zip(right, unaided, strict=True) if bare]:
-                log_metric("accuracy_unaided", _mean(alone))
+                log_metric("accuracy_unaided", fmean(alone))
             for name in LEVELS:  # with the shortness below they add up to the reward
-                log_metric(f"reward/share_{name}", _mean([level == name for level in levels]))
+                log_metric(f"reward/share_{name}", fmean([level == name for level in levels]))
             floors = [self.floors[level] for level in levels]
-            log_metric("reward/brevity", _mean([a - b for a, b in zip(rewards, floors, strict=True)]))
+            log_metric("reward/brevity", fmean([a - b for a, b in zip(rewards, floors, strict=True)]))
         return rewards
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
     from .plan import CurriculumPlan, StagePlan
 
+START = "plyfold rollouts -c CONFIG --port PORT"
+"""The command that starts a server as rollouts need it."""
 FOLDER = "rollout"
 """Folder of a run in which the adapters lie that an engine reads; empty when the run is over."""
-LOGP_BOUND = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
+LOGP_BOUND = {"float32": 1e-3, "bfloat16": 0.05}
 """Most that log probabilities of an engine and the trainer may differ on average before anything is learnt, in nats.
 
 Rounding gives 1e-6 in float32 and 0.002 to 0.02 in bfloat16; the unquantised base in the twin's place gives 0.08."""
@@ -223,8 +225,7 @@ def check_agreement(difference: float, dtype: str, engine: dict[str, Any]) -> No
             where=f"rollout.engine={engine['engine']}",
             expected=f"log probabilities within {LOGP_BOUND[dtype]:g} nats of the trainer's on average",
             found=f"{difference:.4g}",
-            next_step="serve the twin that `plyfold train --dry-run` names, in its dtype, with "
-            "--logprobs-mode processed_logprobs",
+            next_step=f"serve the base's twin, as `{START}` does",
         )
 
 

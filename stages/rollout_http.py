@@ -21,7 +21,7 @@ from typing import Any
 from ..adapters.base import TWIN_NAME
 from ..core.console import warn
 from ..core.errors import AuthError, BaseMismatchError, FailedError, IncompatibleError, OfflineError, PlyfoldError
-from .rollout import Completion, Request, Sampling
+from .rollout import START, Completion, Request, Sampling
 
 ATTEMPTS = 4
 """Times something is asked for before a server counts as gone."""
@@ -31,8 +31,6 @@ LOOK_TIMEOUT_S = 10.0
 """Longest wait for an answer that takes no work."""
 CONCURRENT = 64
 """Prompts on their way at once; the server batches what arrives."""
-START = "plyfold rollouts -c CONFIG --port PORT"
-"""The command that starts a server as rollouts need it."""
 
 _GONE = (OSError, http.client.HTTPException)
 _UNAVAILABLE = {502, 503, 504}

@@ -23,7 +23,7 @@ class RolloutServer:
     twin: Path
     """Folder of the dequantised base, made or not."""
     rank: int
-    """Largest an adapter will have: all stages together."""
+    """Largest an adapter will have: the stages together, up to the last that has completions drawn."""
     url: str
     command: tuple[str, ...]
     environment: dict[str, str]

@@ -154,7 +154,7 @@ def _train(
             say(f"stage {stage.number} {stage.name}: continues from {checkpoint.name}")
         with progress(f"stage {stage.number} {stage.name}") as task:
             recorder = RunRecorder(run_dir, task)
-            with clear_mishaps(f"stage {stage.number} {stage.name}", recorder, arguments):
+            with clear_mishaps(stage.number, stage.name, recorder, arguments):
                 trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder, engine)
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if frozen_digest(model) != frozen:

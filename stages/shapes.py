@@ -128,12 +128,8 @@ def find_shape(config: BaseConfig) -> tuple[ModelShape | None, str]:
     Looks at `base.path`, then in the local Hub cache, then in the table of known bases.
     """
     values: Any = None
-    if config.path is not None:
-        folder = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
-        file: Path | None = folder / "config.json"
-    else:
-        file = _cached(config.repo, config.revision)
-    if file is not None and file.is_file():
+    file = local_file(config, "config.json")
+    if file is not None:
         try:
             values = json.loads(file.read_bytes())
         except (OSError, ValueError):
@@ -151,12 +147,16 @@ def find_shape(config: BaseConfig) -> tuple[ModelShape | None, str]:
     return shape, source
 
 
-def _cached(repo: str, revision: str) -> Path | None:
+def local_file(config: BaseConfig, name: str) -> Path | None:
+    """A file of the base where it is on this disk, in `base.path` or in the local Hub cache."""
+    if config.path is not None:
+        folder = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
+        return folder / name if (folder / name).is_file() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repo, "config.json", revision=revision)
+        found = try_to_load_from_cache(config.repo, name, revision=config.revision)
     except HFValidationError:
         return None
     return Path(found) if isinstance(found, str) else None

@@ -24,7 +24,7 @@ from ..core.files import disk_errors
 from ..evaluation.answers import normalise
 from .at_hand import held_out_questions
 from .chat import Answer, Chat, Endpoint, RefusedRequestError
-from .data import Row, load_rows, question_hash, require_disjoint, source_name
+from .data import Row, load_rows, question_hash, require_disjoint, revision_of, source_name
 from .rationale import UnusableRationale, parse_rationale, read_gold
 from .rationale_files import (
     REFUSED,
@@ -212,7 +212,7 @@ def plan_rationales(data: DataConfig, out: Path, endpoint: Endpoint, asking: Ask
         raise ConfigError("not one row can be asked", where=source_name(data), found=dict(skipped))
     questions = {
         "source": source_name(data),
-        "revision": data.revision,
+        "revision": revision_of(data),
         "split": data.split,
         "rows": data.rows,
         "sha256": digest_json([[row.question, row.answer] for row in rows]),

@@ -26,9 +26,9 @@ Supervised training on a teacher who never does took the concise style from 40 t
 steps, to 6 % in 50; at 6 % rewards did not bring it back (one trial each, benchmarks/LOG.md)."""
 
 _PEOPLE = (
-    ("Mia", "She", "her"), ("Anna", "She", "her"), ("Lucy", "She", "her"), ("Nora", "She", "her"),
-    ("Emma", "She", "her"), ("Rosa", "She", "her"), ("Tom", "He", "his"), ("Ben", "He", "his"),
-    ("Sam", "He", "his"), ("Leo", "He", "his"), ("Max", "He", "his"), ("Paul", "He", "his"),
+    ("Mia", "She"), ("Anna", "She"), ("Lucy", "She"), ("Nora", "She"),
+    ("Emma", "She"), ("Rosa", "She"), ("Tom", "He"), ("Ben", "He"),
+    ("Sam", "He"), ("Leo", "He"), ("Max", "He"), ("Paul", "He"),
 )  # fmt: skip
 _ITEMS = ("apples", "pens", "cards", "shells", "coins", "stamps", "books", "eggs", "cookies", "stickers", "marbles",
           "beads")  # fmt: skip
@@ -189,8 +189,8 @@ def _event(rng: random.Random, total: int, room: int, halved: bool, words: dict[
 
 def draw_story(rng: random.Random) -> Story:
     """Draw one story: two, three or four calculations, with an aside in half of the cases."""
-    person, pronoun, _ = rng.choice(_PEOPLE)
-    friend = rng.choice([name for name, _, _ in _PEOPLE if name != person])
+    person, pronoun = rng.choice(_PEOPLE)
+    friend = rng.choice([name for name, _ in _PEOPLE if name != person])
     words = {"person": person, "friend": friend, "items": rng.choice(_ITEMS), "holders": rng.choice(_HOLDERS)}
     num_steps = rng.choices((2, 3, 4), (30, 40, 30))[0]
     events: list[Event] = []

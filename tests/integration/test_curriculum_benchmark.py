@@ -49,7 +49,7 @@ def test_from_nothing_to_the_table_and_nothing_twice(tiny_base: Any, tmp_path: P
     config, out, results = tmp_path / "tiny.yaml", tmp_path / "out", tmp_path / "results"
     config.write_text(CONFIG.format(base=tiny_base()))
     run = ("run", "--out", out, "--config", config, "--seeds", "0", "--problems", "8", "--jobs", "2",
-           "--sft-rates", "1", "--grpo-rates", "1", "--rows", "base,sft,grpo", "--more", "3")  # fmt: skip
+           "--sft-rates", "1", "--grpo-rates", "1", "--rows", "sft,grpo", "--more", "3")  # fmt: skip
     done = _bench(*run)
     assert done.returncode == 0, done.stderr
     assert "train full, seed 0: trained stage 1, 2" in done.stderr

@@ -300,7 +300,7 @@ def test_what_cannot_be_meant_is_refused_before_training(make_config: MakeConfig
 def test_a_stage_without_its_prior_names_the_next_command(make_config: MakeConfig, store: Store) -> None:
     with pytest.raises(NotFoundError) as caught:
         plan_curriculum(make_config(), store, [3])
-    assert caught.value.next_step == "plyfold train --stages 1,2,3"
+    assert caught.value.next_step == "the same command with --stages 1,2,3"
     with pytest.raises(NotFoundError, match="no such stage"):
         plan_curriculum(make_config(), store, [4])
 
@@ -331,4 +331,4 @@ def test_the_command_shows_its_plan_and_changes_nothing(
     assert "1 structure" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     assert run_command(["train", "-c", "tiny.yaml", "--stages", "2"]) == 3
-    assert "plyfold train --stages 1,2" in capsys.readouterr().err
+    assert "the same command with --stages 1,2" in capsys.readouterr().err

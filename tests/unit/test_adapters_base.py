@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from plyfold.adapters.base import BaseRef, Quantisation, content_revision, resolve_base
+from plyfold.adapters.base import BaseRef, Quantisation, content_revision, resolve_base, sandbox_folder
 from plyfold.core.config import BaseConfig
 from plyfold.core.errors import AuthError, ConfigError, IntegrityError, NotFoundError, OfflineError, PlyfoldError
 
@@ -46,10 +46,9 @@ def _remote(revision: str = COMMIT) -> BaseRef:
 
 
 def test_the_sandbox_is_found_under_its_own_revision() -> None:
-    from plyfold.stages.sandbox import base_path, base_revision
-
     ref = resolve_base(BaseConfig(repo="plyfold/sandbox-base", revision="auto", path="sandbox"))
-    assert (ref.repo, ref.revision, ref.path) == ("plyfold/sandbox-base", base_revision(), base_path().resolve())
+    folder = sandbox_folder()
+    assert (ref.repo, ref.revision, ref.path) == ("plyfold/sandbox-base", content_revision(folder), folder.resolve())
 
 
 def test_an_automatic_revision_changes_with_every_byte_that_counts(base: Path) -> None:

@@ -17,7 +17,7 @@ from plyfold.evaluation.runner import problems_digest
 from plyfold.registry.record import DataRef, Metric
 from plyfold.registry.scores import attest_scores
 from plyfold.registry.store import Store
-from plyfold.stages.gates import Condition, Measured, check_engine, check_gate, parse_gate
+from plyfold.stages.gates import Condition, Measured, check_gate, parse_gate
 
 WHERE = "stages.structure.gate"
 PROBLEMS = [Problem(id="test-0", question="1 + 1?", gold="2"), Problem(id="test-1", question="2 + 2?", gold="4")]
@@ -69,12 +69,12 @@ def test_what_is_no_gate_is_refused(text: str, told: str) -> None:
 
 
 def test_an_engine_that_is_not_there_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_engine(CONFIG)
+    scoring.check_engine(CONFIG)
     with pytest.raises(ConfigError, match="no such engine"):
-        check_engine(replace(CONFIG, engine="guess"))
+        scoring.check_engine(replace(CONFIG, engine="guess"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(NotFoundError, match="vLLM"):
-        check_engine(replace(CONFIG, engine="vllm"))
+        scoring.check_engine(replace(CONFIG, engine="vllm"))
 
 
 def test_an_interval_and_its_n_are_said_beside_the_bar() -> None:

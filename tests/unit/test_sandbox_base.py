@@ -1,13 +1,10 @@
 """The committed base: its tokenizer comes back exactly, its shape fits NF4 and vLLM, its revision follows its bytes."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from plyfold.stages.sandbox import BASE_REPO, base_path, base_revision
+from plyfold.adapters.base import sandbox_folder
 from plyfold.stages.sandbox.problems import make_problems
 
 _ODD_TEXTS = (
@@ -19,13 +16,13 @@ _ODD_TEXTS = (
 
 
 def test_base_is_small_and_its_licence_free_parts_are_all_there() -> None:
-    names = {path.name for path in base_path().iterdir()}
+    names = {path.name for path in sandbox_folder().iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
-    assert sum(path.stat().st_size for path in base_path().iterdir()) < 8_000_000
+    assert sum(path.stat().st_size for path in sandbox_folder().iterdir()) < 8_000_000
 
 
 def test_every_linear_width_fits_nf4_blocks_of_64() -> None:
-    config = json.loads((base_path() / "config.json").read_text())
+    config = json.loads((sandbox_folder() / "config.json").read_text())
     head = config["hidden_size"] // config["num_attention_heads"]
     widths = [config["hidden_size"], config["intermediate_size"], head * config["num_key_value_heads"]]
     assert all(width % 64 == 0 for width in [*widths, config["vocab_size"]])
@@ -33,27 +30,9 @@ def test_every_linear_width_fits_nf4_blocks_of_64() -> None:
     assert config["tie_word_embeddings"] is True
 
 
-def test_revision_is_forty_hex_digits_and_follows_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = base_revision()
-    assert len(before) == 40
-    assert int(before, 16) >= 0
-    for path in base_path().iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr("plyfold.stages.sandbox.base_path", lambda: tmp_path)
-    assert base_revision() == before
-    (tmp_path / "config.json").write_text("{}")
-    assert base_revision() != before
-
-
-def test_import_is_light() -> None:
-    code = "import sys, plyfold.stages.sandbox as s; s.base_path(); assert 'torch' not in sys.modules, 'torch'"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert BASE_REPO.count("/") == 1
-
-
 def test_tokenizer_comes_back_through_auto_tokenizer() -> None:
     transformers = pytest.importorskip("transformers", reason="the train extra is not installed")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base_path())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sandbox_folder())
     assert type(tokenizer).__name__.startswith("Qwen2Tokenizer")
     assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
     texts = [f"Question: {row['question']}\nSolution:\n{row['answer']}" for row in make_problems("test", 500)]
@@ -64,15 +43,15 @@ def test_tokenizer_comes_back_through_auto_tokenizer() -> None:
 def test_vllm_reads_the_same_ids() -> None:
     transformers = pytest.importorskip("transformers", reason="the train extra is not installed")
     # vLLM goes through the same rebuild from the same folder, without remote code and with its fast tokenizer.
-    served = transformers.AutoTokenizer.from_pretrained(str(base_path()), trust_remote_code=False, use_fast=True)
-    raw = pytest.importorskip("tokenizers").Tokenizer.from_file(str(base_path() / "tokenizer.json"))
+    served = transformers.AutoTokenizer.from_pretrained(str(sandbox_folder()), trust_remote_code=False, use_fast=True)
+    raw = pytest.importorskip("tokenizers").Tokenizer.from_file(str(sandbox_folder() / "tokenizer.json"))
     for row in make_problems("test", 100):
         assert served(row["question"])["input_ids"] == raw.encode(row["question"]).ids
 
 
 def test_digits_stand_alone_and_a_prompt_ends_on_its_newline() -> None:
     transformers = pytest.importorskip("transformers", reason="the train extra is not installed")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base_path())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sandbox_folder())
     assert tokenizer.tokenize("123+45") == ["1", "2", "3", "+", "4", "5"]
     prompt, rest = "Question: 1?\nSolution:\n", "Step 1: 2+3=5\nAnswer: 5"
     assert tokenizer(prompt)["input_ids"] + tokenizer(rest)["input_ids"] == tokenizer(prompt + rest)["input_ids"]
