@@ -28,7 +28,7 @@ from curriculum_bench import Bench
 from curriculum_jobs import read_json, run_jobs
 from curriculum_report import render
 from curriculum_results import collect, write
-from curriculum_rows import GRPO, SFT
+from curriculum_rows import GRPO, REWARDS, SFT
 
 from plyfold.core.console import print_error
 from plyfold.core.digest import digest_json, sha256_bytes
@@ -37,7 +37,7 @@ from plyfold.core.files import write_json
 
 ROOMS = ("adapters", "core", "evaluation", "merge", "serving", "stages")
 """Folders whose code decides a score."""
-ROWS = (SFT, GRPO, "curriculum", "rewards")
+ROWS = (SFT, GRPO, "curriculum", *REWARDS)
 """What --rows can name; the base is always there."""
 SETTINGS = "settings.json"
 
@@ -138,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--config", default="sandbox", help="curriculum under test: a packaged config or a YAML file")
     run.add_argument("--seeds", type=_integers, default=[0, 1, 2])
     run.add_argument("--problems", type=int, default=1000, help="held-out problems, the first ones of eval.data")
-    run.add_argument("--rows", type=_rows, default=list(ROWS[:-1]), help=f"of {','.join(ROWS)}; rewards is an ablation")
+    run.add_argument("--rows", type=_rows, default=list(ROWS[:-len(REWARDS)]),
+                     help=f"of {','.join(ROWS)}; the last {len(REWARDS)} are other rewards")  # fmt: skip
     for kind, rates, stage in ((SFT, [1.0, 2.0, 4.0, 8.0], "supervised"), (GRPO, [0.25, 0.5, 1.0, 1.5], "GRPO")):
         run.add_argument(f"--{kind}-rates", type=_numbers, default=rates,
                          help=f"learning rates of that baseline, as factors of the first {stage} stage's")  # fmt: skip

@@ -20,6 +20,7 @@ from curriculum_rows import (
     BASELINES,
     FULL,
     GRPO,
+    REWARDS,
     SFT,
     Row,
     Training,
@@ -59,8 +60,7 @@ class Bench:
         self.problems: int = settings["problems"]
         self.baselines = baseline_rows(self.config, settings["sweep"])
         self.rows = curriculum_rows(self.config)
-        if "rewards" in settings["rows"]:
-            self.rows += reward_rows(self.config)
+        self.rows += reward_rows(self.config, [mode for mode in REWARDS if mode in settings["rows"]])
         self.rows += [added_row(self.config, name, text) for name, text in settings["added"].items()]
         self._tokens: dict[int, tuple[float, float, int]] = {}
 
@@ -324,7 +324,7 @@ class Bench:
         """Everything, the full curriculum first: the baselines' steps follow from its compute."""
         wanted, full, first = self.settings["rows"], self.full(), self.seeds[0]
         trainings = list(dict.fromkeys(row.training for row in self.rows))
-        if not {"curriculum", "rewards"}.intersection(wanted) and not self.settings["added"]:
+        if not {"curriculum", *REWARDS}.intersection(wanted) and not self.settings["added"]:
             trainings = [full]
         swept = {kind: self.baselines[kind] for kind in BASELINES if kind in wanted}
         sweeps = {kind: [row for row in rows if len(rows) > 1] for kind, rows in swept.items()}

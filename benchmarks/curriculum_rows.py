@@ -89,12 +89,12 @@ def curriculum_rows(config: CurriculumConfig) -> list[Row]:
     return rows
 
 
-def reward_rows(config: CurriculumConfig) -> list[Row]:
+def reward_rows(config: CurriculumConfig, modes: Sequence[str] = REWARDS) -> list[Row]:
     """The whole curriculum with another reward in its GRPO stages."""
     numbers, shared = numbers_of(config), _supervised_start(config)
     names = [name for name, stage in config.stages.items() if stage.task != SUPERVISED]
     rows = []
-    for mode in REWARDS:
+    for mode in modes:
         overrides = tuple(f"stages.{name}.reward={{mode: {mode}}}" for name in names)
         training = Training(name=f"{mode}-reward", stages=numbers, shared=shared, overrides=overrides)
         rows.append(Row(key=training.name, label=f"{'+'.join(map(str, numbers))} with {mode} reward",

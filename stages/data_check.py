@@ -1,4 +1,4 @@
-"""What a config's rows are, before anything is trained: counts, lengths, repetitions, and what `train` would refuse.
+"""What a config's rows are, before anything is trained: counts, lengths, repetitions, the rows `train` would refuse.
 
 Reads rows and, where it is on this disk, the base's tokenizer; never its weights, and nothing from a network but the
 rows of a Hub dataset.
@@ -126,10 +126,10 @@ class DataCheck:
     shared: dict[tuple[str, str], int]
     """Two stages -> questions that both have; pairs without any are left out."""
     refusal: ConfigError | None = None
-    """The first error `train` would end with."""
+    """The first error `train` would end with because of the rows."""
 
     def require(self) -> None:
-        """Refuse what `train` would refuse.
+        """Refuse the rows `train` would refuse.
 
         Raises:
             ConfigError: As `refusal`.
