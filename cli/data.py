@@ -141,12 +141,14 @@ def rationales_command(
 
 def _show_check(check: DataCheck) -> None:
     from ..core.console import print_table
+    from ..stages.data import OUR_COLUMNS
 
     columns = (*check.stages, check.evaluation)
     facts: list[list[object]] = [
         ["source", *(each.source for each in columns)],
         ["split", *(each.split for each in columns)],
         ["range", *(_range(each) for each in columns)],
+        *([f"{name} from", *(each.columns.get(name, "") for each in columns)] for name in OUR_COLUMNS),
         ["rows read", *(each.rows for each in columns)],
         ["usable", *(each.usable for each in columns)],
         ["of these, gold answer only", *(each.bare for each in check.stages), ""],

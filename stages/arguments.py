@@ -36,6 +36,8 @@ _REFUSED = {
     "model_init_kwargs": "the base is described under `base`",
     "num_completions_to_print": "completions are written to the run folder",
     "logging_nan_inf_filter": "it hides a NaN loss",
+    "eval_strategy": "a stage has no rows to evaluate on: its `gate`, or `eval` afterwards",
+    "sync_ref_model": "the reference is the base with the earlier stages",
     "use_vllm": _MERGES,
     "push_to_hub": "adapters are published from the registry",
     "hub_token": "secrets do not belong in a config",
@@ -101,6 +103,8 @@ def check_trainer(stage: StageConfig, name: str) -> None:
             )
         if key in _REFUSED or key.startswith("vllm_"):
             raise ConfigError(f"{key} cannot be set here", where=where, found=_REFUSED.get(key, _MERGES))
+    if stage.trainer.get("save_strategy") == "best":
+        raise ConfigError("no checkpoint is known to be the best", where=f"{where}.save_strategy", expected="steps")
     _check_reporters(stage.trainer.get("report_to", "none"), f"{where}.report_to")
 
 

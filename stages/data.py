@@ -8,6 +8,7 @@ cannot be taught from are counted by reason, never repaired. Questions of the tr
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -159,10 +160,19 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     return problems, _report(config, rows, len(rows))
 
 
+_POINT = re.compile(r"(?<=[0-9])\.(?=[0-9])")
+_SIGN = re.compile(r"(?<=[\w)])[ \t]*([-+*/=^<>×÷−])[ \t]*(?=[-(]?(?:[0-9]|[b-hj-z]\b))")  # noqa: RUF001
+
+
 def question_hash(question: str) -> str:
-    """Digest of a question's letters and digits: case, spacing and punctuation make no new problem."""
+    """Digest of a question's letters, digits and signs: case, spacing and punctuation make no new problem.
+
+    Signs are decimal points and what stands between operands: `2.5 * 4` is not `25 / 4`.
+    """
     text = unicodedata.normalize("NFKC", question).casefold()
-    return sha256_bytes("".join(character for character in text if character.isalnum()).encode())
+    signs = {match.start() for match in _POINT.finditer(text)} | {match.start(1) for match in _SIGN.finditer(text)}
+    kept = (character for place, character in enumerate(text) if character.isalnum() or place in signs)
+    return sha256_bytes("".join(kept).encode())
 
 
 def require_disjoint(train: Sequence[str], held_out: Sequence[str], where: str) -> None:

@@ -79,6 +79,8 @@ class RowsCheck:
     source: str
     """Hub id, file name or `sandbox`."""
     split: str
+    columns: dict[str, str]
+    """`question`, `answer` and `rationale` -> the column each is read from."""
     range: tuple[int, int | None]
     """Rows asked for, [start, stop)."""
     rows: int
@@ -281,6 +283,7 @@ def _common(data: DataConfig, rows: list[Row]) -> dict[str, Any]:
     return {
         "source": source_name(data),
         "split": data.split,
+        "columns": dict(data.columns),
         "range": (start, stop),
         "rows": len(rows),
         "gold_unreadable": Finding.of([row for row in rows if normalise(read_gold(row.answer)) is None]),

@@ -18,11 +18,16 @@ from .spans import MASK, NUMBER_TEXT, cover, find_numbers
 
 _ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
 # Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
-_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+)?(?:Answer|ANSWER)\s*\**\s*:\**[^\n]*\Z")
+_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER)\s*\**\s*:\**[^\n]*\Z")
 _FINAL_SECTION = re.compile(r"(?:\A|\s)(?:-{3,}\s*|[#*]+\s*)?Final Answer\b(?P<rest>.*)\Z", re.DOTALL)
 _ANSWER_IS = re.compile(
-    r"(?:\b(?:so|thus|hence|therefore),?\s+)?\bthe\s+(?:final\s+|correct\s+)?answer\s+"
+    r"(?:\b(?:so|thus|hence|therefore),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
     rf"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?[\s*\\(\[{{$]*(?:[A-Za-z]\s*=\s*)?(?P<number>{NUMBER_TEXT})",
+    re.IGNORECASE,
+)
+_MARKED = re.compile(
+    rf"\s*(?:####\s*\$?(?P<hashed>{NUMBER_TEXT})|\(\s*(?:the\s+|our\s+)?(?:final\s+)?answer\s*(?::|=|\bis\b)\s*\$?"
+    rf"(?P<bracketed>{NUMBER_TEXT})[^()]*\))",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\\\]|\\\)(?=\s+[A-Z])|-{3,}")
@@ -32,7 +37,9 @@ _MATH_AFTER = re.compile(r"\s*(\\\]|\\\)|\$\$?)")
 _CLOSING = {"\\[": "\\]", "\\(": "\\)", "$": "$", "$$": "$$"}
 _DANGLING = re.compile(r"(?:\s+(?:[*#_]+|-{3,})|\s*\*\*|\A-{3,})\Z")
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-          "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]  # fmt: skip
+          "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]  # fmt: skip
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_RATIO = re.compile(r"(?<![0-9./])[0-9]+\s?/\s?[0-9]+(?![0-9/]|\.[0-9])|\\[dt]?frac\s?\{[0-9]+\}\s?\{[0-9]+\}")
 
 
 def states_answer(text: str) -> bool:
@@ -59,6 +66,7 @@ def strip_statements(piece: str, gold: str) -> str:
     piece = _ANSWER_TAIL.sub("", piece)
     lines = [line for line in piece.splitlines() if not _ANSWER_LINE.match(line)]
     text = " ".join(" ".join(lines).split())
+    text = _MARKED.sub(lambda found: "" if same_answer(found["hashed"] or found["bracketed"], gold) else found[0], text)
     text = _without_boxes(_without_sentences(text, gold), gold)
     while (shorter := _DANGLING.sub("", text).strip()) != text:
         text = shorter
@@ -81,9 +89,10 @@ def answer_at_end(piece: str) -> tuple[str, int]:
 def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ...]:
     """Steps in which the gold number is replaced by the mask wherever it would tell the answer.
 
-    Every number of its value is hidden, in digits or in a word. Where the question gives that number too, hiding it
-    as a given would tell more than it conceals ("2 dozen" in the question, "[MASK] dozen" in a step): then only what a
-    calculation gives is hidden, and in the last step all that is no operand.
+    Every number of its value is hidden, in digits, in words up to ninety-nine or, where it is no integer, as a ratio of
+    two integers. Digits that a letter or an underscore touches (`Rs40`) are part of a name. Where the question gives
+    that number too, hiding it as a given would tell more than it conceals ("2 dozen" in the question, "[MASK] dozen" in
+    a step): then only what a calculation gives is hidden, and in the last step all that is no operand.
 
     Args:
         steps: Of one rationale, in order, without statements of the answer.
@@ -96,6 +105,7 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         return tuple(words.sub(MASK, step) if gold.strip() else step for step in steps)
     value = value.removeprefix("-")
     given = any(number.value == value for number in find_numbers(question))
+    ratio_given = any(same_answer(match[0], value) for match in _RATIO.finditer(question))
     spelt = _spelt(value)
     hidden = []
     for place, step in enumerate(steps):
@@ -107,14 +117,21 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         ]
         if spelt and (last or not given):
             spans += [match.span() for match in spelt.finditer(step)]
+        if not value.isdecimal() and (last or not ratio_given):
+            spans += [match.span() for match in _RATIO.finditer(step) if same_answer(match[0], value)]
         hidden.append(cover(step, spans))
     return tuple(hidden)
 
 
 def _spelt(value: str) -> re.Pattern[str] | None:
-    if not value.isdecimal() or not 2 <= int(value) < len(_WORDS):  # "one" is seldom a number
+    if not value.isdecimal() or not 2 <= int(value) < 100:  # "one" is seldom a number
         return None
-    return re.compile(rf"\b{_WORDS[int(value)]}\b", re.IGNORECASE)
+    tens, ones = divmod(int(value), 10)
+    if tens < 2:
+        word = rf"(?<!ty[\s-]){_WORDS[int(value)]}"
+    else:
+        word = _TENS[tens - 2] + (rf"[\s-]{_WORDS[ones]}" if ones else rf"(?![\s-](?:{'|'.join(_WORDS[1:10])})\b)")
+    return re.compile(rf"\b{word}\b", re.IGNORECASE)
 
 
 def _sentences(text: str) -> list[tuple[re.Match[str], int, int]]:

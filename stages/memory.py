@@ -144,7 +144,7 @@ def estimate_memory(
             rollout = _cache(shape, at_once * length, compute) + at_once * shape.vocabulary * (8 + compute)
         if elsewhere or _more_passes(arguments):  # vLLM's log probabilities are compared with the trainer's
             logprobs = one_layer + tile + largest
-    if stage.task == "rewrite":
+    if stage.task == "rewrite" and not elsewhere:
         longest = min(PROMPT_TOKENS + stage.mining.max_new_tokens, shape.context)
         mining = _cache(shape, MINING_BATCH * longest, compute) + MINING_BATCH * shape.vocabulary * (8 + compute)
     used, unused = (rebuilt, kept) if checkpointing else (kept, rebuilt)

@@ -23,10 +23,10 @@ OUTCOMES = ("right", "wrong", "truncated", "unanswered")
 """How a sample can end."""
 VERDICTS = ("solved", "wrong", "truncated", "unanswered")
 """What a problem can be: solved once, a persistent failure, or unsolved for its form."""
-UNDECIDING = ("minimum", "unaided_samples", "unaided_problems")
+MEASURING = ("unaided_samples", "unaided_problems")
 """Fields of the config that leave the failures alone."""
-DECIDING = tuple(field.name for field in fields(MiningConfig) if field.name not in UNDECIDING)
-"""The others."""
+DECIDING = tuple(field.name for field in fields(MiningConfig) if field.name not in ("minimum", *MEASURING))
+"""Those that decide what is found; `minimum` only says what is enough."""
 CONFIDENCE = 0.95
 
 Ask = Callable[[Sequence[int], str], list[str]]

@@ -58,6 +58,38 @@ def clear_mishaps(number: int, name: str, recorder: RunRecorder, arguments: Trai
         raise
 
 
+@contextmanager
+def clear_sampling(number: int, name: str) -> Iterator[None]:
+    """The same for mining, and for what is measured before and after training.
+
+    Args:
+        number: Of the stage.
+        name: Of the stage.
+
+    Raises:
+        FailedError: No memory, or numbers that blew up. What was drawn is kept.
+    """
+    import torch
+
+    from .recorder import not_finite
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        at, mining = f"stage {number} {name}, its mining", f"stages.{name}.mining"
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _says(str(error), _NO_MEMORY):
+            raise FailedError(
+                "out of memory",
+                where=at,
+                found=str(error).strip().split("\n")[0][:300] or type(error).__name__,
+                next_step=f"a smaller {mining}.max_new_tokens, which mines anew; or {mining}.unaided_samples=0, where "
+                "only the measurement before or after training does not fit",
+            ) from error
+        if _says(str(error), _NOT_FINITE):
+            raise not_finite("distribution that samples are drawn from", at, str(error).split("\n")[0]) from error
+        raise
+
+
 def _says(text: str, signs: tuple[str, ...]) -> bool:
     return any(sign in text for sign in signs)
 

@@ -6,12 +6,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..adapters.base import Quantisation
-from ..core.config import CurriculumConfig, StageConfig, build_config
+from ..core.config import CurriculumConfig, MiningConfig, StageConfig, build_config
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from ..evaluation.protocols import protocol
 from ..registry.record import Record
-from .mining import UNDECIDING
+from .mining import MEASURING
 
 RECIPE_FORMAT = 2
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
@@ -62,10 +62,12 @@ def recipe_digest(
     unused = {"reconstruct": ["reward", "mining"], "complete": ["mining"], "rewrite": ["masking"]}[stage.task]
     for key in ("data", "gate", *unused):  # the rows' own digest stands for the data; a gate decides no weights
         del decisive[key]
+    if "mining" in decisive:  # an error or none; it was counted as deciding, so its default stands in every digest
+        decisive["mining"]["minimum"] = MiningConfig().minimum
     for section, added in _ADDED.items():
         if section in decisive:
             decisive[section] = {key: value for key, value in decisive[section].items()
-                                 if key not in UNDECIDING and (key not in added or value != added[key])}  # fmt: skip
+                                 if key not in MEASURING and (key not in added or value != added[key])}  # fmt: skip
     decisive["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _UNDECIDING}
     return digest_json(
         {

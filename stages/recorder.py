@@ -141,6 +141,17 @@ def not_finite(what: str, step: int | str, value: object) -> FailedError:
     )
 
 
+def require_finite(model: PeftModel, step: int) -> None:
+    """Refuse to keep weights that blew up: gradients are looked at only where they are logged.
+
+    Raises:
+        FailedError: A number of what trains is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise not_finite("adapter", step, name)
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

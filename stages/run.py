@@ -27,7 +27,7 @@ from ..core.errors import ConflictError, FailedError, IncompatibleError
 from ..core.files import staged_folder, write_json
 from .arguments import trainer_arguments
 from .fit import askable, fitting_rows, needed_context, require_rows
-from .mishaps import clear_mishaps
+from .mishaps import clear_mishaps, clear_sampling
 from .plan import CurriculumPlan, StagePlan
 from .processes import Processes, join
 from .quiet import quiet_libraries
@@ -108,7 +108,7 @@ def _train(
     from ..adapters.stack import attach, frozen_digest, save_default
     from .failures import Failures, find_failures
     from .policy import batch_of, policy_sampler
-    from .recorder import RunRecorder, last_checkpoint, read_metrics
+    from .recorder import RunRecorder, last_checkpoint, read_metrics, require_finite
 
     config = plan.config
     if config.threads:
@@ -143,7 +143,8 @@ def _train(
                 say(f"stage {stage.number} {stage.name}: {left} of {len(stage.rationales)} questions leave no room for "
                     f"{stage.stage.mining.max_new_tokens} tokens in a context of {longest}, not mined")  # fmt: skip
             mined = replace(stage, rationales=pool)
-            with policy_sampler(plan, mined, model, tokenizer, engine, run_dir) as sampler:
+            sampling = policy_sampler(plan, mined, model, tokenizer, engine, run_dir)
+            with clear_sampling(stage.number, stage.name), sampling as sampler:
                 failures = find_failures(plan, mined, prior, sampler, run_dir, batch_of(engine))
             return failures.rationales
 
@@ -163,10 +164,10 @@ def _train(
             raise FailedError("the processes trained different adapters", where=f"stage {stage.number} {stage.name}")
 
         def finish() -> StageRun:
+            require_finite(model, int(trainer.state.global_step))
             details: dict[str, Any] = {
                 "rows": len(rows),
                 "rows_too_long": too_long,
-                "wall_s": round(time.monotonic() - start_s, 1),
                 "device": model.device.type,
                 "processes": processes.count,
                 "final": _final(read_metrics(recorder.path)),
@@ -178,8 +179,10 @@ def _train(
                 save_default(model, staged, plan.base.repo, plan.base.revision)
             steps = int(trainer.state.global_step)
             if failures:
-                with policy_sampler(plan, stage, model, tokenizer, engine, run_dir) as sampler:
+                sampling = policy_sampler(plan, stage, model, tokenizer, engine, run_dir)
+                with clear_sampling(stage.number, stage.name), sampling as sampler:
                     details["mined"] = failures.report(sampler, run_dir / ADAPTER, steps)
+            details["wall_s"] = round(time.monotonic() - start_s, 1)
             note = {"schema": 1, "fingerprint": fingerprint, "processes": processes.count}
             write_json(run_dir / RUN, {**note, "steps": steps, "details": details})
             return StageRun(folder=run_dir / ADAPTER, steps=steps, details=details)

@@ -25,7 +25,7 @@ from ..adapters.stack import activate, load_default, recast_fp32, reference_poli
 from ..core.files import disk_errors, disk_full
 from .alarms import EQUAL_GROUPS, LOGP_DIFFERENCE
 from .quiet import quiet_libraries
-from .recorder import CHECKPOINTS, not_finite, seal_checkpoint
+from .recorder import CHECKPOINTS, not_finite, require_finite, seal_checkpoint
 from .rewards import HierarchicalReward
 from .rollout import FOLDER, RolloutEngine, RolloutMeter, TrlRollouts, check_agreement
 
@@ -81,6 +81,7 @@ class _StageTrainer:
         save_default(self.model, folder, self.base.repo, self.base.revision)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        require_finite(self.model, self.state.global_step)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # a half-written one from before a kill

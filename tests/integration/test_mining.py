@@ -19,6 +19,7 @@ from plyfold.adapters.stack import attach
 from plyfold.adapters.tensors import read_adapter
 from plyfold.cli.main import run as run_command
 from plyfold.core.config import BaseConfig, CurriculumConfig, load_config
+from plyfold.core.errors import FailedError
 from plyfold.registry.store import Store
 from plyfold.stages import draws, policy
 from plyfold.stages.curriculum import train
@@ -171,6 +172,19 @@ def test_the_command_shows_what_was_mined(
     assert "1 remedy: problems mined" in shown
     assert "solved from the bare prompt" in shown
     assert "pass@2" in shown
+
+
+def test_no_memory_for_mining_says_what_would_need_less(
+    config: CurriculumConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: Any, **__: Any) -> Any:  # a real refusal of torch's CPU allocator
+        return lambda *_: torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(policy, "hf_sampler", too_much)
+    with pytest.raises(FailedError, match="out of memory") as caught:
+        train(config, Store(tmp_path / "store"), runs_dir=tmp_path / "runs")
+    assert caught.value.where == "stage 1 remedy, its mining"
+    assert "stages.remedy.mining.max_new_tokens" in caught.value.next_step
 
 
 def test_a_question_that_leaves_no_room_for_a_sample_is_told_and_left_out(

@@ -99,6 +99,26 @@ def test_out_of_memory_says_where_and_what_to_do_and_keeps_the_checkpoint(
     assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl") if "loss" in line] == [1, 2, 3, 4]
 
 
+def test_weights_that_blow_up_between_logged_steps_reach_no_checkpoint(
+    make_config: Callable[..., CurriculumConfig], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = StageSFTTrainer.training_step
+
+    def blown(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = step(self, *args, **kwargs)
+        if self.state.global_step == 3:
+            next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(StageSFTTrainer, "training_step", blown)
+    with pytest.raises(FailedError, match="adapter is not finite") as caught:
+        train(make_config("stages.structure.trainer.logging_steps=20"), store, [1], tmp_path / "runs")
+    assert caught.value.where == "stage 1 structure, step 4"
+    run_dir = tmp_path / "runs" / "tiny" / "1-structure"
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["checkpoint-2"]
+    assert not (run_dir / "adapter").exists()
+
+
 def test_memory_that_no_device_has_is_told_as_such(
     make_config: Callable[..., CurriculumConfig], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from plyfold.core.config import CurriculumConfig, load_config
+from plyfold.core.config import CurriculumConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.stages.arguments import REPORTERS, check_trainer, count_steps, trainer_arguments
 
@@ -54,3 +54,14 @@ def test_steps_count_every_process(processes: int, supervised: int, grpo: int) -
     batch = {"generation_batch_size": 8 * processes, "num_generations": 4, "num_iterations": 2}
     rl = SimpleNamespace(**common, gradient_accumulation_steps=2, **batch)
     assert count_steps(rl, 48) == grpo  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "value"),
+    [("reconstruct", "eval_strategy", "steps"), ("complete", "sync_ref_model", True),
+     ("complete", "save_strategy", "best")],
+)  # fmt: skip
+def test_what_training_has_nothing_for_is_refused_at_once(task: str, key: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_trainer(StageConfig(number=1, task=task, trainer={key: value}), "one")
+    assert key in str(caught.value)

@@ -100,6 +100,7 @@ def test_the_table_says_the_same(config: Callable[..., list[str]], capsys: pytes
     assert run(["data", "check", *config(TAUGHT)]) == 0
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["usable", "5", "3", "30", "2"] in shown
+    assert ["rationale", "from", *["cot"] * 2, "answer"] in [line[:5] for line in shown]
     assert ["1", "structure", "fewer", "than", "2", "steps", "2", "3"] in shown
     assert ["1", "structure", "2", "brevity", "3"] in shown
     assert any(line[:1] == ["characters,"] for line in shown)

@@ -38,6 +38,11 @@ STRIPPED = {
     "Adding. So the answer is 45 = 40 + 5.": "Adding. 45 = 40 + 5.",
     r"First \( \boxed{40} \), then \( 40 + 5 = \boxed{45} \)": r"First \( \boxed{40} \), then \( 40 + 5 = 45 \)",
     "To find the answer is hard: 40 + 5 = 45": "To find the answer is hard: 40 + 5 = 45",
+    "40 + 5 = 45 #### 45": "40 + 5 = 45",
+    "40 + 5 = 45 #### 40": "40 + 5 = 45 #### 40",
+    "40 + 5 = 45 (answer: 45 eggs)": "40 + 5 = 45",
+    "40 + 5 = 45. Answer is 45.": "40 + 5 = 45.",
+    "40 + 5 = 45. Final answer: 45 eggs": "40 + 5 = 45.",
     "40 + 5 = 45 ---": "40 + 5 = 45",
     "40 + 5 = 45 **Final Answer:** 45": "40 + 5 = 45",
     r"\[ \boxed{45} \]": "",
@@ -138,3 +143,18 @@ def test_gsm8k_prompts_show_the_answer_only_as_a_given(real_data: Callable[[str]
             shown += 1
             assert normalise(known.answer) in [number.value for number in find_numbers(known.question)]
     assert shown == 390  # of 7,473; 7,455 before
+
+
+@pytest.mark.parametrize(
+    ("gold", "step", "hidden"),
+    [
+        ("1/2", r"It is \frac{1}{2} of it, or 0.5, or 1/2.", "It is [MASK] of it, or [MASK], or [MASK]."),
+        ("0.5", "So P = 1/2 and not 1/20", "So P = [MASK] and not 1/20"),
+        ("30", "He has thirty apples, not thirty-five", "He has [MASK] apples, not thirty-five"),
+        ("45", "He has forty five, or Forty-five", "He has [MASK], or [MASK]"),
+        ("5", "He has five, not forty-five", "He has [MASK], not forty-five"),
+        ("40", "40/1 of them", "[MASK]/1 of them"),
+    ],
+)
+def test_the_value_is_hidden_however_it_is_spelt(gold: str, step: str, hidden: str) -> None:
+    assert hide_answer([step, "so be it"], "How many?", gold)[0] == hidden

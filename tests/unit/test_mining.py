@@ -89,7 +89,7 @@ def test_only_what_decides_the_failures_makes_a_stage_stale() -> None:
         return recipe_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
 
     same = digest()
-    assert digest(unaided_samples=0) == digest(unaided_problems=9) == digest(confirm=None) == same
+    assert digest(unaided_samples=0) == digest(unaided_problems=9) == digest(confirm=None) == digest(minimum=1) == same
     others = [digest(confirm=16), digest(samples=8), digest(wrong_share=0.0), digest(held_out_share=0.2)]
     assert len({same, *others}) == 5
 
@@ -135,3 +135,15 @@ def test_what_cannot_be_mined_with_is_refused(values: dict[str, float]) -> None:
     check_mining(MiningConfig(), "stages.x")
     with pytest.raises(ConfigError, match=next(reversed(values))):
         check_mining(MiningConfig(**values), "stages.x")  # type: ignore[arg-type]
+
+
+def test_equal_configurations_keep_the_digests_they_were_published_under() -> None:
+    def digest(task: str) -> str:
+        sandbox = load_config("sandbox")
+        return recipe_digest(
+            StageConfig(number=3, task=task), sandbox, ("acme/base", "0" * 40), Quantisation(), "0" * 64
+        )
+
+    assert {task: digest(task)[7:15] for task in ("reconstruct", "complete", "rewrite")} == {
+        "reconstruct": "71f35f60", "complete": "dc2e395f", "rewrite": "13d567f4"
+    }  # fmt: skip

@@ -185,3 +185,19 @@ def test_a_shared_question_is_found_however_it_is_set() -> None:
         require_disjoint(["A?", "How many eggs ?"], ["how many  eggs"], "stages.structure")
     assert "1 shared" in caught.value.found
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What is 12 + 3?", "what is 12+3", True),
+        ("What is 12 + 3?", "What is 1 - 23?", False),
+        ("Compute 2.5 * 4", "Compute 25/4", False),
+        ("Compute 3 + 4", "Compute -3 + 4", False),
+        ("Solve x + y = 3", "Solve x - y = 3", False),
+        ("Tom has $1,000.", "tom has 1000", True),
+        ("Twenty-one eggs and/or nuts, **bold**", "twenty one eggs and or nuts bold", True),
+    ],
+)
+def test_signs_make_another_question_and_punctuation_does_not(one: str, other: str, same: bool) -> None:
+    assert (question_hash(one) == question_hash(other)) is same
