@@ -82,6 +82,21 @@ def needed_context(
     return min(needed, context)
 
 
+def longest_prompt(
+    rationales: Sequence[Rationale],
+    stage: StageConfig,
+    protocol: Protocol,
+    seed: int,
+    arguments: TrainingArguments,
+    context: int,
+    count_tokens: Callable[[str], int],
+) -> int:
+    """Tokens of the longest prompt a stage with rollouts has; arguments as for `needed_context`."""
+    needed = needed_context(rationales, stage, protocol, seed, arguments, context, count_tokens)
+    most_new = stage.mining.max_new_tokens if stage.task == "rewrite" else 0
+    return needed - max(int(arguments.max_completion_length), most_new)
+
+
 def askable(
     rationales: Sequence[Rationale],
     stage: StageConfig,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 PROMPT_TOKENS = 512
-"""Longest prompt assumed where only completions are bounded by the config."""
+"""Longest prompt assumed where the rows or the tokenizer are not at hand."""
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
 """A tile of logits in TRL's fused head."""
 
@@ -104,6 +104,7 @@ def estimate_memory(
     earlier: Sequence[AdapterConfig],
     arguments: TrainingArguments,
     rollouts: RolloutConfig | None = None,
+    prompt_tokens: int | None = None,
 ) -> MemoryEstimate:
     """Estimate one stage on one device.
 
@@ -117,10 +118,12 @@ def estimate_memory(
             on a GPU, unless the stage says otherwise.
         rollouts: Where completions come from; null is plain generate. What vLLM takes is not the trainer's and is
             named beside the estimate.
+        prompt_tokens: Of the longest prompt; null assumes PROMPT_TOKENS.
     """
     elsewhere = rollouts is not None and rollouts.engine != "hf" and stage.task not in SUPERVISED
     compute = 4 if quantisation.compute_dtype == "float32" else 2
     supervised = stage.task in SUPERVISED
+    prompt = PROMPT_TOKENS if prompt_tokens is None else prompt_tokens
     batch = int(arguments.per_device_train_batch_size)
     trainable, processes = count_adapter(shape, adapter), int(arguments.world_size)
     if supervised:
@@ -128,8 +131,9 @@ def estimate_memory(
         assumed = f"every row {length} tokens long"
     else:
         completion = int(getattr(arguments, "max_completion_length", None) or 0)
-        length = min(PROMPT_TOKENS + completion, shape.context)
-        assumed = f"prompts of {length - completion} tokens, completions of {completion}"
+        length = min(prompt + completion, shape.context)
+        longest = "" if prompt_tokens is None else ", as the longest of its rows"
+        assumed = f"prompts of {length - completion} tokens{longest}, completions of {completion}"
     tokens = batch * length
     # Where there are Triton kernels the head scores a tile in place; elsewhere several float32 copies of it are made.
     tile = min(tokens, TILE_TOKENS) * TILE_VOCABULARY * compute + 2 * tokens * shape.hidden * 4
@@ -145,8 +149,8 @@ def estimate_memory(
         if elsewhere or _more_passes(arguments):  # vLLM's log probabilities are compared with the trainer's
             logprobs = one_layer + tile + largest
     if stage.task == "rewrite" and not elsewhere:
-        longest = min(PROMPT_TOKENS + stage.mining.max_new_tokens, shape.context)
-        mining = _cache(shape, MINING_BATCH * longest, compute) + MINING_BATCH * shape.vocabulary * (8 + compute)
+        sampled = min(prompt + stage.mining.max_new_tokens, shape.context)
+        mining = _cache(shape, MINING_BATCH * sampled, compute) + MINING_BATCH * shape.vocabulary * (8 + compute)
     used, unused = (rebuilt, kept) if checkpointing else (kept, rebuilt)
     return MemoryEstimate(
         nf4=shape.layers * sum(nf4_bytes(out * into, quantisation) for out, into in shape.linears().values()),

@@ -21,6 +21,7 @@ from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, require_disjoint, require_train_split
+from .fit import longest_prompt, token_counter
 from .gates import Condition, parse_gate
 from .masking import check_masking
 from .memory import MemoryEstimate, count_adapter, estimate_memory
@@ -212,6 +213,7 @@ def plan_curriculum(
     _check_base(config, store, base, quantisation)
     held_out, eval_note = held_out_questions(config.eval.data, only_show)
     loaded: dict[str, tuple[list[Rationale], LoadReport, str]] = {}
+    count_tokens = token_counter(config.base) if only_show else None  # reading every prompt takes seconds
     plans: list[StagePlan] = []
     for name, stage in named:
         full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
@@ -225,6 +227,9 @@ def plan_curriculum(
         arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
         if not supervised:
             check_sampling(config.rollout, arguments, f"stages.{name}")
+        prompt_tokens = None
+        if shape and count_tokens and rationales and not supervised:
+            prompt_tokens = longest_prompt(rationales, full, asked, config.seed, arguments, shape.context, count_tokens)
         adapter, earlier = full.adapter or config.adapter, [plan.adapter for plan in plans]
         plans.append(
             StagePlan(
@@ -241,7 +246,9 @@ def plan_curriculum(
                 arguments=arguments,
                 parents=tuple(plan.number for plan in plans),
                 prior_rank=sum(item.r for item in earlier),
-                memory=estimate_memory(shape, quantisation, full, adapter, earlier, arguments, config.rollout)
+                memory=estimate_memory(
+                    shape, quantisation, full, adapter, earlier, arguments, config.rollout, prompt_tokens
+                )
                 if shape
                 else None,
                 gate=parse_gate(full.gate, f"stages.{name}.gate") if full.gate is not None else (),

@@ -119,4 +119,9 @@ def test_every_shipped_config_plans_on_the_sandbox(name: str, local: list[str], 
     assert plan["base"]["missing"] is None
     assert len(plan["stages"]) == len(config.stages) == 3
     assert all(stage["memory"]["total"] > 0 for stage in plan["stages"])
+    assert ["the longest of its rows" in stage["memory"]["assumption"] for stage in plan["stages"]] == [
+        False,
+        True,
+        True,
+    ]
     assert all(load_rows(stage.data or config.data) for stage in config.stages.values())

@@ -162,6 +162,21 @@ def test_activations_are_near_the_allocators_peak(base: BaseRef) -> None:
     assert 0.9 < (expected.activations + expected.logits) / peak < 1.4
 
 
+def test_longer_prompts_cost_more_and_mining_elsewhere_nothing() -> None:
+    loaded = load_config("gsm8k")
+    arguments = trainer_arguments(loaded, "remedy", Path("."), on_gpu=False)
+    quantisation, stage = Quantisation.of(loaded.base), loaded.stages["remedy"]
+    shape = shape_of(QWEN)
+    assumed, short, long = (
+        estimate_memory(shape, quantisation, stage, loaded.adapter, [], arguments, None, prompt_tokens)
+        for prompt_tokens in (None, 512, 4096)
+    )
+    assert assumed.total == short.total < long.total
+    assert "4096 tokens, as the longest of its rows" in long.assumption
+    vllm = estimate_memory(shape, quantisation, stage, loaded.adapter, [], arguments, RolloutConfig(engine="vllm"))
+    assert short.mining > 0 == vllm.mining
+
+
 def test_completions_drawn_elsewhere_cost_the_trainer_a_pass_and_no_cache() -> None:
     loaded = load_config("gsm8k")
     arguments = trainer_arguments(loaded, "brevity", Path("."), on_gpu=False)
