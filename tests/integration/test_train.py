@@ -151,9 +151,12 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "extra"), [(1, []), (2, []), (2, ["stages.brevity.trainer.num_iterations=2"])], ids=["1", "2", "2 twice"]
+)
 def test_a_killed_run_continues_to_the_very_same_adapter(
     number: int,
+    extra: list[str],
     make_config: MakeConfig,
     store: Store,
     tmp_path: Path,
@@ -163,7 +166,7 @@ def test_a_killed_run_continues_to_the_very_same_adapter(
     config = make_config()
     if number == 2:
         train(make_config("stages.structure.trainer.max_steps=2"), store, [1], tmp_path / "runs")
-        config = make_config("stages.structure.trainer.max_steps=2", "stages.brevity.trainer.beta=0.05")
+        config = make_config("stages.structure.trainer.max_steps=2", "stages.brevity.trainer.beta=0.05", *extra)
     name = f"{number}-{['structure', 'brevity'][number - 1]}"
     other = Store(tmp_path / "other")
     if number == 2:
