@@ -144,11 +144,14 @@ def _show_check(check: DataCheck) -> None:
     from ..stages.data import OUR_COLUMNS
 
     columns = (*check.stages, check.evaluation)
+    read_from: list[list[object]] = [
+        [f"{name} from", *(each.columns.get(name, "") for each in columns)] for name in OUR_COLUMNS
+    ]
     facts: list[list[object]] = [
         ["source", *(each.source for each in columns)],
         ["split", *(each.split for each in columns)],
         ["range", *(_range(each) for each in columns)],
-        *([f"{name} from", *(each.columns.get(name, "") for each in columns)] for name in OUR_COLUMNS),
+        *read_from,
         ["rows read", *(each.rows for each in columns)],
         ["usable", *(each.usable for each in columns)],
         ["of these, gold answer only", *(each.bare for each in check.stages), ""],

@@ -41,6 +41,12 @@ stages:
     masking: {{mode: scattered}}
     trainer: {{per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4,
                max_completion_length: 8, learning_rate: 1.0e-3, save_steps: 2}}
+  remedy:
+    number: 3
+    task: rewrite
+    mining: {{samples: 1, max_new_tokens: 8, wrong_share: 0, unaided_samples: 1, unaided_problems: 4}}
+    trainer: {{per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8, learning_rate: 1.0e-3,
+               max_steps: 2}}
 """
 # A random base never answers right, so the reward is replaced by one that varies.
 TRAIN = """
@@ -133,19 +139,22 @@ def test_two_processes_train_as_one_with_their_batches_together(tiny_base: Any, 
     done = _launch(tmp_path / "train.py", "train", "-c", "tiny.yaml", "--registry", "store", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # one object: the first process speaks
-    assert done.stderr.count("published as") == 2
+    assert done.stderr.count("published as") == 3
 
     trained = [(tmp_path / f"trained-{rank}").read_text().split() for rank in (0, 1)]
     assert trained[0] == trained[1]
-    assert len(set(trained[0])) == 2
-    for stage, steps in zip(result["stages"], (5, 5), strict=True):
+    assert len(set(trained[0])) == 3
+    for stage, steps in zip(result["stages"], (5, 5, 2), strict=True):
         assert stage["details"]["processes"] == 2
         lines = read_metrics(tmp_path / stage["run_dir"] / "metrics.jsonl")
         assert [line["step"] for line in lines if "loss" in line] == list(range(1, steps + 1))
         checkpoints = list((tmp_path / stage["run_dir"] / "checkpoints").iterdir())
         assert all({"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(path)) for path in checkpoints)
-    brevity = [line for line in lines if "reward" in line]
-    assert all(line["reward_std"] > 0 for line in brevity)
+        rewarded = [line for line in lines if "reward" in line]
+        assert bool(rewarded) == (stage["number"] > 1)
+        assert all(line["reward_std"] > 0 for line in rewarded)
+    assert done.stderr.count("mined with 20 samples") == 1
+    assert result["stages"][2]["details"]["mined"]["unaided"]["trained"]["problems"] == 4
     assert (tmp_path / result["stages"][1]["run_dir"] / "completions").is_dir()
     assert result["stages"][0]["gate"][0]["n"] == 4
 
