@@ -70,19 +70,12 @@ def needed_context(
         context: Positions of the base, in tokens; never exceeded.
         count_tokens: Number of tokens of a text.
     """
-    mined = stage.task == "rewrite"
-    asked = replace(stage, unaided_share=0.0, epochs=1) if mined else stage  # failures may be aided, whichever they are
-    rows = make_rows(rationales, asked, protocol, seed, count_tokens)
-    fitting, _ = fitting_rows(rows, asked, arguments, context, count_tokens)
-    needed = max((count_tokens(row["prompt"]) for row in fitting), default=0) + int(arguments.max_completion_length)
-    if mined:
-        mined_from = askable(rationales, stage, protocol, context, count_tokens)
-        bare = max((count_tokens(protocol.prompt(rationale.question)) for rationale in mined_from), default=0)
-        needed = max(needed, bare + stage.mining.max_new_tokens)
-    return min(needed, context)
+    trained, mined = longest_prompts(rationales, stage, protocol, seed, arguments, context, count_tokens)
+    sampled = mined + stage.mining.max_new_tokens if mined else 0
+    return min(max(trained + int(arguments.max_completion_length), sampled), context)
 
 
-def longest_prompt(
+def longest_prompts(
     rationales: Sequence[Rationale],
     stage: StageConfig,
     protocol: Protocol,
@@ -90,11 +83,20 @@ def longest_prompt(
     arguments: TrainingArguments,
     context: int,
     count_tokens: Callable[[str], int],
-) -> int:
-    """Tokens of the longest prompt a stage with rollouts has; arguments as for `needed_context`."""
-    needed = needed_context(rationales, stage, protocol, seed, arguments, context, count_tokens)
-    most_new = stage.mining.max_new_tokens if stage.task == "rewrite" else 0
-    return needed - max(int(arguments.max_completion_length), most_new)
+) -> tuple[int, int]:
+    """Tokens of the longest prompt that is trained on, and of the longest that is mined with (0 without mining).
+
+    Arguments as for `needed_context`.
+    """
+    mined = stage.task == "rewrite"
+    asked = replace(stage, unaided_share=0.0, epochs=1) if mined else stage  # failures may be aided, whichever they are
+    rows = make_rows(rationales, asked, protocol, seed, count_tokens)
+    fitting, _ = fitting_rows(rows, asked, arguments, context, count_tokens)
+    pool = askable(rationales, stage, protocol, context, count_tokens) if mined else ()
+    return (
+        max((count_tokens(row["prompt"]) for row in fitting), default=0),
+        max((count_tokens(protocol.prompt(rationale.question)) for rationale in pool), default=0),
+    )
 
 
 def askable(

@@ -21,7 +21,7 @@ from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, require_disjoint, require_train_split
-from .fit import longest_prompt, token_counter
+from .fit import longest_prompts, token_counter
 from .gates import Condition, parse_gate
 from .masking import check_masking
 from .memory import MemoryEstimate, count_adapter, estimate_memory
@@ -229,7 +229,8 @@ def plan_curriculum(
             check_sampling(config.rollout, arguments, f"stages.{name}")
         prompt_tokens = None
         if shape and count_tokens and rationales and not supervised:
-            prompt_tokens = longest_prompt(rationales, full, asked, config.seed, arguments, shape.context, count_tokens)
+            prompts = longest_prompts(rationales, full, asked, config.seed, arguments, shape.context, count_tokens)
+            prompt_tokens = max(prompts)
         adapter, earlier = full.adapter or config.adapter, [plan.adapter for plan in plans]
         plans.append(
             StagePlan(

@@ -279,7 +279,7 @@ def test_the_command_that_starts_a_server_is_shown_whole(
     assert said["twin"] in command
     assert not Path(said["twin"]).exists()
     assert run(arguments) == 0
-    assert "plyfold train rollout.engine=http" in capsys.readouterr().out
+    assert "plyfold train -c sandbox rollout.engine=http" in capsys.readouterr().out
     assert run([*arguments, "stages.brevity.task=reconstruct", "stages.remedy.task=reconstruct"]) == 2
     assert "no stage" in capsys.readouterr().err
 
