@@ -50,31 +50,6 @@ def fitting_rows(
     return [row for row in rows if count_tokens(row["prompt"]) <= limit], limit
 
 
-def needed_context(
-    rationales: Sequence[Rationale],
-    stage: StageConfig,
-    protocol: Protocol,
-    seed: int,
-    arguments: TrainingArguments,
-    context: int,
-    count_tokens: Callable[[str], int],
-) -> int:
-    """Longest prompt plus completion, in tokens, that a stage can ask of what samples for it, mining included.
-
-    Args:
-        rationales: All that the stage reads; which of them are failures need not be known.
-        stage: A stage with rollouts.
-        protocol: Whose bare prompt mining asks.
-        seed: Of its rows.
-        arguments: Its TRL arguments.
-        context: Positions of the base, in tokens; never exceeded.
-        count_tokens: Number of tokens of a text.
-    """
-    trained, mined = longest_prompts(rationales, stage, protocol, seed, arguments, context, count_tokens)
-    sampled = mined + stage.mining.max_new_tokens if mined else 0
-    return min(max(trained + int(arguments.max_completion_length), sampled), context)
-
-
 def longest_prompts(
     rationales: Sequence[Rationale],
     stage: StageConfig,
@@ -86,7 +61,14 @@ def longest_prompts(
 ) -> tuple[int, int]:
     """Tokens of the longest prompt that is trained on, and of the longest that is mined with (0 without mining).
 
-    Arguments as for `needed_context`.
+    Args:
+        rationales: All that the stage reads; which of them are failures need not be known.
+        stage: A stage with rollouts.
+        protocol: Whose bare prompt mining asks.
+        seed: Of its rows.
+        arguments: Its TRL arguments.
+        context: Positions of the base, in tokens.
+        count_tokens: Number of tokens of a text.
     """
     mined = stage.task == "rewrite"
     asked = replace(stage, unaided_share=0.0, epochs=1) if mined else stage  # failures may be aided, whichever they are
@@ -97,6 +79,20 @@ def longest_prompts(
         max((count_tokens(row["prompt"]) for row in fitting), default=0),
         max((count_tokens(protocol.prompt(rationale.question)) for rationale in pool), default=0),
     )
+
+
+def needed_context(prompts: tuple[int, int], stage: StageConfig, arguments: TrainingArguments, context: int) -> int:
+    """Longest prompt plus completion, in tokens, that a stage can ask of what samples for it, mining included.
+
+    Args:
+        prompts: Its `longest_prompts`.
+        stage: A stage with rollouts.
+        arguments: Its TRL arguments.
+        context: Positions of the base, in tokens; never exceeded.
+    """
+    trained, mined = prompts
+    sampled = mined + stage.mining.max_new_tokens if mined else 0
+    return min(max(trained + int(arguments.max_completion_length), sampled), context)
 
 
 def askable(

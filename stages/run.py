@@ -26,7 +26,7 @@ from ..core.digest import digest_json, sha256_bytes, short
 from ..core.errors import ConflictError, FailedError, IncompatibleError
 from ..core.files import staged_folder, write_json
 from .arguments import trainer_arguments
-from .fit import askable, fitting_rows, needed_context, require_rows
+from .fit import askable, fitting_rows, longest_prompts, needed_context, require_rows
 from .mishaps import clear_mishaps, clear_sampling
 from .plan import CurriculumPlan, StagePlan
 from .processes import Processes, join
@@ -131,8 +131,10 @@ def _train(
         return len(tokenizer(text)["input_ids"])
 
     def context() -> int:
-        seed = config.seed
-        return needed_context(stage.rationales, stage.stage, plan.protocol, seed, arguments, longest, count_given)
+        prompts = longest_prompts(
+            stage.rationales, stage.stage, plan.protocol, config.seed, arguments, longest, count_given
+        )
+        return needed_context(prompts, stage.stage, arguments, longest)
 
     with rollout_engine(plan, stage, context, arguments, run_dir) as engine:
 
