@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curriculum_jobs import Job, measure, read_json, read_lines
+from curriculum_jobs import Job, measure, read_json
 from curriculum_rows import (
     BASELINES,
     FULL,
@@ -41,6 +41,7 @@ from curriculum_rows import (
 from plyfold.core.config import CurriculumConfig, config_dict, load_config, save_config
 from plyfold.core.digest import digest_json
 from plyfold.core.files import write_json
+from plyfold.stages.metrics import read_metrics
 
 if TYPE_CHECKING:
     from plyfold.registry.store import Store
@@ -101,7 +102,7 @@ class Bench:
         spent = {}
         for number in training.stages:
             folder, stage = self.run_dir(seed, training, number), stages[number]
-            spent[number] = passes_of(stage) * processed_tokens(read_lines(folder / "metrics.jsonl"))
+            spent[number] = passes_of(stage) * processed_tokens(read_metrics(folder / "metrics.jsonl"))
             spent[number] += self._mined(seed, training, number)
         return spent
 
@@ -125,9 +126,9 @@ class Bench:
 
             training = self.baselines[SFT][0].training
             config = derive(self.config, training, seed=seed, problems=self.problems, threads=None, max_steps=1)
-            count_tokens = token_counter(config.base)
-            assert count_tokens is not None  # the curriculum has been trained
-            self._tokens[seed] = count_prompts(config, count_tokens)
+            counter = token_counter(config.base)
+            assert counter is not None  # the curriculum has been trained
+            self._tokens[seed] = count_prompts(config, counter.text)
         return self._tokens[seed]
 
     def steps(self, seed: int, training: Training) -> int:
@@ -138,7 +139,7 @@ class Bench:
         prompt, row, _ = self.row_tokens(seed)
         if training.kind == SFT:
             return supervised_steps(compute, template, row)
-        metrics = read_lines(self.run_dir(seed, full, template.number) / "metrics.jsonl")
+        metrics = read_metrics(self.run_dir(seed, full, template.number) / "metrics.jsonl")
         lengths = [line["completions/mean_length"] for line in metrics if "completions/mean_length" in line]
         return grpo_steps(compute, template, prompt, lengths)
 

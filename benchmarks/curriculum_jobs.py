@@ -115,17 +115,6 @@ def measure(command: Sequence[str], log: Path, threads: int | None) -> tuple[dic
     return json.loads(text), cost
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line; a line that a kill cut off is left out."""
-    found = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or nothing where there is none (yet)."""
     try:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from curriculum_bench import Bench
-from curriculum_jobs import read_json, read_lines
+from curriculum_jobs import read_json
 from curriculum_report import interval, render
 from curriculum_rows import BASELINES, SUPERVISED, Row, completions_a_step
 from curriculum_statistics import Answers, Difference, compare, estimate, verdict
 
 from plyfold.core.files import write_bytes, write_json
+from plyfold.stages.metrics import read_metrics
 
 GOAL_ACCURACY = 0.1129
 GOAL_LENGTH = -0.274
@@ -183,7 +184,7 @@ def _costs(bench: Bench) -> list[dict[str, Any]]:
                     continue
                 if "peak_bytes" not in note:
                     continue
-                metrics, run = read_lines(folder / "metrics.jsonl"), read_json(folder / "run.json")
+                metrics, run = read_metrics(folder / "metrics.jsonl"), read_json(folder / "run.json")
                 made = run["details"].get("rollout")
                 rollouts = {"rollout_share": made["share"], "sync_bytes": made["sync_bytes"],
                             "sync_s": made["sync_seconds"]} if made else {}  # fmt: skip

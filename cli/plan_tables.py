@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..stages.plan import CurriculumPlan, StagePlan
+    from ..stages.stage_plan import CurriculumPlan, StagePlan
 
 _PARTS = {
     "nf4": "NF4 weights",

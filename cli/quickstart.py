@@ -84,6 +84,7 @@ def quickstart_command(
     places = [
         ("registry", store.root, "every adapter with its lineage"),
         ("runs", runs / config.curriculum, "configs, metrics, completions, checkpoints"),
+        *([("curves", trained.curves, "rewards, accuracy and lengths while training")] if trained.curves else []),
         ("answers", folder, "every answer of every variant"),
     ]
     console = stdout()

@@ -109,6 +109,7 @@ def _show_result(result: TrainResult) -> None:
     numbers = ["steps", "rows", "seconds", "loss", "reward", "accuracy", "tokens"]
     done = ",".join(str(stage.number) for stage in result.stages if stage.digest)
     notes.append(f"reward, accuracy and tokens are the last rollouts'; run folders: {result.stages[0].run_dir.parent}")
+    notes += [f"curves: {result.curves}"] if result.curves else []
     notes.append(f"next: plyfold tree, plyfold merge --stages {done}")
     print_table(
         ["stage", "", *numbers, "alarms", "gate", "adapter"],

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, NotFoundError
+from .errors import ConfigError, NotFoundError, first_line
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -230,7 +230,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
     except Exception as error:  # yaml's own errors share no base with OmegaConf's
         if type(error).__module__.split(".")[0] != "yaml":
             raise
-        raise ConfigError("the config is not YAML", where=path, found=_first_line(error)) from error
+        raise ConfigError("the config is not YAML", where=path, found=first_line(error)) from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError("the config is not a mapping", where=path)
     return build_config(loaded, overrides, where=path)
@@ -263,11 +263,11 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
         merged = OmegaConf.merge(schema, values, OmegaConf.from_dotlist(list(overrides)))
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(_first_line(error), where=where, next_step=_suggestion(error)) from error
+        raise ConfigError(first_line(error), where=where, next_step=_suggestion(error)) from error
     except Exception as error:  # an override's value that is not YAML
         if type(error).__module__.split(".")[0] != "yaml":
             raise
-        raise ConfigError("an override is not YAML", found=_first_line(error)) from error
+        raise ConfigError("an override is not YAML", found=first_line(error)) from error
     assert isinstance(config, CurriculumConfig)
     _check(config, where)
     setattr(config, _UNRESOLVED, OmegaConf.to_container(merged, resolve=False))
@@ -321,10 +321,6 @@ def _check_stage_names(values: Mapping[str, Any], overrides: Sequence[str], wher
             close = difflib.get_close_matches(key[1], known, n=1)
             hint = f"did you mean {close[0]}?" if close else ""
             raise ConfigError("no such stage", where=where, found=key[1], expected=", ".join(known), next_step=hint)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _suggestion(error: BaseException) -> str:

@@ -127,3 +127,8 @@ class ShapeMismatchError(IncompatibleError):
 
 class UnsupportedAdapterError(IncompatibleError):
     """An adapter feature with no exact additive meaning (DoRA, bias, modules_to_save, mutating inits)."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -126,6 +126,31 @@ def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 @contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold a file or folder, which need not exist yet, for this process; the system lets go when the process dies.
+
+    Args:
+        path: What is held; its parent is made if missing.
+        what: Is said if another process holds it.
+
+    Raises:
+        ConflictError: Another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConflictError(what, where=path) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `target` that becomes `target` only if the block succeeds.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ..adapters.base import load_tokenizer
 from ..adapters.spec import read_spec
 from ..core.console import Task, progress, verbosity
-from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError
+from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError, first_line
 from ..serving.options import EngineOptions, engine_options, vllm_version
 from ..serving.variants import check_sizes
 from .engines import BASE, PROBE_TOKENS, Generation, check_temperature, describe_decoding, end_token_ids
@@ -145,7 +145,7 @@ class VllmEngine:
                 self._llm.llm_engine.add_lora(request)
             except Exception as error:
                 raise IncompatibleError(
-                    "vLLM does not take an adapter", where=paths[name], found=str(error).strip().splitlines()[0]
+                    "vLLM does not take an adapter", where=paths[name], found=first_line(error)
                 ) from error
         return requests
 
@@ -257,7 +257,7 @@ def start_llm(twin: Path, options: EngineOptions, **arguments: Any) -> Any:
             raise FailedError(
                 "vLLM did not start",
                 where=twin,
-                found=str(error).strip().splitlines()[0],
+                found=first_line(error),
                 next_step="its own messages are above; -v shows all of them",
             ) from error
 

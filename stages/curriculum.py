@@ -16,12 +16,15 @@ from ..core.digest import short
 from ..registry.record import BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store import Entry, Store
 from ..serving.variants import Variant, materialise
+from .curves import write_curves
 from .data import load_scored
 from .gates import Measured, check_gate
-from .plan import CurriculumPlan, StagePlan, plan_curriculum
+from .plan import plan_curriculum
 from .processes import Processes, join
 from .provenance import describe_code, describe_environment
-from .run import StageRun, run_stage
+from .run import run_stage
+from .run_folder import StageRun
+from .stage_plan import CurriculumPlan, StagePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class TrainResult:
 
     curriculum: str
     stages: tuple[StageResult, ...]
+    curves: Path | None
+    """Page of the runs' curves; None where there are none, as after a pull."""
     wall_s: float
 
     def to_json(self) -> dict[str, Any]:
@@ -58,6 +63,7 @@ class TrainResult:
         return {
             "curriculum": self.curriculum,
             "wall_s": self.wall_s,
+            "curves": str(self.curves) if self.curves else None,
             "stages": [stage.to_json() for stage in self.stages],
         }
 
@@ -87,14 +93,17 @@ def train(
 
     with processes.told_once():
         plan = processes.on_first(begin)
-        results = [_stage(plan, stage, store, runs_dir, processes) for stage in plan.stages]
+        try:
+            results = [_stage(plan, stage, store, runs_dir, processes) for stage in plan.stages]
+        finally:
+            curves = write_curves(runs_dir / config.curriculum, running=False) if processes.is_first else None
     wall_s = round(time.monotonic() - start_s, 1)
-    return TrainResult(curriculum=config.curriculum, stages=tuple(results), wall_s=wall_s)
+    return TrainResult(curriculum=config.curriculum, stages=tuple(results), curves=curves, wall_s=wall_s)
 
 
 def _stage(plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path, processes: Processes) -> StageResult:
     """Train a stage or leave it alone, then hold it against its gate."""
-    label, curriculum = f"stage {stage.number} {stage.name}", plan.config.curriculum
+    label, curriculum = stage.label, plan.config.curriculum
     run_dir = runs_dir / curriculum / f"{stage.number}-{stage.name}"
     digest = stage.digest
     if stage.will_train:
@@ -131,7 +140,7 @@ def _hold_against_gate(plan: CurriculumPlan, stage: StagePlan, store: Store, run
     curriculum = plan.config.curriculum
     outcome = check_gate(stage.gate, store, curriculum, numbers, settings, problems, report.ref(), runs_dir, where)
     for measured in outcome:
-        say(f"stage {stage.number} {stage.name}: gate reached, {measured}")
+        say(f"{stage.label}: gate reached, {measured}")
     return tuple(outcome)
 
 
@@ -140,7 +149,7 @@ def _train_stage(plan: CurriculumPlan, stage: StagePlan, store: Store, run_dir: 
     rows = [f"{stage.report.parsed} rows"]
     rows += [f"{stage.report.bare} of them without rationale, asked unaided"] if stage.report.bare else []
     rows += [f"{count} skipped ({why})" for why, count in stage.report.skipped.items()]
-    say(f"stage {stage.number} {stage.name}: {'; '.join(stage.reasons)}; {', '.join(rows)}")
+    say(f"{stage.label}: {'; '.join(stage.reasons)}; {', '.join(rows)}")
     earlier = tuple(other.number for other in plan.stages if other.number < stage.number)
 
     def compose() -> tuple[tuple[Entry, ...], Path | None]:
@@ -155,7 +164,7 @@ def _train_stage(plan: CurriculumPlan, stage: StagePlan, store: Store, run_dir: 
     def publish() -> str:
         digest = store.publish(run.folder, _record(plan, stage, entries, run))
         store.set_ref(curriculum, stage.number, digest, expected=stage.digest)
-        say(f"stage {stage.number} {stage.name}: published as {short(digest)} ({run.steps} steps)")
+        say(f"{stage.label}: published as {short(digest)} ({run.steps} steps)")
         return digest
 
     return processes.on_first(publish)

@@ -32,7 +32,7 @@ from .data import (
     require_train_split,
     source_name,
 )
-from .fit import context_tokens, fitting_rows, require_rows, token_counter
+from .fit import TokenCounter, context_tokens, fitting_rows, require_rows, token_counter
 from .leaks import hide_answer
 from .masking import check_masking
 from .rationale import Rationale, UnusableRationale, answer_in_step, parse_rationale, read_gold, render_solution
@@ -174,10 +174,10 @@ def check_data(config: CurriculumConfig) -> DataCheck:
         check_masking(stage.masking, f"stages.{name}")
         if stage.task == "rewrite":
             require_train_split(stage.data or config.data, f"stages.{name}")
-    count_tokens = token_counter(config.base)
+    counter = token_counter(config.base)
     held_out = load_rows(config.eval.data)
     scored = {question_hash(row.question) for row in held_out}
-    context = context_tokens(config.base) if count_tokens else None
+    context = context_tokens(config.base) if counter else None
     refusals, late = [_refusal(load_problems, config.eval.data)], list[ConfigError | None]()
     read: dict[str, _Read] = {}
     stages: list[RowsCheck] = []
@@ -190,10 +190,10 @@ def check_data(config: CurriculumConfig) -> DataCheck:
             read[key] = _read(data, bare)
         usable = read[key].usable
         questions[label] = {question_hash(row.question) for row, _ in usable}
-        checked = _check_rows(label, data, read[key], scored, count_tokens or len)
+        checked = _check_rows(label, data, read[key], scored, counter.text if counter else len)
         learnable = any(rationale.steps for _, rationale in usable)
-        if count_tokens and context and learnable:
-            checked, refusal = _fit(checked, config, name, [item for _, item in usable], count_tokens, context)
+        if counter and context and learnable:
+            checked, refusal = _fit(checked, config, name, [item for _, item in usable], counter, context)
             late.append(refusal)
         stages.append(checked)
         if not learnable:
@@ -203,7 +203,7 @@ def check_data(config: CurriculumConfig) -> DataCheck:
     pairs = {pair: len(questions[pair[0]] & questions[pair[1]]) for pair in combinations(questions, 2)}
     return DataCheck(
         curriculum=config.curriculum,
-        unit="tokens" if count_tokens else "characters",
+        unit="tokens" if counter else "characters",
         stages=tuple(stages),
         evaluation=_check_held_out(config.eval.data, held_out),
         shared={pair: count for pair, count in pairs.items() if count},
@@ -216,7 +216,7 @@ def _fit(
     config: CurriculumConfig,
     name: str,
     rationales: Sequence[Rationale],
-    count_tokens: Callable[[str], int],
+    counter: TokenCounter,
     context: int,
 ) -> tuple[RowsCheck, ConfigError | None]:
     """The check with the rows that do not fit counted, and what training says if too few do."""
@@ -225,8 +225,8 @@ def _fit(
         arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
     except ConfigError as error:
         return checked, error
-    rows = make_rows(rationales, stage, protocol(config.eval.protocol), config.seed, count_tokens)
-    fitting, limit = fitting_rows(rows, stage, arguments, context, count_tokens)
+    rows = make_rows(rationales, stage, protocol(config.eval.protocol), config.seed, counter.text)
+    fitting, limit = fitting_rows(rows, stage, arguments, context, counter)
     refusal = _refusal(require_rows, len(fitting), name, stage, arguments, limit)
     return replace(checked, training_rows=len(rows), too_long=len(rows) - len(fitting)), refusal
 

@@ -24,12 +24,12 @@ from ..core.errors import FailedError, IntegrityError
 from ..core.files import write_json
 from .data import load_problems, question_hash, require_disjoint, require_train_split
 from .draws import Draws, verifier
+from .metrics import METRICS, read_metrics
 from .mining import DECIDING, Mined, mine, mining_cost
 from .mining_report import SETS, compare, summarise, tell, tell_change
-from .plan import CurriculumPlan, StagePlan
 from .rationale import Rationale
-from .recorder import METRICS, read_metrics
 from .sampling import BATCH, Sampler
+from .stage_plan import CurriculumPlan, StagePlan
 from .unaided import PassRates, measure
 
 MINED = "mined.json"
@@ -217,7 +217,7 @@ def _require_enough(stage: StagePlan, summary: dict[str, Any]) -> None:
                      "mining.wrong_share to train on them too")  # fmt: skip
     raise FailedError(
         "too few persistent failures to train on",
-        where=f"stage {stage.number} {stage.name}",
+        where=stage.label,
         found=f"{summary['failures']} of {summary['tried']} problems",
         expected=f"{config.minimum} or more",
         next_step="; ".join(steps),

@@ -6,7 +6,7 @@ Also finds the base's tokenizer and context where they are on this disk, without
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,22 @@ from .shapes import local_file
 from .tasks import SUPERVISED, Row, make_rows
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+
+class TokenCounter:
+    """Counts the tokens of texts under one tokenizer, as trainers and engines are given them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def text(self, text: str) -> int:
+        """Of a text that follows another, or is generated: without what a tokenizer puts around a prompt."""
+        return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def prompt(self, text: str) -> int:
+        """Of a text that a sequence begins with, a first token that some tokenizers add included."""
+        return len(self._tokenizer(text, verbose=False)["input_ids"])
 
 
 def fitting_rows(
@@ -28,7 +43,7 @@ def fitting_rows(
     stage: StageConfig,
     arguments: TrainingArguments,
     context: int,
-    count_tokens: Callable[[str], int],
+    counter: TokenCounter,
 ) -> tuple[list[Row], int]:
     """The rows that are not too long, and the limit they were held to.
 
@@ -37,7 +52,7 @@ def fitting_rows(
         stage: Their stage.
         arguments: Its TRL arguments.
         context: Positions of the base, in tokens.
-        count_tokens: Number of tokens of a text.
+        counter: Of the base's tokenizer.
 
     Returns:
         Rows whose prompt and target are shorter than the limit (one token is the end), or whose prompt is within it
@@ -45,9 +60,9 @@ def fitting_rows(
     """
     if stage.task in SUPERVISED:
         limit = min(arguments.max_length or context, context)
-        return [row for row in rows if count_tokens(row["prompt"] + row["completion"]) < limit], limit
+        return [row for row in rows if counter.prompt(row["prompt"] + row["completion"]) < limit], limit
     limit = context - arguments.max_completion_length
-    return [row for row in rows if count_tokens(row["prompt"]) <= limit], limit
+    return [row for row in rows if counter.prompt(row["prompt"]) <= limit], limit
 
 
 def longest_prompts(
@@ -57,7 +72,7 @@ def longest_prompts(
     seed: int,
     arguments: TrainingArguments,
     context: int,
-    count_tokens: Callable[[str], int],
+    counter: TokenCounter,
 ) -> tuple[int, int]:
     """Tokens of the longest prompt that is trained on, and of the longest that is mined with (0 without mining).
 
@@ -68,16 +83,16 @@ def longest_prompts(
         seed: Of its rows.
         arguments: Its TRL arguments.
         context: Positions of the base, in tokens.
-        count_tokens: Number of tokens of a text.
+        counter: Of the base's tokenizer.
     """
     mined = stage.task == "rewrite"
     asked = replace(stage, unaided_share=0.0, epochs=1) if mined else stage  # failures may be aided, whichever they are
-    rows = make_rows(rationales, asked, protocol, seed, count_tokens)
-    fitting, _ = fitting_rows(rows, asked, arguments, context, count_tokens)
-    pool = askable(rationales, stage, protocol, context, count_tokens) if mined else ()
+    rows = make_rows(rationales, asked, protocol, seed, counter.text)
+    fitting, _ = fitting_rows(rows, asked, arguments, context, counter)
+    pool = askable(rationales, stage, protocol, context, counter) if mined else ()
     return (
-        max((count_tokens(row["prompt"]) for row in fitting), default=0),
-        max((count_tokens(protocol.prompt(rationale.question)) for rationale in pool), default=0),
+        max((counter.prompt(row["prompt"]) for row in fitting), default=0),
+        max((counter.prompt(protocol.prompt(rationale.question)) for rationale in pool), default=0),
     )
 
 
@@ -100,11 +115,11 @@ def askable(
     stage: StageConfig,
     protocol: Protocol,
     context: int,
-    count_tokens: Callable[[str], int],
+    counter: TokenCounter,
 ) -> tuple[Rationale, ...]:
     """The problems whose bare prompt leaves room in the context for a sample of mining."""
     limit = context - stage.mining.max_new_tokens
-    return tuple(item for item in rationales if count_tokens(protocol.prompt(item.question)) <= limit)
+    return tuple(item for item in rationales if counter.prompt(protocol.prompt(item.question)) <= limit)
 
 
 def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, limit: int) -> None:
@@ -128,13 +143,12 @@ def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: Traini
         )
 
 
-def token_counter(config: BaseConfig) -> Callable[[str], int] | None:
-    """Counts tokens of a text as training does; None where the base's tokenizer is not on this disk."""
+def token_counter(config: BaseConfig) -> TokenCounter | None:
+    """Counts under the base's tokenizer; None where that is not on this disk."""
     file = next((file for name in TOKENIZER_FILES[:2] if (file := local_file(config, name))), None)
     if file is None:
         return None
-    tokenizer = load_tokenizer(file.parent)
-    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return TokenCounter(load_tokenizer(file.parent))
 
 
 def context_tokens(config: BaseConfig) -> int | None:

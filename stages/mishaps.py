@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..core.errors import FailedError, PlyfoldError
+from ..core.errors import FailedError, PlyfoldError, first_line
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -20,7 +20,7 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL"
 
 
 @contextmanager
-def clear_mishaps(number: int, name: str, recorder: RunRecorder, arguments: TrainingArguments) -> Iterator[None]:
+def explained_training(number: int, name: str, recorder: RunRecorder, arguments: TrainingArguments) -> Iterator[None]:
     """Turn what torch says of no memory, of numbers that blew up and of a lost process into one clear error each.
 
     Args:
@@ -32,8 +32,6 @@ def clear_mishaps(number: int, name: str, recorder: RunRecorder, arguments: Trai
     Raises:
         FailedError: One of them happened. The checkpoints before are sound.
     """
-    import torch
-
     from .recorder import not_finite
 
     where = f"stage {number} {name}"
@@ -45,10 +43,10 @@ def clear_mishaps(number: int, name: str, recorder: RunRecorder, arguments: Trai
         raise
     except (RuntimeError, MemoryError) as error:
         at, said = f"{where}, step {recorder.step + 1}", str(error)
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _says(said, _NO_MEMORY):
+        if _ran_out(error):
             raise out_of_memory(at, name, arguments, error) from error
         if _says(said, _NOT_FINITE):
-            raise not_finite("distribution that completions are sampled from", at, said.split("\n")[0]) from error
+            raise not_finite("distribution that completions are sampled from", at, first_line(error)) from error
         if arguments.world_size > 1 and _says(said, _LOST):
             raise FailedError(
                 "another process of this run has ended",
@@ -59,7 +57,7 @@ def clear_mishaps(number: int, name: str, recorder: RunRecorder, arguments: Trai
 
 
 @contextmanager
-def clear_sampling(number: int, name: str) -> Iterator[None]:
+def explained_sampling(number: int, name: str) -> Iterator[None]:
     """The same for mining, and for what is measured before and after training.
 
     Args:
@@ -69,25 +67,29 @@ def clear_sampling(number: int, name: str) -> Iterator[None]:
     Raises:
         FailedError: No memory, or numbers that blew up. What was drawn is kept.
     """
-    import torch
-
     from .recorder import not_finite
 
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         at, mining = f"stage {number} {name}, its mining", f"stages.{name}.mining"
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _says(str(error), _NO_MEMORY):
+        if _ran_out(error):
             raise FailedError(
                 "out of memory",
                 where=at,
-                found=str(error).strip().split("\n")[0][:300] or type(error).__name__,
+                found=first_line(error)[:300],
                 next_step=f"a smaller {mining}.max_new_tokens, which mines anew; or {mining}.unaided_samples=0, where "
                 "only the measurement before or after training does not fit",
             ) from error
         if _says(str(error), _NOT_FINITE):
-            raise not_finite("distribution that samples are drawn from", at, str(error).split("\n")[0]) from error
+            raise not_finite("distribution that samples are drawn from", at, first_line(error)) from error
         raise
+
+
+def _ran_out(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _says(str(error), _NO_MEMORY)
 
 
 def _says(text: str, signs: tuple[str, ...]) -> bool:
@@ -108,7 +110,7 @@ def out_of_memory(where: str, name: str, arguments: TrainingArguments, error: Ba
     return FailedError(
         "out of memory",
         where=where,
-        found=str(error).strip().split("\n")[0][:300] or type(error).__name__,
+        found=first_line(error)[:300],
         next_step=f"{', '.join(ways) or f'a smaller {trainer}.{limit}'}; plyfold train --dry-run estimates what a "
         "stage needs. With the same settings the run continues from its last checkpoint, with others it starts afresh "
         "and keeps this one aside",

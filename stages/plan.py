@@ -7,176 +7,31 @@ among the evaluation rows, another base than the curriculum's, an earlier stage 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ..adapters.base import BaseRef, Quantisation, twin_path
+from ..adapters.base import BaseRef, Quantisation
 from ..core.config import AdapterConfig, BaseConfig, CurriculumConfig, DataConfig, StageConfig
 from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
-from ..evaluation.protocols import Protocol, protocol
+from ..evaluation.protocols import protocol
 from ..registry.graph import stale
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, require_disjoint, require_train_split
 from .fit import longest_prompts, token_counter
-from .gates import Condition, parse_gate
+from .gates import parse_gate
 from .masking import check_masking
-from .memory import MemoryEstimate, count_adapter, estimate_memory
-from .mining import check_mining, mining_cost
+from .memory import count_adapter, estimate_memory
+from .mining import check_mining
 from .rationale import Rationale
 from .recipe_digest import recipe_digest
 from .rewards import check_reward
 from .rollout_check import check_rollout, check_sampling, plan_rollout
 from .shapes import ModelShape, find_shape
+from .stage_plan import CurriculumPlan, StagePlan
 from .tasks import SUPERVISED, check_stage
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """One stage, and whether it has to be trained."""
-
-    name: str
-    stage: StageConfig
-    """With its data and adapter filled in."""
-    rationales: tuple[Rationale, ...]
-    report: LoadReport
-    """What became of its rows."""
-    steps: int
-    """Optimiser steps, or an upper bound of them where `bounded`; 0 where even that is not known."""
-    trainable: int | None
-    """Parameters of its adapter; None where the base's sizes are not known."""
-    config_digest: str
-    """Of everything that decides its weights, but its parents."""
-    digest: str | None
-    """The adapter the registry has for it now."""
-    reasons: tuple[str, ...]
-    """Why it is missing or stale; empty where it is up to date."""
-    selected: bool
-    """Whether this run may train it."""
-    arguments: TrainingArguments
-    """TRL's, as on a machine without a GPU."""
-    parents: tuple[int, ...]
-    """Numbers of the earlier stages, which together are its prior."""
-    prior_rank: int
-    """Sum of their ranks."""
-    memory: MemoryEstimate | None
-    """None where the base's shape is not known."""
-    gate: tuple[Condition, ...] = ()
-    """What it has to reach before a later stage trains."""
-    unknown: str = ""
-    """Why its rows, steps and staleness are not known; empty where they are."""
-
-    @property
-    def number(self) -> int:
-        return self.stage.number
-
-    @property
-    def adapter(self) -> AdapterConfig:
-        assert self.stage.adapter is not None
-        return self.stage.adapter
-
-    @property
-    def status(self) -> str:
-        """`trained`, `missing`, `stale`, or `unknown` where its rows are not at hand."""
-        if self.unknown and self.digest:
-            return "unknown"
-        return "trained" if not self.reasons else "stale" if self.digest else "missing"
-
-    @property
-    def will_train(self) -> bool:
-        return self.selected and bool(self.reasons)
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as plain values."""
-        return {
-            "number": self.number,
-            "name": self.name,
-            "task": self.stage.task,
-            "status": self.status,
-            "reasons": list(self.reasons),
-            "will_train": self.will_train,
-            "digest": self.digest,
-            "data": None if self.unknown else self.report.to_json(),
-            "rows": None if self.unknown else len(self.rationales) * self.stage.epochs,
-            "rows_unknown": self.unknown or None,
-            "steps": self.steps or None,
-            "steps_bound": self.bounded,
-            "batch": self.batch,
-            "learning_rate": self.arguments.learning_rate,
-            "adapter": asdict(self.adapter),
-            "trainable_parameters": self.trainable,
-            "parents": list(self.parents),
-            "prior_rank": self.prior_rank,
-            "mining": self.mining,
-            "gate": " and ".join(map(str, self.gate)) or None,
-            "memory": self.memory.to_json() if self.memory else None,
-        }
-
-    @property
-    def mining(self) -> dict[str, int] | None:
-        """Samples its mining draws at most; None where nothing is mined, or its rows are not known."""
-        mined = self.stage.task == "rewrite" and not self.unknown
-        return mining_cost(len(self.rationales), self.stage.mining) if mined else None
-
-    @property
-    def bounded(self) -> bool:
-        """Whether `steps` is an upper bound: failures are yet to be mined, or rows yet to be read."""
-        return self.arguments.max_steps <= 0 and (self.stage.task == "rewrite" or bool(self.unknown))
-
-    @property
-    def batch(self) -> dict[str, int]:
-        """Rows (completions, for GRPO): of a forward pass; of an optimiser step and a generation on all processes."""
-        size, times = self.arguments.per_device_train_batch_size, self.arguments.gradient_accumulation_steps
-        generated = {"generation": self.arguments.generation_batch_size, "group": self.arguments.num_generations} \
-            if hasattr(self.arguments, "num_generations") else {}  # fmt: skip
-        count = self.arguments.world_size
-        return {"device": size, "processes": count, "step": size * times * count, **generated}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurriculumPlan:
-    """A whole `train`, before it starts."""
-
-    config: CurriculumConfig
-    base: BaseRef
-    quantisation: Quantisation
-    protocol: Protocol
-    stages: tuple[StagePlan, ...]
-    """In order of their numbers."""
-    base_note: str = ""
-    """What of the base is not here; empty where all is."""
-    eval_note: str = ""
-    """Why training and evaluation rows were not compared; empty where they were."""
-    shape_source: str = ""
-    """Where the sizes behind the memory estimate come from, or why there is none."""
-    cache: Path = Path()
-    """The registry's folder of what can be made again."""
-    rollout: dict[str, Any] = field(default_factory=dict)
-    """The engine of GRPO's completions as far as it is known before it starts; empty where no such stage trains."""
-
-    @property
-    def twin(self) -> Path:
-        """Folder of the dequantised base, made or not."""
-        return twin_path(self.base, self.quantisation, self.cache)
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as plain values."""
-        return {
-            "curriculum": self.config.curriculum,
-            "base": {"repo": self.base.repo, "revision": self.base.revision, "missing": self.base_note or None},
-            "evaluation_rows_unknown": self.eval_note or None,
-            "shape_source": self.shape_source,
-            "rollout": self.rollout or None,
-            "twin": str(self.twin),
-            "quantisation": self.quantisation.to_json(),
-            "stages": [stage.to_json() for stage in self.stages],
-        }
 
 
 def plan_curriculum(
@@ -213,11 +68,12 @@ def plan_curriculum(
     _check_base(config, store, base, quantisation)
     held_out, eval_note = held_out_questions(config.eval.data, only_show)
     loaded: dict[str, tuple[list[Rationale], LoadReport, str]] = {}
-    count_tokens = token_counter(config.base) if only_show else None  # reading every prompt takes seconds
+    counter = token_counter(config.base) if only_show else None  # reading every prompt takes seconds
     plans: list[StagePlan] = []
     for name, stage in named:
         full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
         assert full.data is not None
+        assert full.adapter is not None
         supervised = full.task in SUPERVISED
         key = digest_json([asdict(full.data), supervised])
         if key not in loaded:
@@ -228,10 +84,10 @@ def plan_curriculum(
         if not supervised:
             check_sampling(config.rollout, arguments, f"stages.{name}")
         prompt_tokens = None
-        if shape and count_tokens and rationales and not supervised:
-            prompts = longest_prompts(rationales, full, asked, config.seed, arguments, shape.context, count_tokens)
+        if shape and counter and rationales and not supervised:
+            prompts = longest_prompts(rationales, full, asked, config.seed, arguments, shape.context, counter)
             prompt_tokens = max(prompts)
-        adapter, earlier = full.adapter or config.adapter, [plan.adapter for plan in plans]
+        adapter, earlier = full.adapter, [plan.adapter for plan in plans]
         plans.append(
             StagePlan(
                 name=name,

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from .rollout import FOLDER, Request, RolloutEngine, Sampling, publish_adapter
 from .sampling import BATCH, Sample, Sampler, end_ids, hf_sampler, read_sample
+from .stage_plan import CurriculumPlan, StagePlan
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from .plan import CurriculumPlan, StagePlan
 
 ENGINE_BATCH = 512
 """Prompts an engine is given at once: more than it answers side by side, so that it is never idle for long."""

@@ -74,10 +74,10 @@ def preview_stage(config: CurriculumConfig, stage: str, num_rows: int = 3, seed:
     if full.task == "rewrite":
         require_train_split(data, where)
     rationales, _ = load_rationales(data, bare=full.task not in SUPERVISED)
-    count_tokens = token_counter(config.base)
+    counter = token_counter(config.base)
     drawn_seed = config.seed if seed is None else seed
-    drawn = draw_rows(rationales, full, protocol(config.eval.protocol), drawn_seed, count_tokens or len)
-    unknown = {} if count_tokens else {"teacher_tokens": None}
+    drawn = draw_rows(rationales, full, protocol(config.eval.protocol), drawn_seed, counter.text if counter else len)
+    unknown = {} if counter else {"teacher_tokens": None}
     return Preview(
         number=full.number,
         name=name,

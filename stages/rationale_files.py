@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -35,27 +34,6 @@ def rejected_path(out: Path) -> Path:
 def manifest_path(out: Path) -> Path:
     """Where it stands what the file is."""
     return out.with_name(f"{out.stem}.manifest.json")
-
-
-@contextmanager
-def owned(out: Path) -> Iterator[None]:
-    """Hold the files of `out` for this process.
-
-    Raises:
-        ConflictError: Another process holds them.
-    """
-    from filelock import FileLock, Timeout
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out.parent / f".{out.name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConflictError("another process writes rationales to this file", where=out) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

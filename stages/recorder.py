@@ -1,9 +1,10 @@
-"""What a run leaves behind: metrics.jsonl, progress, alarms, and the checkpoints a rerun may continue from."""
+"""What is seen of a run while it trains: metrics.jsonl, progress and alarms; and that nothing else can move."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,14 @@ from transformers import TrainerCallback
 
 from ..adapters.stack import check_frozen, has_moved
 from ..core.console import Task, warn
-from ..core.digest import sha256_file
 from ..core.errors import FailedError
-from ..core.files import write_json
+from ..core.files import write_bytes
 from .alarms import Alarm, Alarms
+from .curves import write_curves
+from .metrics import METRICS, read_metrics
 
-CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
-COMPLETE = "plyfold.json"
-"""Written last into a checkpoint: without it the checkpoint is half-written and never resumed from."""
+DRAW_S = 10.0
+"""Seconds at least between two drawings of the page of curves."""
 
 _NOTED = {"loss": "loss", "mean_token_accuracy": "token accuracy", "reward": "reward", "accuracy": "accuracy",
           "completions/mean_length": "tokens"}  # fmt: skip
@@ -29,13 +29,16 @@ _NOTED = {"loss": "loss", "mean_token_accuracy": "token accuracy", "reward": "re
 class RunRecorder(TrainerCallback):
     """Writes metrics.jsonl, moves the progress bar, raises alarms and checks the freeze at every step."""
 
-    def __init__(self, run_dir: Path, task: Task) -> None:
+    def __init__(self, run_dir: Path, task: Task, start_s: float | None = None) -> None:
+        """A recorder of the run in `run_dir`, which began at `start_s` of the monotonic clock; None means now."""
         self.path = run_dir / METRICS
+        self._start_s = time.monotonic() if start_s is None else start_s
         self.task = task
         self.shown = 0
         self.step = 0
         """Steps done, for whoever has to say where it stopped."""
         self.alarms = Alarms()
+        self._drawn_s = -math.inf
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop metrics of steps after the checkpoint that is resumed from; they are run again."""
@@ -47,8 +50,8 @@ class RunRecorder(TrainerCallback):
         self.alarms = Alarms()
         for line in kept:
             self.alarms.observe(line)
-        text = "".join(f"{json.dumps(line)}\n" for line in kept)
-        self.path.write_text(text, encoding="utf-8")
+        self._start_s -= max((line.get("wall_s", 0.0) for line in kept), default=0.0)
+        write_bytes(self.path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
         self.task.total(state.max_steps)
         self.task.advance(state.global_step)
         self.shown = state.global_step
@@ -71,6 +74,9 @@ class RunRecorder(TrainerCallback):
         note = "  ".join(f"{label} {finite[key]:.3g}" for key, label in _NOTED.items() if finite.get(key) is not None)
         self.task.advance(state.global_step - self.shown, note)
         self.shown = state.global_step
+        if time.monotonic() - self._drawn_s >= DRAW_S:
+            write_curves(self.path.parent.parent, running=True)
+            self._drawn_s = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, *, model: PeftModel, **_: Any) -> None:
         """Say so if all of it was for nothing."""
@@ -79,56 +85,20 @@ class RunRecorder(TrainerCallback):
         if alarms := self.alarms.finish(state.global_step, moved=has_moved(model)):
             self._append(state, {}, alarms)
 
+    def wall_s(self) -> float:
+        """Seconds that led here: of this process, and of those before it up to the checkpoint it went on from."""
+        return round(time.monotonic() - self._start_s, 2)
+
     def _append(self, state: Any, measured: dict[str, Any], alarms: list[Alarm]) -> None:
         line = {"step": state.global_step, **measured}
+        if measured:
+            line["wall_s"] = self.wall_s()
         if alarms:
             line["alarms"] = [alarm.to_json() for alarm in alarms]
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for alarm in alarms:
             warn(f"step {alarm.step}: {alarm.message}")
-
-
-def seal_checkpoint(folder: Path, fingerprint: str) -> None:
-    """Mark a checkpoint as complete, with the digest of each file: transformers goes on without one that is gone."""
-    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    write_json(folder / COMPLETE, {"schema": 1, "fingerprint": fingerprint, "files": files})
-
-
-def last_checkpoint(run_dir: Path, fingerprint: str) -> Path | None:
-    """The newest sound checkpoint of this very configuration.
-
-    Half-written and foreign ones are passed over, damaged ones with a warning.
-    """
-    found = [(_step(path), path) for path in (run_dir / CHECKPOINTS).glob("checkpoint-*") if _step(path) >= 0]
-    for _, path in sorted(found, reverse=True):
-        try:
-            note = json.loads((path / COMPLETE).read_bytes())
-            if note["fingerprint"] != fingerprint:
-                continue
-            damaged = [name for name, digest in note.get("files", {}).items() if not _is(path / name, digest)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if not damaged:
-            return path
-        warn(f"{path} is damaged and passed over: {', '.join(damaged)} is not as it was written")
-    return None
-
-
-def _is(file: Path, digest: str) -> bool:
-    return file.is_file() and sha256_file(file) == digest
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics.jsonl; a line cut by a kill is dropped."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    metrics = []
-    for line in lines:
-        try:
-            metrics.append(json.loads(line))
-        except ValueError:
-            continue
-    return metrics
 
 
 def not_finite(what: str, step: int | str, value: object) -> FailedError:
@@ -154,8 +124,3 @@ def require_finite(model: PeftModel, step: int) -> None:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _step(path: Path) -> int:
-    number = path.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else -1

@@ -16,24 +16,19 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..adapters.base import BaseRef, twin_note
+from ..adapters.base import BaseRef
 from ..core.errors import IncompatibleError
 from .processes import join
-from .tasks import SUPERVISED
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import TrainingArguments
-
-    from .plan import CurriculumPlan, StagePlan
 
 START = "plyfold rollouts -c CONFIG --port PORT"
 """The command that starts a server as rollouts need it."""
@@ -227,64 +222,3 @@ def check_agreement(difference: float, dtype: str, engine: dict[str, Any]) -> No
             found=f"{difference:.4g}",
             next_step=f"serve the base's twin, as `{START}` does",
         )
-
-
-def rollout_totals(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Seconds and bytes of a whole run, from the lines of its metrics.jsonl; empty for supervised training."""
-    lines = [line for line in metrics if "rollout/wall_seconds" in line]
-    if not lines:
-        return {}
-    names = ("seconds", "sync_seconds", "sync_bytes", "wall_seconds")
-    totals = {name: sum(line[f"rollout/{name}"] for line in lines) for name in names}
-    share = (totals["seconds"] + totals["sync_seconds"]) / totals["wall_seconds"] if totals["wall_seconds"] else 0.0
-    return {name: round(value, 3) for name, value in totals.items()} | {"share": round(share, 4)}
-
-
-@contextmanager
-def rollout_engine(
-    plan: CurriculumPlan,
-    stage: StagePlan,
-    context: Callable[[], int],
-    arguments: TrainingArguments,
-    run_dir: Path,
-) -> Iterator[RolloutEngine | None]:
-    """The engine a config asks for, ready to take adapters and closed when the block ends; None is plain `generate`.
-
-    Args:
-        plan: For the twin, which has to be there, and the config.
-        stage: The stage that trains.
-        context: Longest prompt plus completion that it will be asked for, in tokens; only asked where it matters.
-        arguments: TRL's, of the stage.
-        run_dir: Its folder of adapters is emptied before and after.
-
-    Raises:
-        NotFoundError, FailedError: vLLM is not installed, or does not start.
-        OfflineError, IncompatibleError: The server is out of reach, or is not as rollouts need it.
-    """
-    config, processes, folder = plan.config.rollout, join(), (run_dir / FOLDER).resolve()
-    if config.engine == "hf" or stage.stage.task in SUPERVISED:
-        yield None
-        return
-    engine: RolloutEngine
-    if config.engine == "vllm":
-        from .rollout_vllm import VllmRollouts
-
-        rank = stage.prior_rank + stage.adapter.r
-        engine = VllmRollouts(
-            plan.twin, rank=rank, max_model_len=context(), gpu_memory=config.gpu_memory, seed=plan.config.seed
-        )
-    else:
-        from .rollout_http import HttpRollouts
-
-        engine = HttpRollouts(str(config.url), timeout_s=config.timeout_s)
-        engine.check(context(), temperature=arguments.temperature, twin=twin_note(plan.base, plan.quantisation))
-        if processes.is_first:
-            engine.sweep(folder)
-    try:
-        if processes.is_first:
-            shutil.rmtree(folder, ignore_errors=True)
-        yield engine
-    finally:
-        engine.close()
-        if processes.is_first:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -11,12 +11,13 @@ from ..adapters.base import BaseRef, Quantisation, twin_note
 from ..core.config import RolloutConfig
 from ..core.errors import ConfigError, IncompatibleError
 from ..serving.options import engine_options, lora_rank, vllm_version
+from .rollout_http import HttpRollouts
+from .stage_plan import StagePlan
 from .tasks import SUPERVISED
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from .plan import StagePlan
 
 ENGINES = ("hf", "vllm", "http")
 WHERE = "rollout"
@@ -131,8 +132,6 @@ def check_ready(
         return {"engine": "hf"}
     lora_rank(rank)
     if config.engine == "http":
-        from .rollout_http import HttpRollouts
-
         server = HttpRollouts(str(config.url), timeout_s=config.timeout_s)
         server.check(longest_completion + 1, temperature=temperature, twin=twin_note(base, quantisation))
         return server.describe()

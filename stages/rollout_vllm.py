@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import FailedError, IncompatibleError
+from ..core.errors import FailedError, IncompatibleError, first_line
 from ..evaluation.vllm import model_dtype, start_llm
 from ..serving.options import engine_options, vllm_version
 from ..serving.rollouts import SLOTS
@@ -52,7 +52,7 @@ class VllmRollouts:
         try:
             self._llm.llm_engine.add_lora(adapter)
         except Exception as error:
-            raise IncompatibleError("vLLM does not take the adapter", where=folder, found=_first_line(error)) from error
+            raise IncompatibleError("vLLM does not take the adapter", where=folder, found=first_line(error)) from error
         self._adapters[name] = adapter
 
     def unload(self, name: str) -> None:
@@ -86,7 +86,7 @@ class VllmRollouts:
         except Exception as error:
             raise FailedError(
                 "vLLM failed while sampling",
-                found=f"{type(error).__name__}: {_first_line(error)}",
+                found=f"{type(error).__name__}: {first_line(error)}",
                 next_step="run plyfold train again: it continues from the last checkpoint",
             ) from error
         return [[_completion(each) for each in output.outputs] for output in outputs]
@@ -105,7 +105,3 @@ class VllmRollouts:
 def _completion(output: Any) -> Completion:
     ids = list(output.token_ids)
     return Completion(ids, [entry[token].logprob for token, entry in zip(ids, output.logprobs, strict=True)])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,60 +1,42 @@
 """One stage trained in its run folder, from a loaded base to an adapter folder; resumed after a kill at any moment.
 
-    runs/<curriculum>/<number>-<name>/
-        config.resolved.yaml   run.json (fingerprint)   metrics.jsonl   completions/   checkpoints/
-        mined.json and mined.draws.jsonl (rewrite)   adapter/ (when finished)
-
-A run folder belongs to one fingerprint: configuration, rows and parents. A folder of another fingerprint is moved
-aside, said aloud, and never resumed from. Knows nothing about the registry.
+Knows nothing about the registry.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.config import save_config
 from ..core.console import progress, say
-from ..core.digest import digest_json, sha256_bytes, short
-from ..core.errors import ConflictError, FailedError, IncompatibleError
-from ..core.files import staged_folder, write_json
+from ..core.digest import digest_json, sha256_bytes
+from ..core.errors import FailedError
+from ..core.files import staged_folder
 from .arguments import trainer_arguments
-from .fit import askable, fitting_rows, longest_prompts, needed_context, require_rows
-from .mishaps import clear_mishaps, clear_sampling
-from .plan import CurriculumPlan, StagePlan
+from .checkpoints import last_checkpoint
+from .fit import TokenCounter, askable, fitting_rows, longest_prompts, needed_context, require_rows
+from .metrics import final_means, read_metrics, rollout_totals
+from .mishaps import explained_sampling, explained_training
 from .processes import Processes, join
 from .quiet import quiet_libraries
 from .rationale import Rationale
-from .rollout import rollout_engine, rollout_totals
+from .rollout_engines import rollout_engine
+from .run_folder import ADAPTER, RunFolder, StageRun
+from .stage_plan import CurriculumPlan, StagePlan
 from .tasks import SUPERVISED, Row, make_rows
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+    from .failures import Failures
+    from .recorder import RunRecorder
     from .rollout import RolloutEngine
-
-RUN = "run.json"
-ADAPTER = "adapter"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageRun:
-    """A finished stage."""
-
-    folder: Path
-    """Canonical PEFT folder of the trained adapter."""
-    steps: int
-    """Optimiser steps."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """For the record: rows, seconds, device, mined failures, the last metrics, alarms."""
 
 
 def run_stage(
@@ -75,207 +57,179 @@ def run_stage(
         ConflictError: Another run trains in this folder.
         IncompatibleError: The interrupted run was of another number of processes.
     """
-    fingerprint = digest_json([stage.config_digest, list(parents)])
     processes = join()
-    with ExitStack() as owned:
+    fingerprint = digest_json([stage.config_digest, list(parents)])
+    folder = RunFolder(path=run_dir, fingerprint=fingerprint, processes=processes.count)
+    with ExitStack() as held:
 
         def begin() -> StageRun | None:
-            owned.enter_context(_owned(run_dir, fingerprint, processes.count))
+            held.enter_context(folder.held())
             save_config(plan.config, run_dir / "config.resolved.yaml")
-            return _finished(run_dir)
+            return folder.finished()
 
-        finished = processes.on_first(begin)
-        if finished is not None:
-            say(f"stage {stage.number} {stage.name}: finished in {run_dir}")
+        if (finished := processes.on_first(begin)) is not None:
+            say(f"{stage.label}: finished in {run_dir}")
             return finished
         with quiet_libraries():
-            run = _train(plan, stage, prior, run_dir, fingerprint, processes)
+            run = _train(plan, stage, prior, folder, processes)
     _give_memory_back()
     return run
 
 
 def _train(
-    plan: CurriculumPlan,
-    stage: StagePlan,
-    prior: Path | None,
-    run_dir: Path,
-    fingerprint: str,
-    processes: Processes,
+    plan: CurriculumPlan, stage: StagePlan, prior: Path | None, folder: RunFolder, processes: Processes
 ) -> StageRun:
-    import torch
+    training = _Training(plan, stage, prior, folder, processes)
+    with rollout_engine(plan, stage, training.needed_context, training.arguments, folder.path) as engine:
+        chosen: Sequence[Rationale] = stage.rationales
+        if stage.stage.task == "rewrite":
+            chosen = processes.on_first(lambda: training.mine(engine))
+        steps = training.fit(chosen, engine)
+        training.check()
+        return processes.on_first(lambda: training.finish(steps, engine))
 
-    from ..adapters.base import ensure_twin, load_nf4, load_tokenizer
-    from ..adapters.stack import attach, frozen_digest, save_default
-    from .failures import Failures, find_failures
-    from .policy import batch_of, policy_sampler
-    from .recorder import RunRecorder, last_checkpoint, read_metrics, require_finite
 
-    config = plan.config
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    start_s = time.monotonic()
-    tokenizer = load_tokenizer(plan.base.path)
-    if config.rollout.engine == "vllm" and stage.stage.task not in SUPERVISED:
-        ensure_twin(plan.base, plan.quantisation, plan.cache)  # before the base is there a second time
-    model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
-    frozen = frozen_digest(model)
-    failures: Failures | None = None
-    arguments = trainer_arguments(config, stage.name, run_dir, on_gpu=model.device.type == "cuda")
+class _Training:
+    """A stage on its base: what its acts share, in the order they are called."""
 
-    def count_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    recorder: RunRecorder
+    """Of the fit."""
 
-    longest = int(model.config.max_position_embeddings)
+    def __init__(
+        self, plan: CurriculumPlan, stage: StagePlan, prior: Path | None, folder: RunFolder, processes: Processes
+    ) -> None:
+        import torch
 
-    def count_given(text: str) -> int:  # as an engine is given it, a first token that some tokenizers add included
-        return len(tokenizer(text)["input_ids"])
+        from ..adapters.base import ensure_twin, load_nf4, load_tokenizer
+        from ..adapters.stack import attach, frozen_digest
 
-    def context() -> int:
+        self._start_s = time.monotonic()
+        self.plan, self.stage, self.prior, self.folder, self.processes = plan, stage, prior, folder, processes
+        config = plan.config
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.tokenizer = load_tokenizer(plan.base.path)
+        self.counter = TokenCounter(self.tokenizer)
+        if config.rollout.engine == "vllm" and stage.stage.task not in SUPERVISED:
+            ensure_twin(plan.base, plan.quantisation, plan.cache)  # before the base is there a second time
+        self.model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
+        self.context = int(self.model.config.max_position_embeddings)
+        self.frozen = frozen_digest(self.model)
+        self.arguments = trainer_arguments(config, stage.name, folder.path, on_gpu=self.model.device.type == "cuda")
+        self.failures: Failures | None = None
+        self.num_rows = self.num_too_long = 0
+
+    def needed_context(self) -> int:
+        """Longest prompt plus completion, in tokens, that a rollout engine will be asked for."""
+        stage, plan = self.stage, self.plan
         prompts = longest_prompts(
-            stage.rationales, stage.stage, plan.protocol, config.seed, arguments, longest, count_given
+            stage.rationales, stage.stage, plan.protocol, plan.config.seed, self.arguments, self.context, self.counter
         )
-        return needed_context(prompts, stage.stage, arguments, longest)
+        return needed_context(prompts, stage.stage, self.arguments, self.context)
 
-    with rollout_engine(plan, stage, context, arguments, run_dir) as engine:
+    def mine(self, engine: RolloutEngine | None) -> Sequence[Rationale]:
+        """The persistent failures, drawn or read back; for one process alone."""
+        from .failures import find_failures
+        from .policy import batch_of, policy_sampler
 
-        def choose() -> Sequence[Rationale]:
-            nonlocal failures
-            pool = askable(stage.rationales, stage.stage, plan.protocol, longest, count_given)
-            if left := len(stage.rationales) - len(pool):
-                say(f"stage {stage.number} {stage.name}: {left} of {len(stage.rationales)} questions leave no room for "
-                    f"{stage.stage.mining.max_new_tokens} tokens in a context of {longest}, not mined")  # fmt: skip
-            mined = replace(stage, rationales=pool)
-            sampling = policy_sampler(plan, mined, model, tokenizer, engine, run_dir)
-            with clear_sampling(stage.number, stage.name), sampling as sampler:
-                failures = find_failures(plan, mined, prior, sampler, run_dir, batch_of(engine))
-            return failures.rationales
+        plan, stage = self.plan, self.stage
+        pool = askable(stage.rationales, stage.stage, plan.protocol, self.context, self.counter)
+        if left := len(stage.rationales) - len(pool):
+            say(f"{stage.label}: {left} of {len(stage.rationales)} questions leave no room for "
+                f"{stage.stage.mining.max_new_tokens} tokens in a context of {self.context}, not mined")  # fmt: skip
+        mined = replace(stage, rationales=pool)
+        sampling = policy_sampler(plan, mined, self.model, self.tokenizer, engine, self.folder.path)
+        with explained_sampling(stage.number, stage.name), sampling as sampler:
+            self.failures = find_failures(plan, mined, self.prior, sampler, self.folder.path, batch_of(engine))
+        return self.failures.rationales
 
-        chosen = processes.on_first(choose) if stage.stage.task == "rewrite" else stage.rationales
-        rows, too_long = _rows(plan, stage, chosen, count_tokens, arguments, model)
-        checkpoint = last_checkpoint(run_dir, fingerprint)
+    def fit(self, chosen: Sequence[Rationale], engine: RolloutEngine | None) -> int:
+        """Train on rows of `chosen`, from the last sound checkpoint if there is one; the optimiser steps made."""
+        from .recorder import RunRecorder
+
+        stage = self.stage
+        rows = self._rows(chosen)
+        checkpoint = last_checkpoint(self.folder.path, self.folder.fingerprint)
         if checkpoint is not None:
-            say(f"stage {stage.number} {stage.name}: continues from {checkpoint.name}")
-        with progress(f"stage {stage.number} {stage.name}") as task:
-            recorder = RunRecorder(run_dir, task)
-            with clear_mishaps(stage.number, stage.name, recorder, arguments):
-                trainer = _trainer(plan, stage, model, tokenizer, rows, arguments, fingerprint, recorder, engine)
+            say(f"{stage.label}: continues from {checkpoint.name}")
+        with progress(stage.label) as task:
+            self.recorder = RunRecorder(self.folder.path, task, self._start_s)
+            with explained_training(stage.number, stage.name, self.recorder, self.arguments):
+                trainer = self._trainer(rows, engine)
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if frozen_digest(model) != frozen:
-            raise FailedError("frozen weights changed while training", where=f"stage {stage.number} {stage.name}")
-        if len(set(processes.gather(_trained_digest(model)))) > 1:
-            raise FailedError("the processes trained different adapters", where=f"stage {stage.number} {stage.name}")
+        return int(trainer.state.global_step)
 
-        def finish() -> StageRun:
-            require_finite(model, int(trainer.state.global_step))
-            details: dict[str, Any] = {
-                "rows": len(rows),
-                "rows_too_long": too_long,
-                "device": model.device.type,
-                "processes": processes.count,
-                "final": _final(read_metrics(recorder.path)),
-                "alarms": [alarm.to_json() for alarm in recorder.alarms.raised],
-            }
-            if spent := rollout_totals(read_metrics(recorder.path)):
-                details["rollout"] = spent | (engine.describe() if engine else {"engine": "hf"})
-            with staged_folder(run_dir / ADAPTER, replace=True) as staged:
-                save_default(model, staged, plan.base.repo, plan.base.revision)
-            steps = int(trainer.state.global_step)
-            if failures:
-                sampling = policy_sampler(plan, stage, model, tokenizer, engine, run_dir)
-                with clear_sampling(stage.number, stage.name), sampling as sampler:
-                    details["mined"] = failures.report(sampler, run_dir / ADAPTER, steps)
-            details["wall_s"] = round(time.monotonic() - start_s, 1)
-            note = {"schema": 1, "fingerprint": fingerprint, "processes": processes.count}
-            write_json(run_dir / RUN, {**note, "steps": steps, "details": details})
-            return StageRun(folder=run_dir / ADAPTER, steps=steps, details=details)
+    def check(self) -> None:
+        """Refuse an adapter beside which anything else moved, or that the processes do not agree on.
 
-        return processes.on_first(finish)
+        Raises:
+            FailedError: One of them.
+        """
+        from ..adapters.stack import frozen_digest
 
+        if frozen_digest(self.model) != self.frozen:
+            raise FailedError("frozen weights changed while training", where=self.stage.label)
+        if len(set(self.processes.gather(_trained_digest(self.model)))) > 1:
+            raise FailedError("the processes trained different adapters", where=self.stage.label)
 
-def _trainer(
-    plan: CurriculumPlan,
-    stage: StagePlan,
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[Row],
-    arguments: TrainingArguments,
-    fingerprint: str,
-    recorder: Any,
-    engine: RolloutEngine | None,
-) -> Any:
-    from .rewards import HierarchicalReward
-    from .trainers import StageGRPOTrainer, StageSFTTrainer
+    def finish(self, steps: int, engine: RolloutEngine | None) -> StageRun:
+        """Write the adapter, measure what became of the failures, and close the run; for one process alone."""
+        from ..adapters.stack import save_default
+        from .policy import policy_sampler
+        from .recorder import require_finite
 
-    common: dict[str, Any] = {
-        "model": model,
-        "args": arguments,
-        "rows": rows,
-        "tokenizer": tokenizer,
-        "base": plan.base,
-        "fingerprint": fingerprint,
-        "callbacks": [recorder],
-    }
-    if stage.stage.task in SUPERVISED:
-        return StageSFTTrainer(**common)
-    reward = HierarchicalReward(stage.stage.reward, stage.stage.task)
-    return StageGRPOTrainer(**common, reward=reward, engine=engine)
+        plan, stage, run_dir = self.plan, self.stage, self.folder.path
+        require_finite(self.model, steps)
+        metrics = read_metrics(self.recorder.path)
+        details: dict[str, Any] = {
+            "rows": self.num_rows,
+            "rows_too_long": self.num_too_long,
+            "device": self.model.device.type,
+            "processes": self.processes.count,
+            "final": final_means(metrics),
+            "alarms": [alarm.to_json() for alarm in self.recorder.alarms.raised],
+        }
+        if spent := rollout_totals(metrics):
+            details["rollout"] = spent | (engine.describe() if engine else {"engine": "hf"})
+        with staged_folder(run_dir / ADAPTER, replace=True) as staged:
+            save_default(self.model, staged, plan.base.repo, plan.base.revision)
+        if self.failures:
+            sampling = policy_sampler(plan, stage, self.model, self.tokenizer, engine, run_dir)
+            with explained_sampling(stage.number, stage.name), sampling as sampler:
+                details["mined"] = self.failures.report(sampler, run_dir / ADAPTER, steps)
+        details["wall_s"] = round(self.recorder.wall_s(), 1)
+        return self.folder.finish(steps, details)
 
-
-def _rows(
-    plan: CurriculumPlan,
-    stage: StagePlan,
-    rationales: Sequence[Rationale],
-    count_tokens: Callable[[str], int],
-    arguments: TrainingArguments,
-    model: PeftModel,
-) -> tuple[list[Row], int]:
-    """The rows that fit, and how many did not: a cut row would lose its answer or its end."""
-    rows = make_rows(rationales, stage.stage, plan.protocol, plan.config.seed, count_tokens, stage.rationales)
-    context = int(model.config.max_position_embeddings)
-    fitting, limit = fitting_rows(rows, stage.stage, arguments, context, count_tokens)
-    too_long = len(rows) - len(fitting)
-    if too_long:
-        say(
-            f"stage {stage.number} {stage.name}: {too_long} of {len(rows)} rows are longer than {limit} tokens, skipped"
+    def _rows(self, chosen: Sequence[Rationale]) -> list[Row]:
+        """The rows that fit: a cut row would lose its answer or its end."""
+        plan, stage, arguments = self.plan, self.stage, self.arguments
+        rows = make_rows(
+            chosen, stage.stage, plan.protocol, plan.config.seed, self.counter.text, typical=stage.rationales
         )
-    require_rows(len(fitting), stage.name, stage.stage, arguments, limit)
-    return fitting, too_long
+        fitting, limit = fitting_rows(rows, stage.stage, arguments, self.context, self.counter)
+        self.num_rows, self.num_too_long = len(fitting), len(rows) - len(fitting)
+        if self.num_too_long:
+            say(f"{stage.label}: {self.num_too_long} of {len(rows)} rows are longer than {limit} tokens, skipped")
+        require_rows(len(fitting), stage.name, stage.stage, arguments, limit)
+        return fitting
 
+    def _trainer(self, rows: list[Row], engine: RolloutEngine | None) -> Any:
+        from .rewards import HierarchicalReward
+        from .trainers import StageGRPOTrainer, StageSFTTrainer
 
-@contextmanager
-def _owned(run_dir: Path, fingerprint: str, processes: int) -> Iterator[None]:
-    """Hold the run folder for this fingerprint; a folder of another one is moved aside first."""
-    from filelock import FileLock, Timeout
-
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir.parent / f".{run_dir.name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConflictError("another process trains in this folder", where=run_dir) from None
-    try:
-        for left in [*run_dir.parent.glob(f".{run_dir.name}.tmp-*"), *run_dir.glob(f".{ADAPTER}.*-*")]:
-            shutil.rmtree(left, ignore_errors=True)  # what a kill left half-written
-        found = _read_run(run_dir).get("fingerprint")
-        if run_dir.exists() and found != fingerprint:
-            aside = _free_name(run_dir, found)
-            run_dir.rename(aside)
-            say(f"{run_dir} is a run of another configuration: kept as {aside.name}, starting afresh")
-        if not run_dir.exists():
-            with staged_folder(run_dir) as staged:
-                write_json(staged / RUN, {"schema": 1, "fingerprint": fingerprint, "processes": processes})
-        note = _read_run(run_dir)
-        if (begun := note.get("processes", 1)) != processes and "steps" not in note:
-            raise IncompatibleError(
-                "this run was begun with another number of processes, which decides its batches",
-                where=run_dir,
-                expected=f"{begun} processes",
-                found=f"{processes}",
-                next_step=f"start {begun} processes to continue, or remove that folder to start afresh",
-            )
-        yield
-    finally:
-        lock.release()
+        stage = self.stage.stage
+        common: dict[str, Any] = {
+            "model": self.model,
+            "args": self.arguments,
+            "rows": rows,
+            "tokenizer": self.tokenizer,
+            "base": self.plan.base,
+            "fingerprint": self.folder.fingerprint,
+            "callbacks": [self.recorder],
+        }
+        if stage.task in SUPERVISED:
+            return StageSFTTrainer(**common)
+        return StageGRPOTrainer(**common, reward=HierarchicalReward(stage.reward, stage.task), engine=engine)
 
 
 def _trained_digest(model: PeftModel) -> str:
@@ -291,37 +245,3 @@ def _give_memory_back() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _free_name(run_dir: Path, fingerprint: object) -> Path:
-    stem = f"{run_dir.name}.{short(str(fingerprint), 8) if fingerprint else 'unknown'}"
-    names = [stem, *(f"{stem}.{count}" for count in range(2, 1000))]
-    return next(run_dir.with_name(name) for name in names if not run_dir.with_name(name).exists())
-
-
-def _finished(run_dir: Path) -> StageRun | None:
-    note = _read_run(run_dir)
-    if "steps" not in note or not (run_dir / ADAPTER).is_dir():
-        return None
-    return StageRun(folder=run_dir / ADAPTER, steps=note["steps"], details=note["details"])
-
-
-def _read_run(run_dir: Path) -> dict[str, Any]:
-    try:
-        note = json.loads((run_dir / RUN).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
-def _final(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean of the last ten steps of what people ask for."""
-    wanted = ("loss", "mean_token_accuracy", "reward", "accuracy", "accuracy_unaided", "completions/mean_length",
-              "completions/clipped_ratio", "kl")  # fmt: skip
-    last = [line for line in metrics if "loss" in line][-10:]
-    means = {}
-    for key in wanted:
-        values = [line[key] for line in last if isinstance(line.get(key), (int, float))]
-        if values:
-            means[key] = round(sum(values) / len(values), 6)
-    return means

@@ -20,7 +20,7 @@ from ..core.config import CurriculumConfig, DataConfig
 from ..core.console import Task, progress, warn
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
-from ..core.files import disk_errors
+from ..core.files import disk_errors, held
 from ..evaluation.answers import normalise
 from .at_hand import held_out_questions
 from .chat import Answer, Chat, Endpoint, RefusedRequestError
@@ -29,7 +29,6 @@ from .rationale import UnusableRationale, parse_rationale, read_gold
 from .rationale_files import (
     REFUSED,
     cut_last_line,
-    owned,
     read_lines,
     rejected_path,
     require_same_teacher,
@@ -244,7 +243,7 @@ def collect_rationales(plan: RationalesPlan, endpoint: Endpoint) -> dict[str, An
     start_s = time.monotonic()
     if endpoint.tells_key:
         warn(f"the key goes to {endpoint.host} over http, for everybody between to read")
-    with owned(plan.out):
+    with held(plan.out, "another process writes rationales to this file"):
         for path in (plan.out, rejected_path(plan.out)):
             cut_last_line(path)
         write_manifest(plan.out, plan.about, complete=False)

@@ -24,8 +24,9 @@ from ..adapters.base import BaseRef
 from ..adapters.stack import activate, load_default, recast_fp32, reference_policy, save_default
 from ..core.files import disk_errors, disk_full
 from .alarms import EQUAL_GROUPS, LOGP_DIFFERENCE
+from .checkpoints import CHECKPOINTS, seal_checkpoint
 from .quiet import quiet_libraries
-from .recorder import CHECKPOINTS, not_finite, require_finite, seal_checkpoint
+from .recorder import not_finite, require_finite
 from .rewards import HierarchicalReward
 from .rollout import FOLDER, RolloutEngine, RolloutMeter, TrlRollouts, check_agreement
 

@@ -12,7 +12,8 @@ from plyfold.core.config import load_config
 from plyfold.registry.store import Store
 from plyfold.stages.alarms import CLIPPED, ENTROPY, EQUAL_GROUPS
 from plyfold.stages.curriculum import train
-from plyfold.stages.recorder import RunRecorder, read_metrics
+from plyfold.stages.metrics import read_metrics
+from plyfold.stages.recorder import RunRecorder
 from plyfold.stages.rewards import HierarchicalReward
 
 CONFIG = """

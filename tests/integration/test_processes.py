@@ -17,7 +17,7 @@ from plyfold.adapters.tensors import read_adapter
 from plyfold.core.config import load_config
 from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
-from plyfold.stages.recorder import read_metrics
+from plyfold.stages.metrics import read_metrics
 
 # One GPU is not needed for --multi_gpu: it names torch's launcher, and accelerate's --cpu starts a single process.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",

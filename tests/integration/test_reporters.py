@@ -10,7 +10,7 @@ import pytest
 from plyfold.core.config import load_config
 from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
-from plyfold.stages.recorder import read_metrics
+from plyfold.stages.metrics import read_metrics
 
 CONFIG = """
 curriculum: tiny

@@ -26,8 +26,9 @@ from plyfold.core.errors import BaseMismatchError
 from plyfold.registry.record import check_portable
 from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
+from plyfold.stages.metrics import read_metrics
 from plyfold.stages.plan import plan_curriculum
-from plyfold.stages.recorder import RunRecorder, read_metrics
+from plyfold.stages.recorder import RunRecorder
 from plyfold.stages.rewards import HierarchicalReward
 from plyfold.stages.rollout_http import HttpRollouts
 

@@ -22,9 +22,11 @@ from plyfold.core.errors import BaseMismatchError, ConfigError, FailedError, Not
 from plyfold.registry.record import check_portable
 from plyfold.registry.store import Store
 from plyfold.stages.arguments import trainer_arguments
+from plyfold.stages.checkpoints import last_checkpoint
 from plyfold.stages.curriculum import train
+from plyfold.stages.metrics import read_metrics
 from plyfold.stages.plan import plan_curriculum
-from plyfold.stages.recorder import RunRecorder, last_checkpoint, read_metrics
+from plyfold.stages.recorder import RunRecorder
 from plyfold.stages.rewards import HierarchicalReward
 
 CONFIG = """

@@ -19,7 +19,7 @@ import pytest
 
 from plyfold.adapters.tensors import tensor_digest
 from plyfold.registry.store import Store
-from plyfold.stages.recorder import read_metrics
+from plyfold.stages.metrics import read_metrics
 
 CONFIG = """
 curriculum: tiny

@@ -14,9 +14,11 @@ from plyfold.cli.main import run as run_command
 from plyfold.core.config import CurriculumConfig, load_config
 from plyfold.core.errors import FailedError, IntegrityError, NotFoundError
 from plyfold.registry.store import Store
+from plyfold.stages.checkpoints import last_checkpoint
 from plyfold.stages.curriculum import train
+from plyfold.stages.metrics import read_metrics
 from plyfold.stages.plan import plan_curriculum
-from plyfold.stages.recorder import RunRecorder, last_checkpoint, read_metrics
+from plyfold.stages.recorder import RunRecorder
 from plyfold.stages.rewards import HierarchicalReward
 from plyfold.stages.sandbox.problems import make_problems
 from plyfold.stages.trainers import StageGRPOTrainer, StageSFTTrainer

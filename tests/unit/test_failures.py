@@ -23,9 +23,10 @@ from plyfold.registry.store import Store
 from plyfold.stages.data import question_hash
 from plyfold.stages.draws import draw_seed
 from plyfold.stages.failures import DRAWS, MINED, Failures, find_failures
-from plyfold.stages.plan import CurriculumPlan, StagePlan, plan_curriculum
-from plyfold.stages.recorder import read_metrics
+from plyfold.stages.metrics import read_metrics
+from plyfold.stages.plan import plan_curriculum
 from plyfold.stages.sampling import Sample
+from plyfold.stages.stage_plan import CurriculumPlan, StagePlan
 from plyfold.stages.tasks import make_rows
 
 QUICK = [

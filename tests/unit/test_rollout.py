@@ -24,6 +24,7 @@ from plyfold.core.errors import (
     NotFoundError,
     OfflineError,
 )
+from plyfold.stages.metrics import rollout_totals
 from plyfold.stages.rollout import (
     Completion,
     Request,
@@ -31,7 +32,6 @@ from plyfold.stages.rollout import (
     Sampling,
     TrlRollouts,
     check_agreement,
-    rollout_totals,
 )
 from plyfold.stages.rollout_check import check_ready, check_rollout, check_sampling
 

@@ -1,0 +1,49 @@
+"""Checkpoints that a rerun may continue from: complete, unharmed, and of this very configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..core.console import warn
+from ..core.digest import sha256_file
+from ..core.files import write_json
+
+CHECKPOINTS = "checkpoints"
+COMPLETE = "plyfold.json"
+"""Written last into a checkpoint: without it the checkpoint is half-written and never resumed from."""
+
+
+def seal_checkpoint(folder: Path, fingerprint: str) -> None:
+    """Mark a checkpoint as complete, with the digest of each file: transformers goes on without one that is gone."""
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    write_json(folder / COMPLETE, {"schema": 1, "fingerprint": fingerprint, "files": files})
+
+
+def last_checkpoint(run_dir: Path, fingerprint: str) -> Path | None:
+    """The newest sound checkpoint of this very configuration.
+
+    Half-written and foreign ones are passed over, damaged ones with a warning.
+    """
+    found = [(_step(path), path) for path in (run_dir / CHECKPOINTS).glob("checkpoint-*") if _step(path) >= 0]
+    for _, path in sorted(found, reverse=True):
+        try:
+            note = json.loads((path / COMPLETE).read_bytes())
+            if note["fingerprint"] != fingerprint:
+                continue
+            damaged = [name for name, digest in note.get("files", {}).items() if not _is(path / name, digest)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if not damaged:
+            return path
+        warn(f"{path} is damaged and passed over: {', '.join(damaged)} is not as it was written")
+    return None
+
+
+def _is(file: Path, digest: str) -> bool:
+    return file.is_file() and sha256_file(file) == digest
+
+
+def _step(path: Path) -> int:
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1

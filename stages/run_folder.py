@@ -1,0 +1,110 @@
+"""A stage's run folder: whose it is, what a finished run left in it, and how it is held while one trains.
+
+    runs/<curriculum>/<number>-<name>/
+        config.resolved.yaml   run.json (fingerprint)   metrics.jsonl   completions/   checkpoints/
+        mined.json and mined.draws.jsonl (rewrite)   adapter/ (when finished)
+
+A run folder belongs to one fingerprint: configuration, rows and parents. A folder of another fingerprint is moved
+aside, said aloud, and never resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.console import say
+from ..core.digest import short
+from ..core.errors import IncompatibleError
+from ..core.files import held, staged_folder, write_json
+
+RUN = "run.json"
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """A finished stage."""
+
+    folder: Path
+    """Canonical PEFT folder of the trained adapter."""
+    steps: int
+    """Optimiser steps."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """For the record: rows, seconds, device, mined failures, the last metrics, alarms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+    fingerprint: str
+    """Digest of all that decides the adapter, its parents included."""
+    processes: int
+    """That train together; they decide the batches, so a run goes on with as many as it began with."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold it for this fingerprint; a folder of another one is moved aside first.
+
+        Raises:
+            ConflictError: Another run trains in it.
+            IncompatibleError: The interrupted run in it was of another number of processes.
+        """
+        with held(self.path, "another process trains in this folder"):
+            self._take_over()
+            yield
+
+    def finished(self) -> StageRun | None:
+        """What the run came to; None where it is not over."""
+        note = self._note()
+        if "steps" not in note or not (self.path / ADAPTER).is_dir():
+            return None
+        return StageRun(folder=self.path / ADAPTER, steps=note["steps"], details=note["details"])
+
+    def finish(self, steps: int, details: dict[str, Any]) -> StageRun:
+        """Note that the run is over; its adapter has to lie there already."""
+        write_json(self.path / RUN, {**self._beginning(), "steps": steps, "details": details})
+        return StageRun(folder=self.path / ADAPTER, steps=steps, details=details)
+
+    def _take_over(self) -> None:
+        for left in [*self.path.parent.glob(f".{self.path.name}.tmp-*"), *self.path.glob(f".{ADAPTER}.*-*")]:
+            shutil.rmtree(left, ignore_errors=True)  # what a kill left half-written
+        found = self._note().get("fingerprint")
+        if self.path.exists() and found != self.fingerprint:
+            aside = self._free_name(found)
+            self.path.rename(aside)
+            say(f"{self.path} is a run of another configuration: kept as {aside.name}, starting afresh")
+        if not self.path.exists():
+            with staged_folder(self.path) as staged:
+                write_json(staged / RUN, self._beginning())
+        note = self._note()
+        if (begun := note.get("processes", 1)) != self.processes and "steps" not in note:
+            raise IncompatibleError(
+                "this run was begun with another number of processes, which decides its batches",
+                where=self.path,
+                expected=f"{begun} processes",
+                found=f"{self.processes}",
+                next_step=f"start {begun} processes to continue, or remove that folder to start afresh",
+            )
+
+    def _beginning(self) -> dict[str, Any]:
+        return {"schema": 1, "fingerprint": self.fingerprint, "processes": self.processes}
+
+    def _note(self) -> dict[str, Any]:
+        try:
+            note = json.loads((self.path / RUN).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def _free_name(self, fingerprint: object) -> Path:
+        stem = f"{self.path.name}.{short(str(fingerprint), 8) if fingerprint else 'unknown'}"
+        names = [stem, *(f"{stem}.{count}" for count in range(2, 1000))]
+        return next(self.path.with_name(name) for name in names if not self.path.with_name(name).exists())
