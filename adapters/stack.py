@@ -35,7 +35,8 @@ def attach(model: PreTrainedModel, config: AdapterConfig, prior: Path | None, se
         model: The base, in NF4 or any float dtype; becomes part of the result.
         config: Rank, alpha and targets of the new adapter; no dropout.
         prior: Folder of the earlier stages composed into one adapter, or null for the first stage.
-        seed: Decides A's initial values (B starts at zero); the global random state is left as it was.
+        seed: Decides A's initial values (B starts at zero); the global random state is left as it was. Stages want one
+            each: A moves little, so that under equal seeds all of them read the same few directions (LOG.md).
 
     Returns:
         A PeftModel with float32 factors, `default` trainable, all else frozen.

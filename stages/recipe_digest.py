@@ -13,7 +13,7 @@ from ..evaluation.protocols import protocol
 from ..registry.record import Record
 from .mining import MEASURING
 
-RECIPE_FORMAT = 2
+RECIPE_FORMAT = 3
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
 
 _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "report_to",

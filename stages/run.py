@@ -20,6 +20,7 @@ from ..core.errors import FailedError
 from ..core.files import staged_folder
 from .arguments import trainer_arguments
 from .checkpoints import last_checkpoint
+from .draws import draw_seed
 from .fit import TokenCounter, askable, fitting_rows, longest_prompts, needed_context, require_rows
 from .metrics import final_means, read_metrics, rollout_totals
 from .mishaps import explained_sampling, explained_training
@@ -112,7 +113,8 @@ class _Training:
         self.counter = TokenCounter(self.tokenizer)
         if config.rollout.engine == "vllm" and stage.stage.task not in SUPERVISED:
             ensure_twin(plan.base, plan.quantisation, plan.cache)  # before the base is there a second time
-        self.model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, config.seed)
+        seed = draw_seed(config.seed, f"A of stage {stage.number}")
+        self.model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, seed)
         self.context = int(self.model.config.max_position_embeddings)
         self.frozen = frozen_digest(self.model)
         self.arguments = trainer_arguments(config, stage.name, folder.path, on_gpu=self.model.device.type == "cuda")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from plyfold.adapters.base import BaseRef, Quantisation, load_nf4, load_tokenizer, tokenizer_digest
 from plyfold.adapters.stack import attach, frozen_digest
@@ -113,6 +114,12 @@ def test_three_stages_train_and_their_lineage_is_on_record(
         check_portable(record.to_json())
         assert str(tmp_path) not in json.dumps(record.to_json())
     assert entries[2].record.recipe.details["mined"]["failures"] == 12  # a random base solves nothing
+    one, two, three = (_tensors(entry.path) for entry in entries)
+    for name in (name for name in one if name.endswith("A_RI")):  # stages read directions of their own
+        for first, second in ((one, two), (one, three), (two, three)):
+            assert torch.cosine_similarity(first[name].flatten(), second[name].flatten(), dim=0).abs() < 0.5
+    assert result.curves == tmp_path / "runs" / "tiny" / "curves.html"
+    assert "3 remedy" in result.curves.read_text()
 
     run_dir = tmp_path / "runs" / "tiny" / "2-brevity"
     steps = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl") if "reward" in line]
