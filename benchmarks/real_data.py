@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -51,16 +52,16 @@ def parse_all(data: DataConfig, held_out: set[str]) -> dict[str, Any]:
         "rows": len(rows),
         "parsed": len(usable),
         "skipped": skipped,
-        "steps": {count: sum(len(known.steps) == count for _, known in usable) for count in range(2, 41)},
+        "steps": dict(sorted(Counter(len(known.steps) for _, known in usable).items())),
         "latex_written": len(latex),
         "latex_kept": sum(any("\\" in step for step in known.steps) for known in latex),
         "statements_cut": sum(answer_in_step(row.rationale, known.answer) for row, known in usable),
-        "boxes_cut": sum("\\boxed" in _steps_written(row) for row, _ in usable)
-        - sum("\\boxed" in step for _, known in usable for step in known.steps),
+        "boxes_cut": sum("\\boxed" in _steps_written(row) and not any("\\boxed" in step for step in known.steps)
+                         for row, known in usable),
         "statements_left": sum(marks_answer(step, known.answer) for _, known in usable for step in known.steps),
         "questions_of_the_test_split": sum(question_hash(row.question) in held_out for row in rows),
         "rewrite": _shown([known for _, known in usable]),
-    }
+    }  # fmt: skip
 
 
 def _steps_written(row: Row) -> str:

@@ -250,6 +250,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[1],
         "rounds": options.rounds,
+        "prior_strength": STRENGTH,
         "versions": {name: version(name) for name in packages},
     }
 

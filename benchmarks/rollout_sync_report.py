@@ -86,10 +86,11 @@ def _drift(results: dict[str, Any]) -> list[str]:
         "The size of what was learnt, |dW| / |W|, stands beside it.",
         "",
     ]
+    prior = f"prior of {results['about']['prior_strength']:.1%}"
     for name, runs in results["drift"].items():
         cycles = list(runs[0]["cycles"])
         lines += [
-            f"{'the sandbox' if name == 'sandbox' else 'Qwen2.5-3B shape'}, prior of {0.007:.1%}:",
+            f"{'the sandbox' if name == 'sandbox' else 'Qwen2.5-3B shape'}, {prior}:",
             "",
             f"| size of the adapter | {' | '.join(f'{cycle} cycle(s)' for cycle in cycles)} |",
             f"|---|{'---:|' * len(cycles)}",
