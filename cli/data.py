@@ -31,11 +31,13 @@ def check_command(config: str | None, as_json: bool, overrides: tuple[str, ...])
 
     Reads no weights and trains nothing. Ends with the error that train would end with because of the rows.
     """
-    from ..core.config import load_config
+    from ..core.config import load_config, require_read_rows
     from ..core.console import emit_json
     from ..stages.data_check import check_data
 
-    check = check_data(load_config(config or DEFAULT_CONFIG, overrides))
+    loaded = load_config(config or DEFAULT_CONFIG, overrides)
+    require_read_rows(loaded, overrides)
+    check = check_data(loaded)
     if as_json:
         emit_json(check.to_json())
     else:

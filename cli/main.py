@@ -95,7 +95,9 @@ def _common_options() -> list[click.Option]:
             ctx.find_root().meta["debug"] = True
 
     return [
-        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=quiet, help="Errors only."),
+        click.Option(
+            ["-q", "--quiet"], is_flag=True, expose_value=False, callback=quiet, help="Warnings and errors only."
+        ),
         click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=verbose, help="More messages."),
         click.Option(["--debug"], is_flag=True, expose_value=False, callback=debug, help="Show tracebacks."),
     ]

@@ -42,7 +42,7 @@ def dry_run_option(function: Command) -> Command:
 
 def config_option(function: Command) -> Command:
     """`-c FILE` as `config: str | None`."""
-    return click.option("-c", "--config", help="A YAML file, or a packaged config: sandbox, gsm8k.")(function)
+    return click.option("-c", "--config", help="A YAML file, or a packaged config: sandbox, gsm8k, paper.")(function)
 
 
 def public_key_option(function: Command) -> Command:

@@ -38,13 +38,14 @@ def train_command(
     Without -c it trains the embedded sandbox. A run that was interrupted continues from its last checkpoint.
     KEY=VALUE overrides the config, for example seed=1 stages.brevity.trainer.max_steps=10.
     """
-    from ..core.config import CurriculumConfig, load_config
+    from ..core.config import CurriculumConfig, load_config, require_read_rows
     from ..core.console import emit_json
     from ..registry.store import Store, find_store
     from ..stages.processes import join
 
     def prepare() -> tuple[CurriculumConfig, list[int] | None, Store]:
         loaded = load_config(config or DEFAULT_CONFIG, overrides)
+        require_read_rows(loaded, overrides)
         return loaded, parse_stages(stages) if stages else None, find_store(registry, create=True)
 
     def show() -> None:
@@ -71,10 +72,10 @@ def train_command(
     if as_json:
         emit_json(result.to_json())
     else:
-        _show_result(result)
+        _show_result(result, several=len(store.curricula()) > 1)
 
 
-def _show_result(result: TrainResult) -> None:
+def _show_result(result: TrainResult, several: bool) -> None:
     from ..core.console import print_table
     from ..core.digest import short
     from .mined_tables import show_mined
@@ -110,7 +111,8 @@ def _show_result(result: TrainResult) -> None:
     done = ",".join(str(stage.number) for stage in result.stages if stage.digest)
     notes.append(f"reward, accuracy and tokens are the last rollouts'; run folders: {result.stages[0].run_dir.parent}")
     notes += [f"curves: {result.curves}"] if result.curves else []
-    notes.append(f"next: plyfold tree, plyfold merge --stages {done}")
+    named = f" --curriculum {result.curriculum}" if several else ""
+    notes.append(f"next: plyfold tree{named}, plyfold merge --stages {done}{named}")
     print_table(
         ["stage", "", *numbers, "alarms", "gate", "adapter"],
         rows,

@@ -215,7 +215,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
     """Read a config file or a packaged config by name, then apply `key=value` overrides.
 
     Args:
-        source: A YAML file, or the name of a packaged config (`sandbox`, `gsm8k`).
+        source: A YAML file, or the name of a packaged config (`sandbox`, `gsm8k`, `paper`).
         overrides: Dotted `key=value` pairs; YAML rules decide a value's type.
 
     Raises:
@@ -230,7 +230,10 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
     except Exception as error:  # yaml's own errors share no base with OmegaConf's
         if type(error).__module__.split(".")[0] != "yaml":
             raise
-        raise ConfigError("the config is not YAML", where=path, found=first_line(error)) from error
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path} line {mark.line + 1}, column {mark.column + 1}" if mark else path
+        found = getattr(error, "problem", None) or first_line(error)
+        raise ConfigError("the config is not YAML", where=place, found=found) from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError("the config is not a mapping", where=path)
     return build_config(loaded, overrides, where=path)
@@ -263,7 +266,10 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
         merged = OmegaConf.merge(schema, values, OmegaConf.from_dotlist(list(overrides)))
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(first_line(error), where=where, next_step=_suggestion(error)) from error
+        key = getattr(error, "full_key", None)
+        given = key and any(override.partition("=")[0] == key for override in overrides)
+        place = f"{key}, an override" if given else f"{key} in {where}" if key else where
+        raise ConfigError(first_line(error), where=place, next_step=_suggestion(error)) from error
     except Exception as error:  # an override's value that is not YAML
         if type(error).__module__.split(".")[0] != "yaml":
             raise
@@ -272,6 +278,26 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
     _check(config, where)
     setattr(config, _UNRESOLVED, OmegaConf.to_container(merged, resolve=False))
     return config
+
+
+def require_read_rows(config: CurriculumConfig, overrides: Sequence[str]) -> None:
+    """Refuse an override of `data` that no stage reads: it would change nothing, without a word.
+
+    Raises:
+        ConfigError: Every stage names rows of its own.
+    """
+    if any(stage.data is None for stage in config.stages.values()):
+        return
+    written = repr(config_dict(config)["stages"])
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.startswith("data.") and f"${{{key}" not in written:
+            raise ConfigError(
+                "no stage reads this value: all of them name rows of their own",
+                where=f"{key}, an override",
+                found=value,
+                next_step=" ".join(f"stages.{name}.{key}={value}" for name in config.stages),
+            )
 
 
 def find_config(source: str | Path) -> Path:

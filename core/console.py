@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .errors import PlyfoldError
 
@@ -95,19 +95,59 @@ def print_table(
     right: Sequence[str] = (),
     caption: str = "",
 ) -> None:
-    """A table on stdout. `right` names the columns set flush right."""
+    """A table on stdout; on a terminal that is too narrow, several, so that no number or digest is cut.
+
+    Args:
+        columns: Headings; the first column says what a row is.
+        rows: Cells, a column each.
+        title: Above it.
+        right: Columns set flush right.
+        caption: Lines below it.
+    """
     if len(rows) > LONG_TABLE:
         _print_long_table(columns, rows, title, right, caption)
         return
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title or None, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_escape(str(cell)) for cell in row))
-    stdout().print(table)
+    cells = [[_escape(str(cell)) for cell in row] for row in rows]
+    widths = [max(_width(line) for cell in column for line in cell.split("\n"))
+              for column in zip(columns, *([str(cell) for cell in row] for row in rows), strict=True)]  # fmt: skip
+    room = stdout().width if sys.stdout.isatty() else None
+    parts = _side_by_side(widths, room)
+    for part in parts:
+        table = Table(
+            title=_escape(title) if title and part is parts[0] else None, box=box.SIMPLE_HEAD, title_justify="left"
+        )
+        for index in part:
+            fits = room is None or _table_width([widths[column] for column in part]) <= room
+            justify: Literal["left", "right"] = "right" if columns[index] in right else "left"
+            table.add_column(_escape(columns[index]), justify=justify, no_wrap=fits or index == 0, overflow="fold")
+        for row in cells:
+            table.add_row(*(row[index] for index in part))
+        console = stdout()
+        if room is None:  # nobody's window: as wide as it takes
+            console.width = max(console.width, _table_width([widths[column] for column in part]))
+        console.print(table)
+    for line in caption.split("\n") if caption else []:
+        stdout().print(_escape(line), soft_wrap=room is None)
+
+
+def _table_width(widths: Sequence[int]) -> int:
+    """Columns of a terminal that a table takes: three a gap, two at its edges."""
+    return sum(widths) + 3 * len(widths) + 1
+
+
+def _side_by_side(widths: Sequence[int], room: int | None) -> list[list[int]]:
+    """Columns that are shown in one table: all, or what fits, the first one repeated in each; none is cut."""
+    if room is None or _table_width(widths) <= room:
+        return [list(range(len(widths)))]
+    parts = [[0]]
+    for index in range(1, len(widths)):
+        if len(parts[-1]) > 1 and _table_width([widths[column] for column in [*parts[-1], index]]) > room:
+            parts.append([0])
+        parts[-1].append(index)
+    return parts
 
 
 def _print_long_table(

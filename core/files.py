@@ -62,7 +62,8 @@ def not_allowed(where: Path, what: str = "this user may not read or write here")
         what,
         where=where,
         expected="permission to read, and to write what is to change",
-        next_step="change its permissions; a registry elsewhere is named by --registry DIR or PLYFOLD_REGISTRY",
+        next_step="change its permissions, or name another place: --runs or -o, and for a registry --registry or "
+        "PLYFOLD_REGISTRY",
     )
 
 

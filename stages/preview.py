@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,8 @@ def preview_stage(config: CurriculumConfig, stage: str, num_rows: int = 3, seed:
     rationales, _ = load_rationales(data, bare=full.task not in SUPERVISED)
     counter = token_counter(config.base)
     drawn_seed = config.seed if seed is None else seed
-    drawn = draw_rows(rationales, full, protocol(config.eval.protocol), drawn_seed, counter.text if counter else len)
+    asked = protocol(config.eval.protocol)
+    drawn = draw_rows(rationales, full, asked, drawn_seed, counter.text if counter else len)
     unknown = {} if counter else {"teacher_tokens": None}
     return Preview(
         number=full.number,
@@ -87,6 +89,14 @@ def preview_stage(config: CurriculumConfig, stage: str, num_rows: int = 3, seed:
         masking="" if full.task == "rewrite" else describe_masking(full.masking),
         examples=tuple(
             Example(rationale=rationales[index], row={key: unknown.get(key, value) for key, value in row.items()})
-            for index, row in drawn[:num_rows]
+            for index, row in _some(drawn, num_rows, {asked.prompt(item.question) for item in rationales})
         ),
     )
+
+
+def _some(drawn: Sequence[tuple[int, Row]], num_rows: int, bare: set[str]) -> list[tuple[int, Row]]:
+    """The first rows; were all of them bare, the first that is not stands for the last of them."""
+    first = list(drawn[:num_rows])
+    if all(row["prompt"] in bare for _, row in first):
+        first[-1:] = next(([item] for item in drawn if item[1]["prompt"] not in bare), first[-1:])
+    return first

@@ -5,7 +5,7 @@
         mined.json and mined.draws.jsonl (rewrite)   adapter/ (when finished)
 
 A run folder belongs to one fingerprint: configuration, rows and parents. A folder of another fingerprint is moved
-aside, said aloud, and never resumed from.
+aside, said aloud, and taken up again when its configuration comes back.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RunFolder:
 
     def finished(self) -> StageRun | None:
         """What the run came to; None where it is not over."""
-        note = self._note()
+        note = _note(self.path)
         if "steps" not in note or not (self.path / ADAPTER).is_dir():
             return None
         return StageRun(folder=self.path / ADAPTER, steps=note["steps"], details=note["details"])
@@ -76,15 +76,18 @@ class RunFolder:
     def _take_over(self) -> None:
         for left in [*self.path.parent.glob(f".{self.path.name}.tmp-*"), *self.path.glob(f".{ADAPTER}.*-*")]:
             shutil.rmtree(left, ignore_errors=True)  # what a kill left half-written
-        found = self._note().get("fingerprint")
+        found = _note(self.path).get("fingerprint")
         if self.path.exists() and found != self.fingerprint:
             aside = self._free_name(found)
             self.path.rename(aside)
-            say(f"{self.path} is a run of another configuration: kept as {aside.name}, starting afresh")
+            say(f"{self.path} is a run of another configuration: kept as {aside.name}")
+        if not self.path.exists() and (own := self._set_aside()):
+            own.rename(self.path)
+            say(f"{own.name} is a run of this configuration: taken up again as {self.path}")
         if not self.path.exists():
             with staged_folder(self.path) as staged:
                 write_json(staged / RUN, self._beginning())
-        note = self._note()
+        note = _note(self.path)
         if (begun := note.get("processes", 1)) != self.processes and "steps" not in note:
             raise IncompatibleError(
                 "this run was begun with another number of processes, which decides its batches",
@@ -97,14 +100,21 @@ class RunFolder:
     def _beginning(self) -> dict[str, Any]:
         return {"schema": 1, "fingerprint": self.fingerprint, "processes": self.processes}
 
-    def _note(self) -> dict[str, Any]:
-        try:
-            note = json.loads((self.path / RUN).read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return note if isinstance(note, dict) else {}
+    def _set_aside(self) -> Path | None:
+        """A run of this fingerprint that had to make room for another."""
+        found = sorted(self.path.parent.glob(f"{self.path.name}.*"))
+        return next((path for path in found if _note(path).get("fingerprint") == self.fingerprint), None)
 
     def _free_name(self, fingerprint: object) -> Path:
         stem = f"{self.path.name}.{short(str(fingerprint), 8) if fingerprint else 'unknown'}"
         names = [stem, *(f"{stem}.{count}" for count in range(2, 1000))]
         return next(self.path.with_name(name) for name in names if not self.path.with_name(name).exists())
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """What a run folder says of its run; nothing where there is none, or its file is not readable."""
+    try:
+        note = json.loads((folder / RUN).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}

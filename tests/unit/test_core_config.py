@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from plyfold.core.config import config_dict, load_config, save_config
+from plyfold.core.config import config_dict, load_config, require_read_rows, save_config
 from plyfold.core.errors import ConfigError, NotFoundError
 
 MINIMAL = """
@@ -44,10 +44,31 @@ def test_an_unknown_key_is_refused_with_a_suggestion(path: Path, override: str, 
         load_config(path, [override])
 
 
-@pytest.mark.parametrize("override", ["adapter.r=many", "adapter.r", "stages.structure.number=one"])
-def test_a_value_of_the_wrong_type_is_refused(path: Path, override: str) -> None:
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize("override", ["adapter.r=many", "seed=abc", "stages.structure.number=one"])
+def test_a_value_of_the_wrong_type_is_refused_by_its_key(path: Path, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         load_config(path, [override])
+    assert caught.value.where == f"{override.partition('=')[0]}, an override"
+
+
+def test_an_override_without_a_value_is_refused(path: Path) -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        load_config(path, ["adapter.r"])
+
+
+def test_a_stage_without_its_number_is_named(path: Path) -> None:
+    path.write_text(MINIMAL + "  brevity: {task: complete}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert caught.value.where == f"stages.brevity.number in {path}"
+
+
+def test_rows_that_no_stage_reads_are_no_override(path: Path) -> None:
+    for source, override in ((path, "data.rows=[0,9]"), ("gsm8k", "data.path=x.jsonl")):  # read by a stage
+        require_read_rows(load_config(source, [override]), [override])
+    with pytest.raises(ConfigError, match="no stage reads") as caught:
+        require_read_rows(load_config("sandbox", ["data.rows=[0,9]"]), ["data.rows=[0,9]"])
+    assert "stages.brevity.data.rows=[0,9]" in caught.value.next_step
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
@@ -55,8 +76,9 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1, 2")
-    with pytest.raises(ConfigError, match="YAML"):
+    with pytest.raises(ConfigError, match="YAML") as caught:
         load_config(broken)
+    assert caught.value.where.endswith("broken.yaml line 2, column 1")
     listed = tmp_path / "list.yaml"
     listed.write_text("- 1\n- 2\n")
     with pytest.raises(ConfigError):
