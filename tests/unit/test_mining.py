@@ -25,10 +25,10 @@ class _Scripted:
     """Gives each problem's outcomes in order, the last one for ever, and counts what it was asked."""
 
     def __init__(self, scripts: Sequence[str]) -> None:
-        self.scripts, self.asked, self.calls = scripts, Counter[int](), list[tuple[list[int], str]]()
+        self.scripts, self.asked, self.calls = scripts, Counter[int](), list[tuple[list[int], str, int]]()
 
-    def __call__(self, indices: Sequence[int], label: str) -> list[str]:
-        self.calls.append((list(indices), label))
+    def __call__(self, indices: Sequence[int], label: str, start: int) -> list[str]:
+        self.calls.append((list(indices), label, start))
         return [self._next(index) for index in indices]
 
     def _next(self, index: int) -> str:
@@ -50,8 +50,8 @@ def test_a_right_sample_ends_a_problem_and_only_the_unsolved_are_confirmed() -> 
     assert mined.failures == (3,)
     assert mined.outcomes[2] == {"wrong": 5, "right": 11}
     assert (mined.samples, mined.k, mined.drawn) == (4, 16, 35)
-    assert max(len(indices) for indices, _ in ask.calls) == 2
-    assert len({label for _, label in ask.calls}) == len(ask.calls)  # no two calls share their samples
+    assert max(len(indices) for indices, *_ in ask.calls) == 2
+    assert len({(label, start) for _, label, start in ask.calls}) == len(ask.calls)  # no two calls share their samples
 
 
 def test_without_confirmation_the_first_samples_decide() -> None:
