@@ -209,7 +209,7 @@ def prompts_per_generation(arguments: TrainingArguments) -> int:
 
 def count_micro_steps(arguments: TrainingArguments, num_rows: int) -> int:
     """Forward and backward passes of each process that `num_rows` rows make."""
-    batch = arguments.per_device_train_batch_size * arguments.world_size
+    batch = int(arguments.per_device_train_batch_size * arguments.world_size)
     if not hasattr(arguments, "num_generations"):
         return math.ceil(num_rows / batch)
     prompts = prompts_per_generation(arguments)
@@ -221,4 +221,5 @@ def count_steps(arguments: TrainingArguments, num_rows: int) -> int:
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
     micro_steps = count_micro_steps(arguments, num_rows)
-    return math.ceil(math.ceil(micro_steps / arguments.gradient_accumulation_steps) * arguments.num_train_epochs)
+    steps: float = math.ceil(micro_steps / arguments.gradient_accumulation_steps) * arguments.num_train_epochs
+    return math.ceil(steps)
