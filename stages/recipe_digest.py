@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..evaluation.protocols import protocol
 from ..registry.record import Record
 from .mining import MEASURING
+from .tasks import UNUSED
 
 RECIPE_FORMAT = 2
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
@@ -59,8 +60,11 @@ def recipe_digest(
         rows: Digest of the rows.
     """
     decisive = asdict(stage)
-    unused = {"reconstruct": ["reward", "mining"], "complete": ["mining"], "rewrite": ["masking"]}[stage.task]
-    for key in ("data", "gate", *unused):  # the rows' own digest stands for the data; a gate decides no weights
+    for key in (
+        "data",
+        "gate",
+        *UNUSED[stage.task],
+    ):  # the rows' own digest stands for the data; a gate decides no weights
         del decisive[key]
     if "mining" in decisive:  # an error or none; it was counted as deciding, so its default stands in every digest
         decisive["mining"]["minimum"] = MiningConfig().minimum

@@ -141,8 +141,6 @@ def test_three_stages_train_and_their_lineage_is_on_record(
     changed = plan_curriculum(make_config("stages.brevity.reward.brevity=0.9"), store)
     assert [stage.status for stage in changed.stages] == ["trained", "stale", "stale"]
     assert changed.stages[2].reasons == ("stage 2 is stale",)
-    untouched = plan_curriculum(make_config("stages.structure.reward.brevity=0.9"), store)  # supervised: no reward
-    assert [stage.status for stage in untouched.stages] == ["trained"] * 3
 
     with pytest.raises(BaseMismatchError) as caught:
         plan_curriculum(make_config("base.double_quant=false"), store)
@@ -290,6 +288,7 @@ def test_what_cannot_be_meant_is_refused_before_training(make_config: MakeConfig
         ("stages.brevity.masking.mode=all", ConfigError, "masking mode"),
         ("stages.brevity.reward.mode=guess", ConfigError, "no such reward mode"),
         ("stages.remedy.task=guess", ConfigError, "no such task"),
+        ("stages.structure.reward.brevity=0.9", ConfigError, "reward means nothing where task is reconstruct"),
         ("data.columns.answer=gold", ConfigError, "no column gold"),
         ("base.compute_dtype=float16", ConfigError, "do not train in float16"),
         ("eval.protocol=few", ConfigError, "protocol"),
