@@ -60,11 +60,8 @@ def recipe_digest(
         rows: Digest of the rows.
     """
     decisive = asdict(stage)
-    for key in (
-        "data",
-        "gate",
-        *UNUSED[stage.task],
-    ):  # the rows' own digest stands for the data; a gate decides no weights
+    # The rows' own digest stands for the data; a gate decides no weights.
+    for key in ("data", "gate", *UNUSED[stage.task]):
         del decisive[key]
     if "mining" in decisive:  # an error or none; it was counted as deciding, so its default stands in every digest
         decisive["mining"]["minimum"] = MiningConfig().minimum

@@ -333,6 +333,7 @@ def test_the_command_shows_its_plan_and_changes_nothing(
     assert plan["stages"][0]["trainable_parameters"] == 2 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
     assert run_command(["train", "-c", "tiny.yaml", "--dry-run"]) == 0
     assert "1 structure" in capsys.readouterr().out
-    assert not (tmp_path / "runs").exists()
+    assert run_command(["rollouts", "-c", "tiny.yaml", "--dry-run"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.yaml"}
     assert run_command(["train", "-c", "tiny.yaml", "--stages", "2"]) == 3
     assert "the same command with --stages 1,2" in capsys.readouterr().err
