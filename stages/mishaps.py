@@ -114,6 +114,6 @@ def out_of_memory(where: str, name: str, arguments: TrainingArguments, error: Ba
         where=where,
         found=first_line(error)[:300],
         next_step=f"{', '.join(ways) or f'a smaller {trainer}.{limit}'}; plyfold train --dry-run estimates what a "
-        "stage needs. With the same settings the run continues from its last checkpoint, with others it starts afresh "
-        "and keeps this one aside",
+        "stage needs. With another batch or length the run starts afresh and keeps this one aside, else it continues "
+        "from its last checkpoint",
     )

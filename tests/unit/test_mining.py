@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from plyfold.adapters.base import Quantisation
-from plyfold.core.config import MiningConfig, StageConfig, load_config
+from plyfold.core.config import ALL_LINEAR, AdapterConfig, MiningConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.stages.mining import Mined, check_mining, judge, mine, mining_cost, pass_rate_bound, verdict
 from plyfold.stages.rationale import Rationale
@@ -147,3 +147,18 @@ def test_equal_configurations_keep_the_digests_they_were_published_under() -> No
     assert {task: digest(task)[7:15] for task in ("reconstruct", "complete", "rewrite")} == {
         "reconstruct": "71f35f60", "complete": "dc2e395f", "rewrite": "13d567f4"
     }  # fmt: skip
+
+
+def test_what_decides_no_weights_is_in_no_digest() -> None:
+    def digest(*targets: str, **trainer: object) -> str:
+        adapter = AdapterConfig(targets=list(targets)) if targets else AdapterConfig()
+        stage = StageConfig(number=1, task="complete", adapter=adapter, trainer=trainer)
+        return recipe_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
+
+    same = digest()
+    assert same[7:15] == "9152e884"  # as published
+    assert same == digest(*reversed(ALL_LINEAR))
+    assert digest("q_proj", "own", "mlp.up_proj") == digest("own", "mlp.up_proj", "q_proj") != same
+    for field in ("gradient_checkpointing", "ddp_timeout", "logging_first_step", "num_generations_eval"):
+        assert digest(**{field: 2}) == same
+    assert digest(learning_rate=2) != same
