@@ -151,11 +151,8 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(
-    ("number", "extra"), [(1, []), (2, []), (2, ["stages.brevity.trainer.num_iterations=2"])], ids=["1", "2", "2 twice"]
-)
+@pytest.mark.parametrize("extra", [[], ["stages.brevity.trainer.num_iterations=2"]], ids=["once", "twice"])
 def test_a_killed_run_continues_to_the_very_same_adapter(
-    number: int,
     extra: list[str],
     make_config: MakeConfig,
     store: Store,
@@ -163,16 +160,12 @@ def test_a_killed_run_continues_to_the_very_same_adapter(
     varied_reward: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = make_config()
-    if number == 2:
-        train(make_config("stages.structure.trainer.max_steps=2"), store, [1], tmp_path / "runs")
-        config = make_config("stages.structure.trainer.max_steps=2", "stages.brevity.trainer.beta=0.05", *extra)
-    name = f"{number}-{['structure', 'brevity'][number - 1]}"
-    other = Store(tmp_path / "other")
-    if number == 2:
-        first = store.stage("tiny", 1)
-        other.set_ref("tiny", 1, other.publish(first.path, first.record))
-    train(config, other, [number], tmp_path / "whole")
+    short, name = "stages.structure.trainer.max_steps=2", "2-brevity"
+    train(make_config(short), store, [1], tmp_path / "runs")
+    config = make_config(short, "stages.brevity.trainer.beta=0.05", *extra)
+    other, first = Store(tmp_path / "other"), store.stage("tiny", 1)
+    other.set_ref("tiny", 1, other.publish(first.path, first.record))
+    train(config, other, [2], tmp_path / "whole")
 
     on_step_end = RunRecorder.on_step_end
 
@@ -184,25 +177,31 @@ def test_a_killed_run_continues_to_the_very_same_adapter(
     with monkeypatch.context() as patch:
         patch.setattr(RunRecorder, "on_step_end", killed_at_three)
         with pytest.raises(_Killed):
-            train(config, store, [number], tmp_path / "runs")
+            train(config, store, [2], tmp_path / "runs")
     run_dir = tmp_path / "runs" / "tiny" / name
-    assert number not in store.stages("tiny")
+    assert 2 not in store.stages("tiny")
     checkpoint = run_dir / "checkpoints" / "checkpoint-2"
     half_written = run_dir / "checkpoints" / "checkpoint-3"
     half_written.mkdir()
     assert last_checkpoint(run_dir, json.loads((run_dir / "run.json").read_text())["fingerprint"]) == checkpoint
     assert set(_tensors(checkpoint)) == set(_tensors(tmp_path / "whole" / "tiny" / name / "adapter"))  # default alone
 
-    train(config, store, [number], tmp_path / "runs")
+    metrics = run_dir / "metrics.jsonl"
+    slow = [line | {"wall_s": line["wall_s"] + 1000} for line in read_metrics(metrics)]  # its last step is step 2
+    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in [*slow, slow[-1] | {"step": 3, "wall_s": 5000}]))
+
+    _, stage = train(config, store, [2], tmp_path / "runs").stages[:2]
+    assert 1000 < stage.details["wall_s"] < 5000  # the seconds of the killed process too, up to its checkpoint
+    assert store.stage("tiny", 2).record.recipe.details["wall_s"] == stage.details["wall_s"]
     whole, resumed = (_tensors(root / "tiny" / name / "adapter") for root in (tmp_path / "whole", tmp_path / "runs"))
     assert all(whole[key].equal(resumed[key]) for key in whole)
     lines = [[line["step"] for line in read_metrics(root / "tiny" / name / "metrics.jsonl") if "loss" in line]
              for root in (tmp_path / "whole", tmp_path / "runs")]  # fmt: skip
     assert lines[0] == lines[1] == [1, 2, 3, 4]
-    if number == 2:  # the reference policy is base plus prior: no divergence before the first update, then some
-        kl = [line["kl"] for line in read_metrics(run_dir / "metrics.jsonl") if "kl" in line]
-        assert kl[0] == pytest.approx(0, abs=1e-6)
-        assert max(kl[1:]) > 1e-6
+    # The reference policy is base plus prior: no divergence before the first update, then some.
+    kl = [line["kl"] for line in read_metrics(metrics) if "kl" in line]
+    assert kl[0] == pytest.approx(0, abs=1e-6)
+    assert max(kl[1:]) > 1e-6
 
 
 def test_the_papers_reward_trains_and_its_components_are_logged(
