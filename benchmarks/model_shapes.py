@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from plyfold.stages.shapes import KNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +24,23 @@ class ModelShape:
     heads: int
     key_value_heads: int
     tied: bool
+
+    @classmethod
+    def of(cls, repo: str, revision: str, config: Mapping[str, Any]) -> ModelShape:
+        """From what its config.json says."""
+        heads, key_value_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        return cls(
+            repo=repo,
+            revision=revision,
+            num_layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            key_value=key_value_heads * config["hidden_size"] // heads,
+            intermediate=config["intermediate_size"],
+            vocabulary=config["vocab_size"],
+            heads=heads,
+            key_value_heads=key_value_heads,
+            tied=config["tie_word_embeddings"],
+        )
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -58,18 +79,7 @@ MODELS = {
         key_value_heads=2,
         tied=True,
     ),
-    "3B": ModelShape(
-        repo="Qwen/Qwen2.5-3B",
-        revision="3aab1f1954e9cc14eb9509a215f9e5ca08227a9b",
-        num_layers=36,
-        hidden=2048,
-        key_value=256,
-        intermediate=11008,
-        vocabulary=151936,
-        heads=16,
-        key_value_heads=2,
-        tied=True,
-    ),
+    "3B": next(ModelShape.of(*name, config) for name, config in KNOWN.items() if name[0] == "Qwen/Qwen2.5-3B"),
     "7B": ModelShape(
         repo="Qwen/Qwen2.5-7B",
         revision=None,

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from ..core.console import print_error, set_verbosity
-from ..core.errors import ConfigError, FailedError, PlyfoldError
+from ..core.errors import ConfigError, FailedError, PlyfoldError, ran_out_of_memory
 from ..core.files import DISK_FULL, NOT_ALLOWED, disk_full, not_allowed
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -170,7 +170,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _unexpected(error: Exception) -> FailedError:
-    if _no_memory(error):
+    if ran_out_of_memory(error):
         wrapped = FailedError(
             "out of memory; what was complete is kept",
             found=str(error).split("\n")[0][:300],
@@ -183,12 +183,6 @@ def _unexpected(error: Exception) -> FailedError:
         )
     wrapped.__cause__ = error
     return wrapped
-
-
-def _no_memory(error: Exception) -> bool:
-    """Whether Python or torch (which is not imported here) ran out of memory."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
 
 
 def _report(error: PlyfoldError, debug: bool) -> int:

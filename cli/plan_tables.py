@@ -22,6 +22,7 @@ _PARTS = {
     "logprobs": "log-probability pass",
     "mining": "mining's key-value cache",
     "total": "peak, estimated",
+    "vllm": "vLLM beside, at least",
 }
 
 
@@ -126,6 +127,8 @@ def _show_memory(plan: CurriculumPlan) -> None:
                 f"sizes from {plan.shape_source}",
                 "the peak is what is held and the largest of: activations with logits, rollout, log probabilities, "
                 "mining",
+                *(["vLLM needs more than its row: what it profiles, CUDA's graphs and its key-value cache come on top; "
+                   "all of it is rollout.gpu_memory"] if any(value["vllm"] for value in values.values()) else []),
                 *(f"{name}: {value['assumption']}; gradient checkpointing the other way: "
                   f"{_gb(value['other_activations'])} of activations; logits of all tokens at once: "
                   f"{_gb(value['full_logits'])}" for name, value in values.items()),

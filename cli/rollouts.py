@@ -46,7 +46,7 @@ def rollouts_command(
     from ..stages.rollout_server import make_twin, plan_rollout_server
 
     loaded = load_config(config or DEFAULT_CONFIG, overrides)
-    store = find_store(registry, create=True)
+    store = find_store(registry, create=True, dry_run=dry_run)
     server = plan_rollout_server(loaded, store.cache, host=host, port=port, max_model_len=max_model_len, gpus=gpus)
     if as_json:
         emit_json({"dry_run": dry_run, **server.to_json()})

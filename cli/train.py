@@ -46,7 +46,7 @@ def train_command(
     def prepare() -> tuple[CurriculumConfig, list[int] | None, Store]:
         loaded = load_config(config or DEFAULT_CONFIG, overrides)
         require_read_rows(loaded, overrides)
-        return loaded, parse_stages(stages) if stages else None, find_store(registry, create=True)
+        return loaded, parse_stages(stages) if stages else None, find_store(registry, create=True, dry_run=dry_run)
 
     def show() -> None:
         from ..stages.plan import plan_curriculum

@@ -129,6 +129,16 @@ class UnsupportedAdapterError(IncompatibleError):
     """An adapter feature with no exact additive meaning (DoRA, bias, modules_to_save, mutating inits)."""
 
 
+_NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What torch's CPU allocator says, what a CUDA call says, and the libraries beside it (CUBLAS_STATUS_ALLOC_FAILED)."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch (which is not imported here) ran out of memory."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(sign in str(error) for sign in _NO_MEMORY)
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -24,7 +24,7 @@ class Snapshot(Store):
     """A registry that is only read; what changes meanwhile may not be seen."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root)
+        super().__init__(root, make=False)
         self._entries: dict[str, Entry | PlyfoldError] = {}
         self._statements: dict[str, list[Attestation]] = {}
         self._by_kind: dict[str, dict[str, list[Attestation]]] = {}

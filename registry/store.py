@@ -36,12 +36,13 @@ LOCK_TIMEOUT_S = 30.0
 _PREFIX = re.compile(r"^(?:sha256:)?([0-9a-f]{4,64})$")
 
 
-def find_store(path: Path | None = None, *, create: bool = False) -> Store:
+def find_store(path: Path | None = None, *, create: bool = False, dry_run: bool = False) -> Store:
     """The store at `path`, else at PLYFOLD_REGISTRY, else `.plyfold/` in this folder or one above it.
 
     Args:
         path: Explicit folder of the store.
         create: Make it where it is missing (in this folder, where nothing names one).
+        dry_run: With `create`, take a missing one for the empty one it would be, and make nothing.
 
     Raises:
         NotFoundError: There is none and `create` is false.
@@ -57,7 +58,7 @@ def find_store(path: Path | None = None, *, create: bool = False) -> Store:
         if found:
             return Store(candidate)
     if create:
-        return Store(candidates[0])
+        return Store(candidates[0], make=not dry_run)
     raise NotFoundError(
         "no registry here",
         where=named or Path.cwd(),
@@ -69,7 +70,8 @@ def find_store(path: Path | None = None, *, create: bool = False) -> Store:
 class Store(Refs):
     """A registry folder, made where it is missing; one that may not be written is read all the same."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, make: bool = True) -> None:
+        """The registry at `root`; with `make` false a missing one is only looked at, as if it were empty."""
         self.root = root.expanduser().resolve()
         self.objects = self.root / "objects" / "sha256"
         self.cache = self.root / "cache"
@@ -79,6 +81,8 @@ class Store(Refs):
         self._log = self.root / "log.jsonl"
         self._locations = self.root / "locations.json"
         self._folders = (self.objects, self._refs, self._attest, self._tmp, self.root / "locks", self.cache)
+        if not make:
+            return
         try:
             with disk_errors(self.root):
                 for folder in self._folders:

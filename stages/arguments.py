@@ -37,6 +37,7 @@ _REFUSED = {
     "num_completions_to_print": "completions are written to the run folder",
     "logging_nan_inf_filter": "it hides a NaN loss",
     "eval_strategy": "a stage has no rows to evaluate on: its `gate`, or `eval` afterwards",
+    "eval_on_start": "a stage has no rows to evaluate on: its `gate`, or `eval` afterwards",
     "sync_ref_model": "the reference is the base with the earlier stages",
     "use_vllm": _MERGES,
     "push_to_hub": "adapters are published from the registry",
@@ -50,7 +51,13 @@ _REFUSED = {
     "cast_lm_head_to_fp32": "it casts the frozen head, which a quantised base shares with its embeddings",
     "save_only_model": "a rerun could not continue as the run would have",
     "ignore_data_skip": "a rerun could not continue as the run would have",
+    "auto_find_batch_size": "the batch decides the weights: set per_device_train_batch_size",
+    "use_liger_kernel": "it replaces the base's modules, and is not in the tested set of versions",
+    "fsdp": "a stage trains with plain data parallelism: the quantised base and one small adapter",
+    "deepspeed": "a stage trains with plain data parallelism: the quantised base and one small adapter",
 }
+_POSITIVE = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
+             "generation_batch_size", "num_generations", "num_iterations")  # fmt: skip
 
 _COMMON: dict[str, Any] = {
     "report_to": "none",
@@ -103,6 +110,25 @@ def check_trainer(stage: StageConfig, name: str) -> None:
             )
         if key in _REFUSED or key.startswith("vllm_"):
             raise ConfigError(f"{key} cannot be set here", where=where, found=_REFUSED.get(key, _MERGES))
+        value = stage.trainer[key]
+        if key in _POSITIVE and isinstance(value, (int, float)) and value < 1:
+            raise ConfigError(f"{key} has to be positive", where=f"{where}.{key}", found=value, expected="1 or more")
+    if stage.trainer.get("save_total_limit") == 1:
+        raise ConfigError(
+            "one checkpoint is too few: the last sound one goes before the next is known to be whole",
+            where=f"{where}.save_total_limit",
+            found=1,
+            expected="2 or more; null keeps all",
+        )
+    if stage.task not in SUPERVISED and stage.trainer.get("num_train_epochs", 1) != 1:
+        raise ConfigError(
+            "GRPO goes through its rows once: a later pass need not begin with a generation cycle, and could not be "
+            "resumed exactly",
+            where=f"{where}.num_train_epochs",
+            found=stage.trainer["num_train_epochs"],
+            expected="1",
+            next_step=f"stages.{name}.epochs, which masks the rows of each copy anew",
+        )
     if stage.trainer.get("save_strategy") == "best":
         raise ConfigError("no checkpoint is known to be the best", where=f"{where}.save_strategy", expected="steps")
     _check_reporters(stage.trainer.get("report_to", "none"), f"{where}.report_to")
@@ -150,8 +176,9 @@ def trainer_arguments(config: CurriculumConfig, name: str, output_dir: Path, *, 
             logging_nan_inf_filter=False,
             **({} if stage.task in SUPERVISED else {"num_completions_to_print": 0}),
         )
-    except (TypeError, ValueError) as error:
-        raise ConfigError("TRL refuses the trainer's arguments", where=where, found=error) from error
+    except Exception as error:  # also what transformers misses, cannot import or divides by
+        found = str(error) or type(error).__name__
+        raise ConfigError("TRL refuses the trainer's arguments", where=where, found=found) from error
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # the base is on one; TRL refuses a process that sees more, lest it copies the model
     cycle = generation_cycle(arguments)
@@ -180,15 +207,19 @@ def prompts_per_generation(arguments: TrainingArguments) -> int:
     return int(arguments.generation_batch_size // arguments.num_generations)
 
 
+def count_micro_steps(arguments: TrainingArguments, num_rows: int) -> int:
+    """Forward and backward passes of each process that `num_rows` rows make."""
+    batch = int(arguments.per_device_train_batch_size * arguments.world_size)
+    if not hasattr(arguments, "num_generations"):
+        return math.ceil(num_rows / batch)
+    prompts = prompts_per_generation(arguments)
+    return int(num_rows // prompts * prompts * arguments.num_generations * arguments.num_iterations // batch)
+
+
 def count_steps(arguments: TrainingArguments, num_rows: int) -> int:
     """Optimiser steps that `num_rows` rows make, on all processes together."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    batch = arguments.per_device_train_batch_size * arguments.world_size
-    if hasattr(arguments, "num_generations"):
-        prompts = prompts_per_generation(arguments)
-        micro_steps = num_rows // prompts * prompts * arguments.num_generations * arguments.num_iterations // batch
-    else:
-        micro_steps = math.ceil(num_rows / batch)
+    micro_steps = count_micro_steps(arguments, num_rows)
     steps: float = math.ceil(micro_steps / arguments.gradient_accumulation_steps) * arguments.num_train_epochs
     return math.ceil(steps)

@@ -1,12 +1,16 @@
 """Judged samples of a policy in a file of the run folder: what a killed run has drawn is not drawn again.
 
-A line is known by all that decides its samples: the policy's digest, how it is sampled and judged, the problems and
-the label of the draw, of which the seed is made. So equal draws are equal whether they were interrupted or not.
+A line holds what was drawn at once. Each outcome in it is known by all that decides from which distribution its sample
+is: the policy's digest, how it is sampled and judged, the problem, and which of the problem's samples in its round it
+is. Not by what shared its batch: plain `generate` draws a batch from one stream of random numbers, but a line is
+written whole, so a killed run that goes on with the same batches draws the very same ones; one that goes on with
+others, as after a change of `rollout.engine`, takes what is there and draws the rest.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +24,9 @@ from ..evaluation.protocols import Protocol
 from .mining import OUTCOMES, Ask, judge
 from .rationale import Rationale
 from .sampling import Sampler
+
+KEY_DIGITS = 16
+"""Hexadecimal digits of an outcome's key: two of a million coincide with a chance of 3e-8."""
 
 
 class Draws:
@@ -52,17 +59,26 @@ class Draws:
             sampler: Draws from them.
             rationales: The problems.
         """
+        asked = Counter[str]()
 
-        def ask(indices: Sequence[int], label: str) -> list[str]:
-            problems = [[rationales[index].question, rationales[index].answer] for index in indices]
-            key = digest_json([self._conditions, policy, label, problems])
-            if key not in self._known:
-                prompts = [self._protocol.prompt(question) for question, _ in problems]
-                samples = sampler(prompts, draw_seed(self._seed, label))
-                outcomes = [judge(sample, gold) for sample, (_, gold) in zip(samples, problems, strict=True)]
-                self._append({"key": key, "outcomes": outcomes})
-                self._known[key] = outcomes
-            return list(self._known[key])
+        def key_of(index: int, label: str) -> str:
+            problem = [self._conditions, policy, label, rationales[index].question, rationales[index].answer]
+            asked[sample := digest_json(problem)] += 1
+            return f"{sample.removeprefix(PREFIX)[:KEY_DIGITS]}.{asked[sample]}"
+
+        def ask(indices: Sequence[int], label: str, start: int) -> list[str]:
+            keys = [key_of(index, label) for index in indices]
+            missing = [place for place, key in enumerate(keys) if key not in self._known]
+            if missing:
+                problems = [rationales[indices[place]] for place in missing]
+                prompts = [self._protocol.prompt(problem.question) for problem in problems]
+                # Of the first place that is drawn: whatever the batches, no seed of a round is used twice.
+                samples = sampler(prompts, draw_seed(self._seed, f"{label} {start + missing[0]}"))
+                outcomes = [judge(sample, problem.answer) for sample, problem in zip(samples, problems, strict=True)]
+                drawn = dict(zip((keys[place] for place in missing), outcomes, strict=True))
+                self._append({"outcomes": drawn})
+                self._known |= drawn
+            return [self._known[key] for key in keys]
 
         return ask
 
@@ -70,11 +86,12 @@ class Draws:
         with disk_errors(self._path.parent), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _read(self) -> dict[str, list[str]]:
+    def _read(self) -> dict[str, str]:
         text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
         lines = text.split("\n")
-        known = {entry["key"]: entry["outcomes"] for line in lines if (entry := _entry(line))}
-        sound = "".join(f"{line}\n" for line in lines if _entry(line))
+        entries = {line: entry for line in lines if (entry := _entry(line))}
+        known = {key: outcome for entry in entries.values() for key, outcome in entry.items()}
+        sound = "".join(f"{line}\n" for line in lines if line in entries)
         if sound != text:  # else the next line would be written onto half of one
             write_bytes(self._path, sound.encode())
         return known
@@ -90,10 +107,10 @@ def verifier() -> dict[str, str]:
     return {"plyfold": metadata.version("plyfold"), "answers": sha256_file(Path(answers.__file__))}
 
 
-def _entry(line: str) -> dict[str, Any] | None:
+def _entry(line: str) -> dict[str, str] | None:
     try:
-        entry = json.loads(line)
-        sound = isinstance(entry["key"], str) and set(entry["outcomes"]) <= set(OUTCOMES)
-    except (ValueError, TypeError, KeyError):
+        outcomes: dict[str, str] = json.loads(line)["outcomes"]
+        sound = set(outcomes.values()) <= set(OUTCOMES)
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return entry if sound else None
+    return outcomes if sound else None

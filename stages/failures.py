@@ -3,6 +3,9 @@
     mined.json          the manifest: rows, policy, sampling, every problem's outcomes, and which are trained on
     mined.draws.jsonl   samples drawn so far; a killed run goes on from them
 
+Once the manifest is there it stands: a rerun reads the failures from its outcomes, whatever engine or version it runs
+with, since checkpoints may rest on them.
+
 Mining reads the train split only: before the first sample, questions are compared with those that variants are
 scored on. Failures of form (cut off, no answer) are counted and not trained on.
 """
@@ -25,7 +28,7 @@ from ..core.files import write_json
 from .data import load_problems, question_hash, require_disjoint, require_train_split
 from .draws import Draws, verifier
 from .metrics import METRICS, read_metrics
-from .mining import DECIDING, Mined, mine, mining_cost
+from .mining import DECIDING, OUTCOMES, Mined, mine, mining_cost
 from .mining_report import SETS, compare, summarise, tell, tell_change
 from .rationale import Rationale
 from .sampling import BATCH, Sampler
@@ -109,37 +112,26 @@ def find_failures(
     held_out = _require_train_only(plan, stage)
     policy = tensor_digest(prior) if prior is not None else "base"
     draws = Draws(run_dir / DRAWS, config, plan.protocol, plan.config.seed)
-    say(f"stage {label}: {_cost(len(stage.rationales), config)}")
-    start_s = time.monotonic()
-    mined = mine(stage.rationales, config, draws.asking(policy, sampler, stage.rationales), batch)
-    hashes = [question_hash(stage.rationales[index].question) for index in range(len(mined.verdicts))]
+    start_s, path = time.monotonic(), run_dir / MINED
+    if path.is_file():
+        mined = _on_file(path, len(stage.rationales[: config.problems]), config)
+        told = f"mined before, {path} holds the outcomes of {mined.drawn} samples"
+    else:
+        say(f"stage {label}: {_cost(len(stage.rationales), config)}")
+        mined = mine(stage.rationales, config, draws.asking(policy, sampler, stage.rationales), batch)
+        told = f"mined with {mined.drawn} samples in {time.monotonic() - start_s:.0f} s"
+    hashes = [question_hash(item.question) for item in stage.rationales[: config.problems]]
     uses = _uses(mined, hashes, config.held_out_share, plan.config.seed)
     sets = {name: _spread([stage.rationales[index] for index in indices], plan.config.seed)
             for name in SETS if (indices := [index for index, use in uses.items() if use == name])}  # fmt: skip
-    manifest = {
-        "schema": 2,
-        "stage": label,
-        "data": stage.report.ref().model_dump(mode="json"),
-        "held_out": held_out,
-        "base": {"repo": plan.base.repo, "revision": plan.base.revision, **plan.quantisation.to_json()},
-        "policy": policy,
-        "protocol": plan.protocol.digest(),
-        "seed": plan.config.seed,
-        "mining": {name: getattr(config, name) for name in DECIDING},
-        "k": mined.k,
-        "problems": [
-            {"index": index, "question": digest, "outcomes": mined.outcomes[index], "verdict": mined.verdicts[index]}
-            | (_shown(stage.rationales[index], uses[index]) if index in uses else {})
-            for index, digest in enumerate(hashes)
-        ],
-    }
-    _keep(run_dir / MINED, manifest)
+    manifest = _manifest(plan, stage, mined, uses, hashes, policy, held_out)
+    _keep(path, manifest)
     earlier = {question_hash(item.question) for other in plan.stages if other.number < stage.number
                for item in other.rationales}  # fmt: skip
     summary = summarise(mined, uses, [digest in earlier for digest in hashes], digest_json(manifest))
     for line in tell(summary):
         say(f"stage {label}: {line}")
-    say(f"stage {label}: mined with {mined.drawn} samples in {time.monotonic() - start_s:.0f} s")
+    say(f"stage {label}: {told}")
     _require_enough(stage, summary)
     before = _measure(sets, config, draws, policy, sampler, batch)
     _note(run_dir / METRICS, 0, before)
@@ -186,24 +178,68 @@ def _spread(rationales: Sequence[Rationale], seed: int) -> tuple[Rationale, ...]
     return tuple(sorted(rationales, key=lambda item: digest_json([seed, question_hash(item.question)])))
 
 
+def _manifest(
+    plan: CurriculumPlan,
+    stage: StagePlan,
+    mined: Mined,
+    uses: dict[int, str],
+    hashes: Sequence[str],
+    policy: str,
+    held_out: dict[str, Any],
+) -> dict[str, Any]:
+    """All that decides the failures, and what became of each problem."""
+    return {
+        "schema": 2,
+        "stage": f"{stage.number} {stage.name}",
+        "data": stage.report.ref().model_dump(mode="json"),
+        "held_out": held_out,
+        "base": {"repo": plan.base.repo, "revision": plan.base.revision, **plan.quantisation.to_json()},
+        "policy": policy,
+        "protocol": plan.protocol.digest(),
+        "seed": plan.config.seed,
+        "mining": {name: getattr(stage.stage.mining, name) for name in DECIDING},
+        "k": mined.k,
+        "problems": [
+            {"index": index, "question": digest, "outcomes": mined.outcomes[index], "verdict": mined.verdicts[index]}
+            | (_shown(stage.rationales[index], uses[index]) if index in uses else {})
+            for index, digest in enumerate(hashes)
+        ],
+    }
+
+
+def _on_file(path: Path, problems: int, config: MiningConfig) -> Mined:
+    """What the outcomes in a manifest come to; whether they are those of this run is seen once they are written out."""
+    try:
+        outcomes = [problem["outcomes"] for problem in json.loads(path.read_bytes())["problems"]]
+        sound = len(outcomes) == problems and all(
+            name in OUTCOMES and isinstance(count, int) for found in outcomes for name, count in found.items()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        sound = False
+    if not sound:
+        raise _others(path, f"not the outcomes of {problems} problems")
+    return Mined.of(outcomes, config)
+
+
 def _keep(path: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest; with one there, checkpoints may rest on it, and it has to be the same."""
     if not path.is_file():
         write_json(path, {**manifest, "verifier": verifier()})
         return
-    try:
-        found = json.loads(path.read_bytes())
-        found.pop("verifier", None)
-    except (ValueError, AttributeError):
-        found = None
-    if found != json.loads(json.dumps(manifest)):
-        raise IntegrityError(
-            "the failures on file are not those this run finds",
-            where=path,
-            expected="rows, policy, sampling and outcomes as they were",
-            found=f"schema {found.get('schema')}" if isinstance(found, dict) else "no manifest",
-            next_step=f"remove {path.parent} to mine and train the stage afresh",
-        )
+    found = json.loads(path.read_bytes())
+    expected = json.loads(json.dumps(manifest))
+    if different := [key for key, value in expected.items() if found.get(key) != value]:
+        raise _others(path, f"another {', '.join(different)}")
+
+
+def _others(path: Path, found: str) -> IntegrityError:
+    return IntegrityError(
+        "the failures on file are not those this run finds",
+        where=path,
+        expected="rows, policy and sampling as they were",
+        found=found,
+        next_step=f"remove {path.parent} to mine and train the stage afresh",
+    )
 
 
 def _require_enough(stage: StagePlan, summary: dict[str, Any]) -> None:

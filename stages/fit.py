@@ -14,7 +14,7 @@ from ..adapters.base import TOKENIZER_FILES, load_tokenizer
 from ..core.config import BaseConfig, StageConfig
 from ..core.errors import ConfigError
 from ..evaluation.protocols import Protocol
-from .arguments import prompts_per_generation
+from .arguments import count_micro_steps, prompts_per_generation
 from .rationale import Rationale
 from .shapes import local_file
 from .tasks import SUPERVISED, Row, make_rows
@@ -123,10 +123,10 @@ def askable(
 
 
 def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, limit: int) -> None:
-    """Refuse a stage without a row, or with fewer than one generation batch takes.
+    """Refuse a stage without a row, with fewer than one generation batch takes, or that GRPO cannot go through again.
 
     Raises:
-        ConfigError: Too few of its rows fit.
+        ConfigError: Too few of its rows fit, or `max_steps` asks for a second pass that starts within a cycle.
     """
     supervised = stage.task in SUPERVISED
     needed = 1 if supervised else prompts_per_generation(arguments)
@@ -140,6 +140,18 @@ def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: Traini
             found=f"{num_rows} rows of at most {limit} tokens",
             expected=f"{needed} or more",
             next_step=more if num_rows else room,
+        )
+    if supervised:
+        return
+    micro_steps, times = count_micro_steps(arguments, num_rows), arguments.gradient_accumulation_steps
+    if micro_steps % times and arguments.max_steps > -(-micro_steps // times):
+        raise ConfigError(
+            "max_steps goes through the rows more than once, which a generation cycle does not divide: the run could "
+            "not be resumed exactly",
+            where=f"stages.{name}.trainer.max_steps",
+            found=arguments.max_steps,
+            expected=f"{-(-micro_steps // times)} or less",
+            next_step=f"a larger stages.{name}.epochs, or steps_per_generation={times}",
         )
 
 

@@ -7,6 +7,7 @@ A gate decides no weights. What it measures is attested as `plyfold eval` does, 
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,8 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
 _PREVIOUS = "previous"
-_CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*(?:(previous)\s*(?:([+-])\s*([\d.eE]+))?|([\d.eE]+))\s*")
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_CONDITION = re.compile(rf"\s*(\w+)\s*(>=|<=|>|<)\s*(?:(previous)\s*(?:([+-])\s*({_NUMBER}))?|({_NUMBER}))\s*")
 _FORM = "METRIC >= NUMBER or METRIC >= previous - NUMBER, joined by `and`, for example accuracy >= 0.6"
 
 
@@ -92,15 +94,12 @@ def parse_gate(text: str, where: str) -> tuple[Condition, ...]:
 
 def _parse(text: str, where: str) -> Condition:
     match = _CONDITION.fullmatch(text)
-    try:
-        metric, comparison, previous, sign, offset, number = match.groups() if match else (None,) * 6
-        bar = float(number or f"{sign or ''}{offset or 0}")
-    except ValueError:
-        match = None
-    if match is None or metric is None or comparison is None:
+    metric, comparison, previous, sign, offset, number = match.groups() if match else (None,) * 6
+    if metric is None or comparison is None:
         raise ConfigError("not a gate", where=where, found=text or "nothing", expected=_FORM)
     if metric not in METRICS:
         raise ConfigError("a gate on no known metric", where=where, found=metric, expected=", ".join(METRICS))
+    bar = float(number or f"{sign or ''}{offset or 0}")
     largest = METRICS[metric]
     if largest is not None and abs(bar) > largest:
         raise ConfigError(
@@ -110,7 +109,34 @@ def _parse(text: str, where: str) -> Condition:
             expected=f"{metric} is a fraction, from 0 to 1",
             next_step=f"write {bar / 100:g} for {bar:g} %" if bar <= 100 else "",
         )
-    return Condition(metric=metric, comparison=comparison, bar=bar, relative=previous is not None)
+    condition = Condition(metric=metric, comparison=comparison, bar=bar, relative=previous is not None)
+    if decided := _decided(condition):
+        low, high = _range(condition)
+        raise ConfigError(
+            f"a gate that {decided} holds",
+            where=where,
+            found=text,
+            expected=f"a bar that a value from {low:g} to {high:g} can miss and reach"
+            + (f", counted from {_PREVIOUS}" if condition.relative else ""),
+        )
+    return condition
+
+
+def _range(condition: Condition) -> tuple[float, float]:
+    """Smallest and largest value of a metric; less what the stages before score, where the bar is relative."""
+    largest = METRICS[condition.metric] or math.inf
+    return (-largest if condition.relative else 0.0), largest
+
+
+def _decided(condition: Condition) -> str:
+    """`always` or `never` where no value decides whether it holds; else empty."""
+    low, high = _range(condition)
+    if math.isinf(condition.bar):
+        return "always" if condition.comparison.startswith("<") == (condition.bar > 0) else "never"
+    holds = _COMPARISONS[condition.comparison]
+    if holds(low, condition.bar) and holds(high, condition.bar):
+        return "always"
+    return "" if holds(low, condition.bar) or holds(high, condition.bar) else "never"
 
 
 def check_gate(

@@ -18,7 +18,7 @@ without that head would hold it.
 Numerics: against the allocator's peak of one step on a CPU (nine runs: hidden 256-512, 4-8 layers, 1,024-2,048
     tokens, with and without checkpointing) activations and logits came out 4-12 % too low in bfloat16, where a CPU
     makes temporaries of logits that a GPU's kernel does not, and 4-11 % too high in float32. The key-value cache is
-    arithmetic, not measured. Nothing here was measured on a GPU: not the
+    arithmetic, not measured, and so is vLLM's part. Nothing here was measured on a GPU: not the
     allocator's fragmentation, not CUDA's context (about half a GB), not the kernels' workspaces.
     tests/unit/test_memory.py.
 """
@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import Quantisation
 from ..core.config import AdapterConfig, RolloutConfig, StageConfig
+from ..merge.plan import vllm_bucket
+from ..serving.rollouts import SLOTS
 from .sampling import BATCH as MINING_BATCH
 from .shapes import ModelShape
 from .tasks import SUPERVISED
@@ -72,6 +74,9 @@ class MemoryEstimate:
     """Another forward pass over the completions for old or reference log probabilities; not held in the step."""
     mining: int
     """Key-value cache while failures are mined; not held in the step."""
+    vllm: int
+    """What vLLM beside the trainer needs before its first token, and not counted in the trainer's peak: the twin and
+    slots for the adapters. What it profiles, CUDA's graphs and its key-value cache come on top."""
     checkpointing: bool
     other_activations: int
     """`activations` the other way: without gradient checkpointing, or with it."""
@@ -116,11 +121,9 @@ def estimate_memory(
         earlier: Adapters of the stages before it.
         arguments: TRL's, for the batch, lengths and generation cycle. Gradient checkpointing is taken as on, as it is
             on a GPU, unless the stage says otherwise.
-        rollouts: Where completions come from; null is plain generate. What vLLM takes is not the trainer's and is
-            named beside the estimate.
+        rollouts: Where completions come from; null is plain generate. What vLLM beside takes is not the trainer's.
         prompt_tokens: Of the longest prompt; null assumes PROMPT_TOKENS.
     """
-    elsewhere = rollouts is not None and rollouts.engine != "hf" and stage.task not in SUPERVISED
     compute = 4 if quantisation.compute_dtype == "float32" else 2
     supervised = stage.task in SUPERVISED
     prompt = PROMPT_TOKENS if prompt_tokens is None else prompt_tokens
@@ -141,16 +144,11 @@ def estimate_memory(
     kept, rebuilt = (_activations(shape, tokens, compute, adapter, on) for on in (False, True))
     one_layer = kept // shape.layers
     largest = max(out * into for out, into in shape.linears().values()) * compute  # dequantised for one product
-    rollout = logprobs = mining = 0
-    if not supervised:
-        at_once = batch * int(getattr(arguments, "steps_per_generation", 1))
-        if not elsewhere:
-            rollout = _cache(shape, at_once * length, compute) + at_once * shape.vocabulary * (8 + compute)
-        if elsewhere or _more_passes(arguments):  # vLLM's log probabilities are compared with the trainer's
-            logprobs = one_layer + tile + largest
-    if stage.task == "rewrite" and not elsewhere:
-        sampled = min(prompt + stage.mining.max_new_tokens, shape.context)
-        mining = _cache(shape, MINING_BATCH * sampled, compute) + MINING_BATCH * shape.vocabulary * (8 + compute)
+    engine = None if supervised else rollouts.engine if rollouts else "hf"
+    rollout, mining = _generating(shape, stage, arguments, length, prompt, compute) if engine == "hf" else (0, 0)
+    # An engine's log probabilities are compared with the trainer's.
+    more = not supervised and (engine != "hf" or _more_passes(arguments))
+    logprobs = one_layer + tile + largest if more else 0
     used, unused = (rebuilt, kept) if checkpointing else (kept, rebuilt)
     return MemoryEstimate(
         nf4=shape.layers * sum(nf4_bytes(out * into, quantisation) for out, into in shape.linears().values()),
@@ -164,6 +162,7 @@ def estimate_memory(
         rollout=rollout,
         logprobs=logprobs,
         mining=mining,
+        vllm=_vllm(shape, compute, [*earlier, adapter]) if engine == "vllm" else 0,
         checkpointing=checkpointing,
         other_activations=unused + largest,
         full_logits=tokens * shape.vocabulary * 4,
@@ -171,7 +170,7 @@ def estimate_memory(
         assumption=f"one GPU{f' of {processes}' if processes > 1 else ''}, batch {batch}, {assumed}, AdamW in float32, "
         + (
             f"{rollouts.gpu_memory:.0%} of the GPU's memory beside it for vLLM, "
-            if elsewhere and rollouts and rollouts.engine == "vllm"
+            if rollouts and engine == "vllm"
             else ""
         )
         + f"gradient checkpointing {'on' if checkpointing else 'off'}; activations and what follows are estimates not "
@@ -211,6 +210,26 @@ def _activations(shape: ModelShape, tokens: int, compute: int, adapter: AdapterC
     if checkpointing:
         return int(tokens * (per_layer + shape.layers * compute * shape.hidden))
     return int(tokens * per_layer * shape.layers)
+
+
+def _generating(
+    shape: ModelShape, stage: StageConfig, arguments: TrainingArguments, length: int, prompt: int, compute: int
+) -> tuple[int, int]:
+    """Bytes of plain `generate` for rollouts and for mining: key-value cache and last logits."""
+
+    def bytes_of(samples: int, tokens: int) -> int:
+        return _cache(shape, samples * tokens, compute) + samples * shape.vocabulary * (8 + compute)
+
+    at_once = int(arguments.per_device_train_batch_size) * int(getattr(arguments, "steps_per_generation", 1))
+    sampled = min(prompt + stage.mining.max_new_tokens, shape.context)
+    return bytes_of(at_once, length), bytes_of(MINING_BATCH, sampled) if stage.task == "rewrite" else 0
+
+
+def _vllm(shape: ModelShape, compute: int, adapters: Sequence[AdapterConfig]) -> int:
+    """The twin, and LoRA slots of vLLM's rank on every linear module, whatever an adapter targets."""
+    rank = sum(item.r for item in adapters)
+    width = shape.layers * sum(out + into for out, into in shape.linears().values())
+    return compute * (shape.parameters + SLOTS * (vllm_bucket(rank) or rank) * width)
 
 
 def _cache(shape: ModelShape, tokens: int, compute: int) -> int:

@@ -29,8 +29,9 @@ DECIDING = tuple(field.name for field in fields(MiningConfig) if field.name not 
 """Those that decide what is found; `minimum` only says what is enough."""
 CONFIDENCE = 0.95
 
-Ask = Callable[[Sequence[int], str], list[str]]
-"""Outcomes of one sample of each problem (by index), in their order; the label tells one call from another."""
+Ask = Callable[[Sequence[int], str, int], list[str]]
+"""Outcomes of one sample of each problem (by index), in their order, given the label of the round they belong to and
+the place of the first of them in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,16 @@ class Mined:
     """Samples of a problem at first."""
     k: int
     """Samples of a failure."""
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Mapping[str, int]], config: MiningConfig) -> Mined:
+        """What outcomes come to, in the order of the problems."""
+        return cls(
+            outcomes=tuple(dict(found) for found in outcomes),
+            verdicts=tuple(verdict(found, config.wrong_share) for found in outcomes),
+            samples=config.samples,
+            k=config.confirm or config.samples,
+        )
 
     @property
     def failures(self) -> tuple[int, ...]:
@@ -161,7 +172,7 @@ def mine(rationales: Sequence[Rationale], config: MiningConfig, ask: Ask, batch:
             failed: list[int] = []
             for start in range(0, len(indices), batch):
                 asked = indices[start : start + batch]
-                for index, outcome in zip(asked, ask(asked, f"{label} {start}"), strict=True):
+                for index, outcome in zip(asked, ask(asked, label, start), strict=True):
                     outcomes[index][outcome] += 1
                     if outcome != "right":
                         failed.append(index)
@@ -175,9 +186,4 @@ def mine(rationales: Sequence[Rationale], config: MiningConfig, ask: Ask, batch:
             rounds_left = config.samples - 1 - number
             task.total(done + len(unsolved) * (rounds_left or k - config.samples))
         draw([index for index in unsolved for _ in range(k - config.samples)], "confirm")
-    return Mined(
-        outcomes=tuple(dict(found) for found in outcomes),
-        verdicts=tuple(verdict(found, config.wrong_share) for found in outcomes),
-        samples=config.samples,
-        k=k,
-    )
+    return Mined.of(outcomes, config)

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..core.errors import FailedError, PlyfoldError, first_line
+from ..core.errors import FailedError, PlyfoldError, first_line, ran_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from .recorder import RunRecorder
 
-_NO_MEMORY = ("DefaultCPUAllocator",)
+GENERATING = "while completions were generated"
+"""Note on an error: there the batch of a step is not what has to be smaller."""
 _NOT_FINITE = ("probability tensor contains either", "device-side assert")
 """What sampling from logits with a NaN says on a CPU and on a GPU."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
@@ -43,7 +44,7 @@ def explained_training(number: int, name: str, recorder: RunRecorder, arguments:
         raise
     except (RuntimeError, MemoryError) as error:
         at, said = f"{where}, step {recorder.step + 1}", str(error)
-        if _ran_out(error):
+        if ran_out_of_memory(error):
             raise out_of_memory(at, name, arguments, error) from error
         if _says(said, _NOT_FINITE):
             raise not_finite("distribution that completions are sampled from", at, first_line(error)) from error
@@ -73,7 +74,7 @@ def explained_sampling(number: int, name: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         at, mining = f"stage {number} {name}, its mining", f"stages.{name}.mining"
-        if _ran_out(error):
+        if ran_out_of_memory(error):
             raise FailedError(
                 "out of memory",
                 where=at,
@@ -86,12 +87,6 @@ def explained_sampling(number: int, name: str) -> Iterator[None]:
         raise
 
 
-def _ran_out(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _says(str(error), _NO_MEMORY)
-
-
 def _says(text: str, signs: tuple[str, ...]) -> bool:
     return any(sign in text for sign in signs)
 
@@ -100,18 +95,25 @@ def out_of_memory(where: str, name: str, arguments: TrainingArguments, error: Ba
     """The error of a stage that does not fit, with what would make it smaller."""
     batch, times = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     trainer = f"stages.{name}.trainer"
-    ways = []
-    if batch > 1:
-        smaller = f"{trainer}.per_device_train_batch_size={batch // 2}"
-        ways.append(f"{smaller} {trainer}.gradient_accumulation_steps={2 * times}")
-    if not arguments.gradient_checkpointing:
-        ways.append(f"{trainer}.gradient_checkpointing=true")
     limit = "max_completion_length" if hasattr(arguments, "num_generations") else "max_length"
+    ways = []
+    if GENERATING in getattr(error, "__notes__", ()):
+        ways.append(
+            f"a smaller {trainer}.generation_batch_size (now {arguments.generation_batch_size} completions, all drawn "
+            f"at once), of which {trainer}.num_generations={arguments.num_generations} are the fewest; or a smaller "
+            f"{trainer}.{limit}"
+        )
+    else:
+        if batch > 1:
+            smaller = f"{trainer}.per_device_train_batch_size={batch // 2}"
+            ways.append(f"{smaller} {trainer}.gradient_accumulation_steps={2 * times}")
+        if not arguments.gradient_checkpointing:
+            ways.append(f"{trainer}.gradient_checkpointing=true")
     return FailedError(
         "out of memory",
         where=where,
         found=first_line(error)[:300],
         next_step=f"{', '.join(ways) or f'a smaller {trainer}.{limit}'}; plyfold train --dry-run estimates what a "
-        "stage needs. With the same settings the run continues from its last checkpoint, with others it starts afresh "
-        "and keeps this one aside",
+        "stage needs. With another batch or length the run starts afresh and keeps this one aside, else it continues "
+        "from its last checkpoint",
     )

@@ -7,7 +7,7 @@ among the evaluation rows, another base than the curriculum's, an earlier stage 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..adapters.base import BaseRef, Quantisation
@@ -20,7 +20,7 @@ from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, require_disjoint, require_train_split
-from .fit import longest_prompts, token_counter
+from .fit import TokenCounter, longest_prompts, token_counter
 from .gates import parse_gate
 from .masking import check_masking
 from .memory import count_adapter, estimate_memory
@@ -32,6 +32,22 @@ from .rollout_check import check_rollout, check_sampling, plan_rollout
 from .shapes import ModelShape, find_shape
 from .stage_plan import CurriculumPlan, StagePlan
 from .tasks import SUPERVISED, check_stage
+
+Rows = tuple[list[Rationale], LoadReport, str]
+"""Rows, what became of them, and why they are unknown where they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What every stage of a plan rests on."""
+
+    config: CurriculumConfig
+    base: BaseRef
+    base_note: str
+    shape: ModelShape | None
+    quantisation: Quantisation
+    counter: TokenCounter | None
+    """Counts prompts; None where they are not read."""
 
 
 def plan_curriculum(
@@ -67,51 +83,22 @@ def plan_curriculum(
     quantisation = Quantisation.of(config.base)
     _check_base(config, store, base, quantisation)
     held_out, eval_note = held_out_questions(config.eval.data, only_show)
-    loaded: dict[str, tuple[list[Rationale], LoadReport, str]] = {}
-    counter = token_counter(config.base) if only_show else None  # reading every prompt takes seconds
+    # Reading every prompt takes seconds.
+    counter = token_counter(config.base) if only_show else None
+    known = _Known(
+        config=config, base=base, base_note=base_note, shape=shape, quantisation=quantisation, counter=counter
+    )
+    loaded: dict[str, Rows] = {}
     plans: list[StagePlan] = []
     for name, stage in named:
         full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
         assert full.data is not None
-        assert full.adapter is not None
         supervised = full.task in SUPERVISED
         key = digest_json([asdict(full.data), supervised])
         if key not in loaded:
             loaded[key] = find_rationales(full.data, only_show, bare=not supervised)
             require_disjoint([item.question for item in loaded[key][0]], held_out, f"stages.{name}")
-        rationales, report, unknown = loaded[key]
-        arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
-        if not supervised:
-            check_sampling(config.rollout, arguments, f"stages.{name}")
-        prompt_tokens = None
-        if shape and counter and rationales and not supervised:
-            prompts = longest_prompts(rationales, full, asked, config.seed, arguments, shape.context, counter)
-            prompt_tokens = max(prompts)
-        adapter, earlier = full.adapter, [plan.adapter for plan in plans]
-        plans.append(
-            StagePlan(
-                name=name,
-                stage=full,
-                rationales=tuple(rationales),
-                report=report,
-                steps=count_steps(arguments, (_most_rows(full.data) if unknown else len(rationales)) * full.epochs),
-                trainable=_trainable(base, base_note, shape, adapter),
-                config_digest=recipe_digest(full, config, (base.repo, base.revision), quantisation, report.sha256),
-                digest=None,
-                reasons=("not trained yet",),
-                selected=full.number in selected,
-                arguments=arguments,
-                parents=tuple(plan.number for plan in plans),
-                prior_rank=sum(item.r for item in earlier),
-                memory=estimate_memory(
-                    shape, quantisation, full, adapter, earlier, arguments, config.rollout, prompt_tokens
-                )
-                if shape
-                else None,
-                gate=parse_gate(full.gate, f"stages.{name}.gate") if full.gate is not None else (),
-                unknown=unknown,
-            )
-        )
+        plans.append(_plan_stage(known, name, full, loaded[key], plans, selected=full.number in selected))
     done = _with_state(plans, config.curriculum, store)
     return CurriculumPlan(
         config=config,
@@ -124,6 +111,47 @@ def plan_curriculum(
         shape_source=shape_source,
         cache=store.cache,
         rollout=plan_rollout(config.rollout, base, quantisation, done),
+    )
+
+
+def _plan_stage(
+    known: _Known, name: str, full: StageConfig, rows: Rows, before: Sequence[StagePlan], *, selected: bool
+) -> StagePlan:
+    """A stage with its data and adapter filled in, as if the registry were empty."""
+    config, base, shape = known.config, known.base, known.shape
+    rationales, report, unknown = rows
+    assert full.data is not None
+    assert full.adapter is not None
+    arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
+    prompt_tokens = None
+    if full.task not in SUPERVISED:
+        check_sampling(config.rollout, arguments, f"stages.{name}")
+        if shape and known.counter and rationales:
+            asked = protocol(config.eval.protocol)
+            prompt_tokens = max(
+                longest_prompts(rationales, full, asked, config.seed, arguments, shape.context, known.counter)
+            )
+    adapter, earlier = full.adapter, [plan.adapter for plan in before]
+    revision, quantisation = (base.repo, base.revision), known.quantisation
+    return StagePlan(
+        name=name,
+        stage=full,
+        rationales=tuple(rationales),
+        report=report,
+        steps=count_steps(arguments, (_most_rows(full.data) if unknown else len(rationales)) * full.epochs),
+        trainable=_trainable(base, known.base_note, shape, adapter),
+        config_digest=recipe_digest(full, config, revision, quantisation, report.sha256),
+        digest=None,
+        reasons=("not trained yet",),
+        selected=selected,
+        arguments=arguments,
+        parents=tuple(plan.number for plan in before),
+        prior_rank=sum(item.r for item in earlier),
+        memory=estimate_memory(shape, quantisation, full, adapter, earlier, arguments, config.rollout, prompt_tokens)
+        if shape
+        else None,
+        gate=parse_gate(full.gate, f"stages.{name}.gate") if full.gate is not None else (),
+        unknown=unknown,
     )
 
 

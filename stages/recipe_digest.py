@@ -6,19 +6,21 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..adapters.base import Quantisation
-from ..core.config import CurriculumConfig, MiningConfig, StageConfig, build_config
+from ..core.config import ALL_LINEAR, CurriculumConfig, MiningConfig, StageConfig, build_config
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from ..evaluation.protocols import protocol
 from ..registry.record import Record
 from .mining import MEASURING
+from .tasks import UNUSED
 
 RECIPE_FORMAT = 3
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
 
 _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "report_to",
                "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
-               "log_completions", "dataloader_num_workers"}  # fmt: skip
+               "log_completions", "dataloader_num_workers", "gradient_checkpointing", "ddp_timeout",
+               "logging_first_step", "num_generations_eval"}  # fmt: skip
 """Trainer fields that leave the weights alone."""
 
 _ADDED: dict[str, dict[str, Any]] = {
@@ -46,6 +48,10 @@ def digest_on_record(record: Record) -> str:
         raise ConfigError("the record does not say how its stage was configured", where=record.label) from error
 
 
+def _place(target: str) -> tuple[int, str]:
+    return (ALL_LINEAR.index(target) if target in ALL_LINEAR else len(ALL_LINEAR)), target
+
+
 def recipe_digest(
     stage: StageConfig, config: CurriculumConfig, base: tuple[str, str], quantisation: Quantisation, rows: str
 ) -> str:
@@ -59,9 +65,11 @@ def recipe_digest(
         rows: Digest of the rows.
     """
     decisive = asdict(stage)
-    unused = {"reconstruct": ["reward", "mining"], "complete": ["mining"], "rewrite": ["masking"]}[stage.task]
-    for key in ("data", "gate", *unused):  # the rows' own digest stands for the data; a gate decides no weights
+    # The rows' own digest stands for the data; a gate decides no weights.
+    for key in ("data", "gate", *UNUSED[stage.task]):
         del decisive[key]
+    if stage.adapter:  # in any order they are the same modules; the default's is the one in digests so far
+        decisive["adapter"]["targets"] = sorted(stage.adapter.targets, key=_place)
     if "mining" in decisive:  # an error or none; it was counted as deciding, so its default stands in every digest
         decisive["mining"]["minimum"] = MiningConfig().minimum
     for section, added in _ADDED.items():

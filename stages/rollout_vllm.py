@@ -35,7 +35,15 @@ class VllmRollouts:
         self._options = engine_options(twin, model_dtype(twin), [rank] * SLOTS, max_model_len=max_model_len)
         more: dict[str, Any] = {} if self._options.cpu else {"gpu_memory_utilization": gpu_memory}
         # After temperature, so that they are those of the distribution that was sampled from.
-        self._llm: Any = start_llm(twin, self._options, seed=seed, logprobs_mode="processed_logprobs", **more)
+        try:
+            self._llm: Any = start_llm(twin, self._options, seed=seed, logprobs_mode="processed_logprobs", **more)
+        except FailedError as error:
+            if more:
+                error.next_step += (
+                    f"; it may take {gpu_memory:.0%} of the GPU's memory beside the trainer (rollout.gpu_memory): "
+                    "plyfold train --dry-run says what it needs at least, and what the trainer does"
+                )
+            raise
         self._adapters: dict[str, Any] = {}
         self._loaded = 0
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
-from ..core.config import CurriculumConfig, MaskingConfig, StageConfig
+from ..core.config import CurriculumConfig, MaskingConfig, MiningConfig, RewardConfig, StageConfig
 from ..core.errors import ConfigError, NotFoundError
 from ..evaluation.protocols import Protocol
 from .leaks import hide_answer, marks_answer
@@ -25,15 +25,18 @@ CUE = "Solution:\n"
 TASKS = ("reconstruct", "complete", "rewrite")
 SUPERVISED = ("reconstruct",)
 """Tasks trained with SFT; the others with GRPO."""
+UNUSED = {"reconstruct": ("reward", "mining"), "complete": ("mining",), "rewrite": ("masking",)}
+"""Sections of a stage's config that its task has no use for."""
+_DEFAULTS = {"masking": MaskingConfig(), "reward": RewardConfig(), "mining": MiningConfig()}
 
 Row = dict[str, Any]
 
 
 def check_stage(stage: StageConfig, where: str) -> None:
-    """Refuse a task, share or number of epochs that cannot be meant.
+    """Refuse a task, share or number of epochs that cannot be meant, and values that the task would not use.
 
     Raises:
-        ConfigError: Unknown task, a share outside [0, 1], or no epoch.
+        ConfigError: Unknown task, a share outside [0, 1], no epoch, or a section of `UNUSED` that says something.
     """
     if stage.task not in TASKS:
         raise ConfigError("no such task", where=where, found=stage.task, expected=", ".join(TASKS))
@@ -41,6 +44,16 @@ def check_stage(stage: StageConfig, where: str) -> None:
         raise ConfigError("unaided_share is a share", where=where, found=stage.unaided_share, expected="0 to 1")
     if stage.epochs < 1:
         raise ConfigError("epochs has to be positive", where=where, found=stage.epochs)
+    for section in UNUSED[stage.task]:
+        for name, default in vars(_DEFAULTS[section]).items():
+            value = getattr(getattr(stage, section), name)
+            if value != default:
+                raise ConfigError(
+                    f"{section} means nothing where task is {stage.task}",
+                    where=f"{where}.{section}.{name}",
+                    found=value,
+                    next_step=f"leave {name} out (its default is {default})",
+                )
 
 
 def find_stage(config: CurriculumConfig, stage: str) -> str:

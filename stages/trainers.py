@@ -25,6 +25,7 @@ from ..adapters.stack import activate, load_default, recast_fp32, reference_poli
 from ..core.files import disk_errors, disk_full
 from .alarms import EQUAL_GROUPS, LOGP_DIFFERENCE
 from .checkpoints import CHECKPOINTS, seal_checkpoint
+from .mishaps import GENERATING
 from .quiet import quiet_libraries
 from .recorder import not_finite, require_finite
 from .rewards import HierarchicalReward
@@ -173,6 +174,9 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
         start_s, synced_s = time.perf_counter(), self.meter.sync_s
         try:
             return super()._generate_single_turn(*args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            error.add_note(GENERATING)
+            raise
         finally:
             self.meter.rollout_s += time.perf_counter() - start_s - (self.meter.sync_s - synced_s)
 

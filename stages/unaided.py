@@ -72,7 +72,7 @@ def measure(count: int, samples: int, ask: Ask, label: str, batch: int) -> PassR
     with progress(label, len(indices)) as task:
         for start in range(0, len(indices), batch):
             asked = indices[start : start + batch]
-            for index, outcome in zip(asked, ask(asked, f"{label} {start}"), strict=True):
+            for index, outcome in zip(asked, ask(asked, label, start), strict=True):
                 right[index] += outcome == "right"
                 outcomes[outcome] += 1
             task.advance(len(asked))

@@ -21,7 +21,7 @@ from plyfold.stages.plan import plan_curriculum
 from plyfold.stages.recorder import RunRecorder
 from plyfold.stages.rewards import HierarchicalReward
 from plyfold.stages.sandbox.problems import make_problems
-from plyfold.stages.trainers import StageGRPOTrainer, StageSFTTrainer
+from plyfold.stages.trainers import GRPOTrainer, StageGRPOTrainer, StageSFTTrainer
 
 CONFIG = """
 curriculum: tiny
@@ -129,12 +129,21 @@ def test_memory_that_no_device_has_is_told_as_such(
     def too_much(*_: Any, **__: Any) -> Any:  # a real refusal of torch's CPU allocator
         return torch.empty(1 << 60, dtype=torch.uint8)
 
-    monkeypatch.setattr(StageGRPOTrainer, "training_step", too_much)
     config = make_config()
     config.stages = {"brevity": config.stages["brevity"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(StageGRPOTrainer, "training_step", too_much)
+        with pytest.raises(FailedError, match="out of memory") as caught:
+            train(config, store, None, tmp_path / "runs")
+    assert caught.value.where == "stage 2 brevity, step 1"
+    assert "per_device_train_batch_size=2" in caught.value.next_step
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", too_much)
     with pytest.raises(FailedError, match="out of memory") as caught:
         train(config, store, None, tmp_path / "runs")
-    assert caught.value.where == "stage 2 brevity, step 1"
+    told = caught.value.next_step
+    assert "stages.brevity.trainer.generation_batch_size (now" in told
+    assert "num_generations=4" in told
+    assert "per_device_train_batch_size" not in told
 
 
 @pytest.mark.parametrize(
@@ -282,7 +291,7 @@ def test_a_gate_stops_before_the_next_stage_and_is_not_measured_twice(
     assert sorted(store.stages("tiny")) == [1]
     (measured,) = store.attestations(store.ref("tiny", 1), "eval")
     assert run_command([*command, "stages.structure.gate=accuracy >= 0.5"]) == 5
-    assert run_command([*command, "stages.structure.gate=tokens <= 4 and accuracy >= 0", "--json"]) == 0
+    assert run_command([*command, "stages.structure.gate=tokens <= 4 and accuracy <= 0.9", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [item["passed"] for item in result["stages"][0]["gate"]] == [True, True]
     assert [stage["trained"] for stage in result["stages"]] == [False, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from plyfold.core.config import CurriculumConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.stages.arguments import REPORTERS, check_trainer, count_steps, trainer_arguments
+from plyfold.stages.fit import require_rows
 
 
 def _config(report_to: str) -> CurriculumConfig:
@@ -22,6 +24,7 @@ def _config(report_to: str) -> CurriculumConfig:
 def test_a_reporter_that_is_not_installed_is_refused_with_the_command_that_installs_it(
     reporter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    check_trainer(_config("none").stages["structure"], "structure")  # loads TRL, which looks for packages itself
     found: dict[str, Any] = {}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found.get(name))
     for named in (reporter, f"[none, {reporter}]"):
@@ -59,9 +62,59 @@ def test_steps_count_every_process(processes: int, supervised: int, grpo: int) -
 @pytest.mark.parametrize(
     ("task", "key", "value"),
     [("reconstruct", "eval_strategy", "steps"), ("complete", "sync_ref_model", True),
-     ("complete", "save_strategy", "best")],
+     ("complete", "save_strategy", "best"), ("reconstruct", "eval_on_start", True), ("complete", "eval_on_start", True),
+     ("reconstruct", "use_liger_kernel", True), ("reconstruct", "fsdp", "full_shard"),
+     ("complete", "deepspeed", "zero.json"), ("reconstruct", "auto_find_batch_size", True)],
 )  # fmt: skip
 def test_what_training_has_nothing_for_is_refused_at_once(task: str, key: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         check_trainer(StageConfig(number=1, task=task, trainer={key: value}), "one")
     assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", ["structure", "brevity"])
+@pytest.mark.parametrize("key", ["per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_a_batch_of_nothing_is_a_usage_error(stage: str, key: str) -> None:
+    config = load_config("sandbox", [f"stages.{stage}.trainer.{key}=0"])
+    with pytest.raises(ConfigError, match=f"{key} has to be positive") as caught:
+        trainer_arguments(config, stage, Path("."), on_gpu=False)
+    assert caught.value.exit_code == 2
+
+
+def test_whatever_trl_ends_with_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(**_: Any) -> Any:
+        raise ImportError("a package that is not here")
+
+    monkeypatch.setattr("plyfold.stages.arguments.trainer_class", lambda stage: made)
+    monkeypatch.setattr("plyfold.stages.arguments.check_trainer", lambda *_: None)
+    with pytest.raises(ConfigError, match="TRL refuses") as caught:
+        trainer_arguments(load_config("sandbox"), "structure", Path("."), on_gpu=False)
+    assert "a package that is not here" in str(caught.value)
+
+
+def test_one_checkpoint_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one checkpoint is too few"):
+        check_trainer(StageConfig(number=1, task="complete", trainer={"save_total_limit": 1}), "one")
+    check_trainer(StageConfig(number=1, task="complete", trainer={"save_total_limit": None}), "one")
+
+
+def test_grpo_passes_over_its_rows_only_where_they_divide_into_cycles() -> None:
+    two_passes = StageConfig(number=1, task="complete", trainer={"num_train_epochs": 2})
+    with pytest.raises(ConfigError, match="GRPO goes through its rows once") as caught:
+        check_trainer(two_passes, "one")
+    assert "stages.one.epochs" in caught.value.next_step
+    check_trainer(replace(two_passes, task="reconstruct"), "one")
+
+    def require(steps_per_generation: int, max_steps: int) -> None:
+        sizes = {"per_device_train_batch_size": 4, "num_generations": 4, "gradient_accumulation_steps": 4}
+        fields = {**sizes, "steps_per_generation": steps_per_generation, "max_steps": max_steps, "save_steps": 12}
+        trainer = "stages.brevity.trainer"
+        config = load_config("sandbox", [f"{trainer}={{{', '.join(f'{k}: {v}' for k, v in fields.items())}}}"])
+        arguments = trainer_arguments(config, "brevity", Path("."), on_gpu=False)
+        require_rows(30, "brevity", config.stages["brevity"], arguments, 99)
+
+    require(6, 8)  # 30 passes are 7.5 steps of 4
+    with pytest.raises(ConfigError, match="goes through the rows more than once") as caught:
+        require(6, 9)
+    assert caught.value.expected == "8 or less"
+    require(4, 99)

@@ -47,12 +47,22 @@ def test_no_registry_is_not_found(
     assert "next" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
 def test_running_out_of_memory_anywhere_is_told_as_such(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
     def full(**_: object) -> None:
+        if said:
+            raise RuntimeError(said)  # only a GPU says so
         torch.empty(1 << 60, dtype=torch.uint8)  # torch refuses on any machine
 
     monkeypatch.setattr(plyfold, "main", full)

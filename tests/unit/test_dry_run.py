@@ -13,7 +13,7 @@ from plyfold.cli.main import run
 from plyfold.core.config import load_config
 from plyfold.core.errors import OfflineError
 from plyfold.registry.store import Store
-from plyfold.stages import at_hand
+from plyfold.stages import at_hand, rollout_check
 from plyfold.stages.data import load_rows
 from plyfold.stages.plan import plan_curriculum
 from plyfold.stages.sandbox.problems import make_problems
@@ -65,6 +65,17 @@ def test_the_plan_is_complete_without_weights(local: list[str], shown: Callable[
         assert stage["batch"]["step"] == 32
         assert stage["memory"]["total"] > stage["memory"]["held"] > 2e9
     assert plan["run_folder"] == "runs/gsm8k"
+
+
+def test_the_plan_says_what_vllm_beside_the_trainer_needs(
+    local: list[str], shown: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rollout_check, "vllm_version", lambda: "0.32.0")
+    asked = ["-c", "gsm8k", *local, "rollout.engine=vllm"]
+    first, second, third = (stage["memory"]["vllm"] for stage in shown(*asked)["stages"])
+    assert first == 0 < 6.2e9 < second < third < 0.5 * 24e9
+    assert run(["train", *asked, "--dry-run"]) == 0
+    assert "vLLM beside, at least" in capsys.readouterr().out
 
 
 def test_rows_that_are_not_here_are_said_to_be_unknown(

@@ -52,6 +52,7 @@ class _Policy:
 
     def __init__(self, golds: dict[str, str], gain: float = 0.0, calls: int | None = None) -> None:
         self.golds, self.gain, self.left, self.drawn = golds, gain, calls, 0
+        self.asked: list[tuple[int, int]] = []
 
     def rate(self, prompt: str) -> float:
         """One problem in five is never solved, the others sometimes."""
@@ -63,6 +64,7 @@ class _Policy:
             raise _Killed
         self.left = None if self.left is None else self.left - 1
         self.drawn += len(prompts)
+        self.asked.append((seed, len(prompts)))
         rng = random.Random(seed)
         return [self._draw(prompt, rng.random(), rng.random()) for prompt in prompts]
 
@@ -87,10 +89,12 @@ def _golds(plan: CurriculumPlan, stage: StagePlan) -> dict[str, str]:
     return {plan.protocol.prompt(item.question): item.answer for item in stage.rationales}
 
 
-def _find(made: tuple[CurriculumPlan, StagePlan], folder: Path, **policy: Any) -> tuple[Failures, _Policy]:
+def _find(
+    made: tuple[CurriculumPlan, StagePlan], folder: Path, batch: int = 64, **policy: Any
+) -> tuple[Failures, _Policy]:
     sampler = _Policy(_golds(*made), **policy)
     folder.mkdir(exist_ok=True)
-    return find_failures(*made, None, sampler, folder), sampler
+    return find_failures(*made, None, sampler, folder, batch), sampler
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3, 7, 12])
@@ -110,7 +114,7 @@ def test_a_killed_mining_goes_on_to_the_very_same_failures(make_plan: MakePlan, 
     assert resumed.summary == whole.summary
     assert resumed.before == whole.before
     assert (tmp_path / "killed" / MINED).read_bytes() == (tmp_path / "whole" / MINED).read_bytes()
-    third, nothing = _find(made, tmp_path / "killed")
+    third, nothing = _find(made, tmp_path / "killed", batch=512)
     assert (nothing.drawn, third.summary) == (0, whole.summary)
     assert len(read_metrics(tmp_path / "killed" / "metrics.jsonl")) == 1  # told once
 
@@ -215,8 +219,35 @@ def test_a_manifest_of_other_failures_is_not_trained_on(make_plan: MakePlan, tmp
     path.write_text("{")
     with pytest.raises(IntegrityError):
         _find(made, tmp_path)
-    path.write_text(json.dumps({**manifest, "verifier": {"plyfold": "0.0.1", "answers": "other"}}))
-    _find(made, tmp_path)  # noted, not compared: the outcomes are the same
+
+
+def test_what_was_mined_stands_after_an_upgrade_or_with_another_engine(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_plan("stages.remedy.mining.confirm=8", "stages.remedy.mining.unaided_problems=20")
+    first, _ = _find(made, tmp_path)
+    mined = (tmp_path / MINED).read_bytes()
+    other, sampler = _find(made, tmp_path, batch=512)  # of an engine
+    assert (sampler.drawn, other.rationales, other.summary) == (0, first.rationales, first.summary)
+    assert other.before == first.before
+    monkeypatch.setattr("plyfold.stages.draws.verifier", lambda: {"plyfold": "9", "answers": "other"})
+    upgraded, sampler = _find(made, tmp_path)
+    assert (upgraded.rationales, upgraded.summary) == (first.rationales, first.summary)
+    assert sampler.drawn == 20 * 8  # what is measured with this version, before and after
+    assert (tmp_path / MINED).read_bytes() == mined
+
+
+def test_mining_goes_on_with_another_batch_from_what_was_drawn(make_plan: MakePlan, tmp_path: Path) -> None:
+    made = make_plan("stages.remedy.mining.confirm=8", "stages.remedy.mining.unaided_samples=0")
+    with pytest.raises(_Killed):
+        _find(made, tmp_path, calls=3)
+    drawn = [json.loads(line)["outcomes"] for line in (tmp_path / DRAWS).read_text().splitlines()]
+    assert [len(line) for line in drawn] == [64, 64, 64]
+    found, sampler = _find(made, tmp_path, batch=512)
+    assert sampler.drawn == found.summary["samples"] - 3 * 64
+    seeds = [seed for seed, _ in sampler.asked]
+    assert len(set(seeds)) == len(seeds)
+    assert draw_seed(0, "round 0 192") == seeds[0]  # of the first that was missing: no seed is used twice
 
 
 def test_too_few_failures_name_what_would_give_more(

@@ -38,6 +38,9 @@ CONFIG = EvalConfig(data=DataConfig(path="sandbox", split="test"))
                 Condition(metric="tokens", comparison="<=", bar=120),
             ],
         ),
+        ("accuracy >= previous - 1e-3", [Condition(metric="accuracy", comparison=">=", bar=-1e-3, relative=True)]),
+        ("tokens <= 1.2E2", [Condition(metric="tokens", comparison="<=", bar=120)]),
+        ("accuracy >= 1", [Condition(metric="accuracy", comparison=">=", bar=1)]),
         ("tokens < previous + 5", [Condition(metric="tokens", comparison="<", bar=5, relative=True)]),
     ],
 )
@@ -59,6 +62,17 @@ def test_a_gate_is_read_and_said_again(text: str, conditions: list[Condition]) -
         ("reward >= 0.5", "no known metric"),
         ("accuracy >= 60", "write 0.6 for 60 %"),
         ("truncated <= 1.5", "fraction"),
+        ("accuracy >= .", "not a gate"),
+        ("accuracy > 1", "never holds"),
+        ("accuracy < 0", "never holds"),
+        ("accuracy >= 0", "always holds"),
+        ("accuracy <= 1", "always holds"),
+        ("tokens >= 0", "always holds"),
+        ("tokens <= 1e999", "always holds"),
+        ("tokens > 1e999", "never holds"),
+        ("tokens >= previous - 1e999", "always holds"),
+        ("accuracy > previous + 1", "never holds"),
+        ("accuracy >= previous - 1", "always holds"),
     ],
 )
 def test_what_is_no_gate_is_refused(text: str, told: str) -> None:

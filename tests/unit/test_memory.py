@@ -12,7 +12,7 @@ from plyfold.adapters.stack import attach, save_default
 from plyfold.core.config import AdapterConfig, BaseConfig, RolloutConfig, load_config
 from plyfold.stages.arguments import trainer_arguments
 from plyfold.stages.memory import MemoryEstimate, count_adapter, estimate_memory, nf4_bytes
-from plyfold.stages.shapes import KNOWN, ModelShape, find_shape
+from plyfold.stages.shapes import ModelShape, find_shape
 
 SANDBOX = BaseConfig(repo="plyfold/sandbox-base", revision="auto", path="sandbox", compute_dtype="float32")
 QWEN = BaseConfig(repo="Qwen/Qwen2.5-3B", revision="3aab1f1954e9cc14eb9509a215f9e5ca08227a9b")
@@ -118,7 +118,6 @@ def test_the_known_base_has_its_published_size(monkeypatch: pytest.MonkeyPatch, 
     other, why = find_shape(replace(QWEN, revision="0" * 40))
     assert other is None
     assert "config.json is not here" in why
-    assert len(KNOWN) >= 1
 
 
 def test_the_share_of_a_weight_is_what_the_docstring_says() -> None:
@@ -187,5 +186,11 @@ def test_completions_drawn_elsewhere_cost_the_trainer_a_pass_and_no_cache() -> N
     )
     assert here.rollout > 0 == vllm.rollout == server.rollout
     assert vllm.logprobs == server.logprobs > 0
+    assert (here.vllm, server.vllm) == (0, 0)
+    shape = shape_of(QWEN)
+    assert vllm.vllm == 2 * (shape.parameters + 2 * count_adapter(shape, AdapterConfig(r=16)))
+    assert vllm.vllm < RolloutConfig().gpu_memory * 24e9 - 4e9  # room for what it profiles and its cache
+    assert vllm.total < (1 - RolloutConfig().gpu_memory) * 24e9 - 1e9  # and for CUDA's own in the trainer
+    assert vllm.to_json()["vllm"] == vllm.vllm
     assert "40% of the GPU's memory" in vllm.assumption
     assert "vLLM" not in here.assumption + server.assumption

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from plyfold.adapters.base import Quantisation
-from plyfold.core.config import MiningConfig, StageConfig, load_config
+from plyfold.core.config import ALL_LINEAR, AdapterConfig, MiningConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.stages.mining import Mined, check_mining, judge, mine, mining_cost, pass_rate_bound, verdict
 from plyfold.stages.rationale import Rationale
@@ -25,10 +25,10 @@ class _Scripted:
     """Gives each problem's outcomes in order, the last one for ever, and counts what it was asked."""
 
     def __init__(self, scripts: Sequence[str]) -> None:
-        self.scripts, self.asked, self.calls = scripts, Counter[int](), list[tuple[list[int], str]]()
+        self.scripts, self.asked, self.calls = scripts, Counter[int](), list[tuple[list[int], str, int]]()
 
-    def __call__(self, indices: Sequence[int], label: str) -> list[str]:
-        self.calls.append((list(indices), label))
+    def __call__(self, indices: Sequence[int], label: str, start: int) -> list[str]:
+        self.calls.append((list(indices), label, start))
         return [self._next(index) for index in indices]
 
     def _next(self, index: int) -> str:
@@ -50,8 +50,8 @@ def test_a_right_sample_ends_a_problem_and_only_the_unsolved_are_confirmed() -> 
     assert mined.failures == (3,)
     assert mined.outcomes[2] == {"wrong": 5, "right": 11}
     assert (mined.samples, mined.k, mined.drawn) == (4, 16, 35)
-    assert max(len(indices) for indices, _ in ask.calls) == 2
-    assert len({label for _, label in ask.calls}) == len(ask.calls)  # no two calls share their samples
+    assert max(len(indices) for indices, *_ in ask.calls) == 2
+    assert len({(label, start) for _, label, start in ask.calls}) == len(ask.calls)  # no two calls share their samples
 
 
 def test_without_confirmation_the_first_samples_decide() -> None:
@@ -147,3 +147,18 @@ def test_equal_configurations_keep_the_digests_they_were_published_under() -> No
     assert {task: digest(task)[7:15] for task in ("reconstruct", "complete", "rewrite")} == {
         "reconstruct": "71f35f60", "complete": "dc2e395f", "rewrite": "13d567f4"
     }  # fmt: skip
+
+
+def test_what_decides_no_weights_is_in_no_digest() -> None:
+    def digest(*targets: str, **trainer: object) -> str:
+        adapter = AdapterConfig(targets=list(targets)) if targets else AdapterConfig()
+        stage = StageConfig(number=1, task="complete", adapter=adapter, trainer=trainer)
+        return recipe_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
+
+    same = digest()
+    assert same[7:15] == "9152e884"  # as published
+    assert same == digest(*reversed(ALL_LINEAR))
+    assert digest("q_proj", "own", "mlp.up_proj") == digest("own", "mlp.up_proj", "q_proj") != same
+    for field in ("gradient_checkpointing", "ddp_timeout", "logging_first_step", "num_generations_eval"):
+        assert digest(**{field: 2}) == same
+    assert digest(learning_rate=2) != same

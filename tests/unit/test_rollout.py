@@ -24,6 +24,7 @@ from plyfold.core.errors import (
     NotFoundError,
     OfflineError,
 )
+from plyfold.stages import rollout_vllm
 from plyfold.stages.metrics import rollout_totals
 from plyfold.stages.rollout import (
     Completion,
@@ -239,6 +240,22 @@ def test_an_engine_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(IncompatibleError, match="one training process"):
         ready(RolloutConfig(engine="vllm"))
+
+
+def test_a_vllm_that_does_not_start_names_its_share_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: Any, **given: Any) -> Any:
+        assert given["gpu_memory_utilization"] == 0.3
+        raise FailedError("vLLM did not start", found="No available memory for the cache blocks", next_step="-v")
+
+    monkeypatch.setattr(rollout_vllm, "start_llm", fails)
+    monkeypatch.setattr(rollout_vllm, "vllm_version", lambda: "0.32.0")
+    monkeypatch.setattr(rollout_vllm, "model_dtype", lambda twin: "bfloat16")
+    monkeypatch.setattr(rollout_vllm, "engine_options", lambda *_, **__: SimpleNamespace(cpu=False))
+    with pytest.raises(FailedError, match="did not start") as caught:
+        rollout_vllm.VllmRollouts(tmp_path, rank=16, max_model_len=99, gpu_memory=0.3, seed=0)
+    assert "30% of the GPU's memory beside the trainer (rollout.gpu_memory)" in caught.value.next_step
 
 
 def test_the_private_names_of_trl_that_rollouts_hang_on() -> None:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plyfold.core.config import DataConfig, MaskingConfig, StageConfig
+from plyfold.core.config import (
+    DataConfig,
+    MaskingConfig,
+    MiningConfig,
+    RewardConfig,
+    StageConfig,
+    build_config,
+    load_config,
+)
 from plyfold.core.errors import ConfigError
 from plyfold.evaluation.protocols import protocol
 from plyfold.stages.data import load_rationales
@@ -277,6 +287,26 @@ def test_sandbox_prompts_are_clean_too() -> None:
 def test_meaningless_stages_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         check_stage(StageConfig(**{**vars(STAGES["complete"]), **changes}), "stages.x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("task", "section"),
+    [
+        ("reconstruct", {"reward": RewardConfig(wrong=-2.0)}),
+        ("reconstruct", {"mining": MiningConfig(samples=9)}),
+        ("complete", {"mining": MiningConfig(problems=9)}),
+        ("rewrite", {"masking": MaskingConfig(mode="keep-ends")}),
+    ],
+)
+def test_a_section_that_the_task_does_not_use_is_refused_by_name(task: str, section: dict[str, Any]) -> None:
+    stage = StageConfig(**{**vars(STAGES[task]), **section})
+    (name,) = section
+    with pytest.raises(ConfigError, match=f"{name} means nothing where task is {task}") as caught:
+        check_stage(stage, "stages.x")
+    assert caught.value.where.startswith(f"stages.x.{name}.")
+    config = load_config("sandbox")
+    config.stages = {"x": stage}
+    assert build_config(asdict(config)).stages["x"] == stage  # what older records say can still be read
 
 
 def test_parsed_solutions_survive_their_own_rendering() -> None:

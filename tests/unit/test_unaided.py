@@ -20,17 +20,17 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n: int) -> None:
 
 
 def test_every_problem_is_sampled_equally_often_in_batches() -> None:
-    sizes, labels = [], set()
+    sizes, starts = [], set()
 
-    def ask(indices: Sequence[int], label: str) -> list[str]:
+    def ask(indices: Sequence[int], label: str, start: int) -> list[str]:
         sizes.append(len(indices))
-        labels.add(label)
+        starts.add((label, start))
         return ["right" if index == 1 else "truncated" for index in indices]
 
     rates = measure(3, 4, ask, "unaided", batch=5)
     assert rates == PassRates(samples=4, right=(0, 4, 0), outcomes={"right": 4, "truncated": 8})
     assert sizes == [5, 5, 2]
-    assert len(labels) == 3
+    assert starts == {("unaided", 0), ("unaided", 5), ("unaided", 10)}
     assert rates.ks == (1, 4)
     assert rates.to_json()["pass@1"] == pytest.approx(1 / 3, abs=1e-6)
     assert rates.to_json()["outcomes"] == {"right": 4, "wrong": 0, "truncated": 8, "unanswered": 0}
