@@ -26,20 +26,21 @@ _PARTS = {
 }
 
 
-def show_plan(plan: CurriculumPlan, runs: Path, registry: Path) -> None:
+def show_plan(plan: CurriculumPlan, runs: Path, registry: Path, begun: dict[int, int]) -> None:
     """Print the stages, what each is trained with, and the memory each needs.
 
     Args:
         plan: What would be done.
         runs: Folder of the run folders.
         registry: Folder of the registry.
+        begun: Stages that were interrupted -> the step they go on from.
     """
     from ..core.console import print_table
 
     folder = runs / plan.config.curriculum
     print_table(
         ["stage", "task", "state", "plan", "rows", "steps", "why"],
-        [_stage_row(stage) for stage in plan.stages],
+        [_stage_row(stage, begun.get(stage.number)) for stage in plan.stages],
         title=f"{plan.config.curriculum} on {plan.base.repo}@{plan.base.revision[:12]}",
         right=("rows", "steps"),
         caption="\n".join(_notes(plan)),
@@ -64,7 +65,7 @@ def show_plan(plan: CurriculumPlan, runs: Path, registry: Path) -> None:
     _show_memory(plan)
 
 
-def _stage_row(stage: StagePlan) -> list[object]:
+def _stage_row(stage: StagePlan, begun: int | None) -> list[object]:
     skipped, bare = sum(stage.report.skipped.values()), stage.report.bare
     counted = [f"{bare} without rationale"] * bool(bare) + [f"{skipped} skipped"] * bool(skipped)
     rows = "unknown" if stage.unknown else str(stage.report.parsed)
@@ -73,11 +74,13 @@ def _stage_row(stage: StagePlan) -> list[object]:
     if stage.stage.epochs > 1:
         rows += f" x {stage.stage.epochs}"
     steps = f"<= {stage.steps}" if stage.bounded else str(stage.steps)
+    kept = "keep" if not stage.reasons else "not asked for"
+    act = "train" if not begun else f"train on from step {begun}"
     return [
         f"{stage.number} {stage.name}",
         stage.stage.task,
         stage.status,
-        "train" if stage.will_train else "keep" if not stage.reasons else "not asked for",
+        act if stage.will_train else kept,
         rows,
         steps if stage.steps else "unknown",
         "; ".join([*stage.reasons, *(f"{count} rows: {why}" for why, count in stage.report.skipped.items())]),

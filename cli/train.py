@@ -50,14 +50,17 @@ def train_command(
 
     def show() -> None:
         from ..stages.plan import plan_curriculum
+        from ..stages.run_folder import unfinished
 
         plan = plan_curriculum(loaded, store, numbers, only_show=True)
+        begun = unfinished(plan, runs)
         if as_json:
-            emit_json(plan.to_json() | {"run_folder": str(runs / loaded.curriculum), "registry": str(store.root)})
+            places = {"run_folder": str(runs / loaded.curriculum), "registry": str(store.root)}
+            emit_json(plan.to_json() | places | {"continues_from": {str(key): step for key, step in begun.items()}})
         else:
             from .plan_tables import show_plan
 
-            show_plan(plan, runs, store.root)
+            show_plan(plan, runs, store.root, begun)
 
     processes = join()
     loaded, numbers, store = processes.on_first(prepare)

@@ -20,6 +20,10 @@ MAX_DEPTH = 40
 """Levels of stages drawn below each other; readers of JSON have limits too."""
 
 
+CHANGED = "its configuration has changed"
+"""Why a stage is stale whose recipe is not the wanted one."""
+
+
 @dataclass(kw_only=True)
 class TreeNode:
     """A curriculum, a base, a stage or a merge, with what comes from it."""
@@ -193,7 +197,7 @@ def _reasons(
         elif number in known:
             reasons.append(f"stage {number} is stale")
     if wanted is not None and entry.record.recipe.config_digest != wanted:
-        reasons.append("its configuration has changed")
+        reasons.append(CHANGED)
     return reasons
 
 

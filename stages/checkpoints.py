@@ -25,7 +25,7 @@ def last_checkpoint(run_dir: Path, fingerprint: str) -> Path | None:
 
     Half-written and foreign ones are passed over, damaged ones with a warning.
     """
-    found = [(_step(path), path) for path in (run_dir / CHECKPOINTS).glob("checkpoint-*") if _step(path) >= 0]
+    found = [(step_of(path), path) for path in (run_dir / CHECKPOINTS).glob("checkpoint-*") if step_of(path) >= 0]
     for _, path in sorted(found, reverse=True):
         try:
             note = json.loads((path / COMPLETE).read_bytes())
@@ -44,6 +44,7 @@ def _is(file: Path, digest: str) -> bool:
     return file.is_file() and sha256_file(file) == digest
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Optimiser steps made before a checkpoint; -1 where the folder is none."""
     number = path.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1

@@ -15,7 +15,7 @@ from ..core.config import AdapterConfig, BaseConfig, CurriculumConfig, DataConfi
 from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
 from ..evaluation.protocols import protocol
-from ..registry.graph import stale
+from ..registry.graph import CHANGED, stale
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
@@ -26,7 +26,7 @@ from .masking import check_masking
 from .memory import count_adapter, estimate_memory
 from .mining import check_mining
 from .rationale import Rationale
-from .recipe_digest import recipe_digest
+from .recipe_digest import recipe, recipe_digest, what_changed
 from .rewards import check_reward
 from .rollout_check import check_rollout, check_sampling, plan_rollout
 from .shapes import ModelShape, find_shape
@@ -99,7 +99,7 @@ def plan_curriculum(
             loaded[key] = find_rationales(full.data, only_show, bare=not supervised)
             require_disjoint([item.question for item in loaded[key][0]], held_out, f"stages.{name}")
         plans.append(_plan_stage(known, name, full, loaded[key], plans, selected=full.number in selected))
-    done = _with_state(plans, config.curriculum, store)
+    done = _with_state(plans, known, store)
     return CurriculumPlan(
         config=config,
         base=base,
@@ -122,6 +122,7 @@ def _plan_stage(
     rationales, report, unknown = rows
     assert full.data is not None
     assert full.adapter is not None
+    _check_adapter(full.adapter, shape, "adapter" if config.stages[name].adapter is None else f"stages.{name}.adapter")
     arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
     prompt_tokens = None
     if full.task not in SUPERVISED:
@@ -155,6 +156,23 @@ def _plan_stage(
     )
 
 
+def _check_adapter(adapter: AdapterConfig, shape: ModelShape | None, where: str) -> None:
+    if adapter.r < 1 or adapter.alpha <= 0 or not adapter.targets:
+        raise ConfigError(
+            "an adapter needs a rank of at least 1, an alpha above 0 and a target",
+            where=where,
+            found=f"r {adapter.r}, alpha {adapter.alpha:g}, targets {', '.join(adapter.targets) or 'none'}",
+        )
+    for target in adapter.targets:
+        if shape and not shape.targeted([target]):
+            raise ConfigError(
+                "a target names no linear module of the base's layers",
+                where=f"{where}.targets",
+                found=target,
+                expected=", ".join(name.rpartition(".")[2] for name in shape.linears()),
+            )
+
+
 def _most_rows(data: DataConfig) -> int:
     """Rows at most, by the config alone; 0 where it names no range."""
     return data.rows[1] - data.rows[0] if data.rows and len(data.rows) == 2 else 0
@@ -166,12 +184,15 @@ def _trainable(base: BaseRef, base_note: str, shape: ModelShape | None, adapter:
     return count_adapter(shape, adapter) if shape else None
 
 
-def _with_state(plans: list[StagePlan], curriculum: str, store: Store) -> list[StagePlan]:
+def _with_state(plans: list[StagePlan], about: _Known, store: Store) -> list[StagePlan]:
+    curriculum = about.config.curriculum
     known = store.stages(curriculum)
     outdated = stale(store, curriculum, {plan.number: plan.config_digest for plan in plans if not plan.unknown})
     done: list[StagePlan] = []
     for plan in plans:
         reasons = list(outdated.get(plan.number, [])) if plan.number in known else ["not trained yet"]
+        if CHANGED in reasons:
+            reasons[reasons.index(CHANGED)] = _changed(plan, about, store, known[plan.number])
         again = [str(earlier.number) for earlier in done if earlier.will_train and earlier.digest]
         if again and plan.number in known and not reasons:
             reasons = [f"stage {', '.join(again)} is trained again"]
@@ -188,6 +209,13 @@ def _with_state(plans: list[StagePlan], curriculum: str, store: Store) -> list[S
             )
         done.append(plan)
     return done
+
+
+def _changed(plan: StagePlan, about: _Known, store: Store, digest: str) -> str:
+    base = (about.base.repo, about.base.revision)
+    wanted = recipe(plan.stage, about.config, base, about.quantisation, plan.report.sha256)
+    found = what_changed(store.peek(digest).record, wanted)
+    return f"{CHANGED}: {', '.join(found)}" if found else "another version of plyfold trained it by other rules"
 
 
 def _held(store: Store, digest: str | None) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..adapters.base import Quantisation
 from ..core.config import ALL_LINEAR, CurriculumConfig, MiningConfig, StageConfig, build_config
+from ..core.differences import differences
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from ..evaluation.protocols import protocol
@@ -35,13 +36,37 @@ def digest_on_record(record: Record) -> str:
     Raises:
         ConfigError: A configuration this version cannot read, or without that stage.
     """
+    return digest_json(_recipe_on_record(record))
+
+
+def what_changed(record: Record, wanted: dict[str, Any]) -> list[str]:
+    """What makes a stage stale that was trained as its record says: `trainer.max_steps 12 -> 3`.
+
+    Args:
+        record: Of the stage as it was trained.
+        wanted: The `recipe` it would be trained by now.
+    """
+    try:
+        before = _recipe_on_record(record)
+    except ConfigError:
+        return []
+    found = [(each.field.removeprefix("stage."), each.first, each.second) for each in differences(before, wanted)]
+    return ["its rows" if field == "rows" else f"{field} {_shown(first)} -> {_shown(second)}"
+            for field, first, second in found]  # fmt: skip
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _recipe_on_record(record: Record) -> dict[str, Any]:
     try:
         config = build_config(record.recipe.config, where=f"the record of {record.label}")
         quantisation = Quantisation(**(record.base.quantisation or {}))  # type: ignore[arg-type]
         (stage,) = (item for item in config.stages.values() if record.stage and item.number == record.stage.number)
         (rows,) = record.data
         full = replace(stage, data=stage.data or config.data, adapter=stage.adapter or config.adapter)
-        return recipe_digest(full, config, (record.base.repo, record.base.revision), quantisation, rows.sha256)
+        return recipe(full, config, (record.base.repo, record.base.revision), quantisation, rows.sha256)
     except ConfigError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -55,7 +80,14 @@ def _place(target: str) -> tuple[int, str]:
 def recipe_digest(
     stage: StageConfig, config: CurriculumConfig, base: tuple[str, str], quantisation: Quantisation, rows: str
 ) -> str:
-    """Digest of all that decides a stage's weights but its parents.
+    """Digest of a stage's `recipe`."""
+    return digest_json(recipe(stage, config, base, quantisation, rows))
+
+
+def recipe(
+    stage: StageConfig, config: CurriculumConfig, base: tuple[str, str], quantisation: Quantisation, rows: str
+) -> dict[str, Any]:
+    """All that decides a stage's weights but its parents.
 
     Args:
         stage: With its data and adapter filled in.
@@ -77,13 +109,11 @@ def recipe_digest(
             decisive[section] = {key: value for key, value in decisive[section].items()
                                  if key not in MEASURING and (key not in added or value != added[key])}  # fmt: skip
     decisive["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _UNDECIDING}
-    return digest_json(
-        {
-            "format": RECIPE_FORMAT,
-            "base": [*base, quantisation.digest()],
-            "stage": decisive,
-            "rows": rows,
-            "protocol": protocol(config.eval.protocol).digest(),
-            "seed": config.seed,
-        }
-    )
+    return {
+        "format": RECIPE_FORMAT,
+        "base": [*base, quantisation.digest()],
+        "stage": decisive,
+        "rows": rows,
+        "protocol": protocol(config.eval.protocol).digest(),
+        "seed": config.seed,
+    }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.config import save_config
 from ..core.console import progress, say
-from ..core.digest import digest_json, sha256_bytes
+from ..core.digest import sha256_bytes
 from ..core.errors import FailedError
 from ..core.files import staged_folder
 from .arguments import trainer_arguments
@@ -28,7 +28,7 @@ from .processes import Processes, join
 from .quiet import quiet_libraries
 from .rationale import Rationale
 from .rollout_engines import rollout_engine
-from .run_folder import ADAPTER, RunFolder, StageRun
+from .run_folder import ADAPTER, RunFolder, StageRun, fingerprint
 from .stage_plan import CurriculumPlan, StagePlan
 from .tasks import SUPERVISED, Row, make_rows
 
@@ -59,8 +59,7 @@ def run_stage(
         IncompatibleError: The interrupted run was of another number of processes.
     """
     processes = join()
-    fingerprint = digest_json([stage.config_digest, list(parents)])
-    folder = RunFolder(path=run_dir, fingerprint=fingerprint, processes=processes.count)
+    folder = RunFolder(path=run_dir, fingerprint=fingerprint(stage, parents), processes=processes.count)
     with ExitStack() as held:
 
         def begin() -> StageRun | None:

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.console import say
-from ..core.digest import short
+from ..core.digest import digest_json, short
 from ..core.errors import IncompatibleError
 from ..core.files import held, staged_folder, write_json
+from .checkpoints import last_checkpoint, step_of
+from .stage_plan import CurriculumPlan, StagePlan
 
 RUN = "run.json"
 ADAPTER = "adapter"
@@ -109,6 +111,31 @@ class RunFolder:
         stem = f"{self.path.name}.{short(str(fingerprint), 8) if fingerprint else 'unknown'}"
         names = [stem, *(f"{stem}.{count}" for count in range(2, 1000))]
         return next(self.path.with_name(name) for name in names if not self.path.with_name(name).exists())
+
+
+def fingerprint(stage: StagePlan, parents: Sequence[str]) -> str:
+    """Digest of all that decides a stage's adapter: its recipe and the digests of the stages below it."""
+    return digest_json([stage.config_digest, list(parents)])
+
+
+def unfinished(plan: CurriculumPlan, runs_dir: Path) -> dict[int, int]:
+    """Stages whose training was interrupted and would be gone on with -> the step it would go on from.
+
+    A stage above one that is trained first is left out: what it would be trained on is not known yet.
+    """
+    found: dict[int, int] = {}
+    parents: list[str] = []
+    for stage in plan.stages:
+        if stage.will_train and not stage.unknown:
+            wanted = fingerprint(stage, parents)
+            path = runs_dir / plan.config.curriculum / f"{stage.number}-{stage.name}"
+            for folder in [path, *path.parent.glob(f"{path.name}.*")]:
+                if _note(folder).get("fingerprint") == wanted and (checkpoint := last_checkpoint(folder, wanted)):
+                    found[stage.number] = step_of(checkpoint)
+        if stage.will_train or stage.digest is None:
+            break
+        parents.append(stage.digest)
+    return found
 
 
 def _note(folder: Path) -> dict[str, Any]:

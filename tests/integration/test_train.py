@@ -29,6 +29,7 @@ from plyfold.stages.metrics import read_metrics
 from plyfold.stages.plan import plan_curriculum
 from plyfold.stages.recorder import RunRecorder
 from plyfold.stages.rewards import HierarchicalReward
+from plyfold.stages.run_folder import unfinished
 
 CONFIG = """
 curriculum: tiny
@@ -147,6 +148,7 @@ def test_three_stages_train_and_their_lineage_is_on_record(
 
     changed = plan_curriculum(make_config("stages.brevity.reward.brevity=0.9"), store)
     assert [stage.status for stage in changed.stages] == ["trained", "stale", "stale"]
+    assert changed.stages[1].reasons == ("its configuration has changed: reward.brevity 0.5 -> 0.9",)
     assert changed.stages[2].reasons == ("stage 2 is stale",)
 
     with pytest.raises(BaseMismatchError) as caught:
@@ -197,7 +199,9 @@ def test_a_killed_run_continues_to_the_very_same_adapter(
     slow = [line | {"wall_s": line["wall_s"] + 1000} for line in read_metrics(metrics)]  # its last step is step 2
     metrics.write_text("".join(f"{json.dumps(line)}\n" for line in [*slow, slow[-1] | {"step": 3, "wall_s": 5000}]))
 
+    assert unfinished(plan_curriculum(config, store), tmp_path / "runs") == {2: 2}
     _, stage = train(config, store, [2], tmp_path / "runs").stages[:2]
+    assert unfinished(plan_curriculum(config, store), tmp_path / "runs") == {}
     assert 1000 < stage.details["wall_s"] < 5000  # the seconds of the killed process too, up to its checkpoint
     assert store.stage("tiny", 2).record.recipe.details["wall_s"] == stage.details["wall_s"]
     whole, resumed = (_tensors(root / "tiny" / name / "adapter") for root in (tmp_path / "whole", tmp_path / "runs"))
