@@ -31,7 +31,7 @@ _MARKED = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\\\]|\\\)(?=\s+[A-Z])|-{3,}")
-_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{")
+_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s?\{)|\{|(?P<closing>\})")
 _MATH_BEFORE = re.compile(r"(\\\[|\\\(|\$\$?)\s*\Z")
 _MATH_AFTER = re.compile(r"\s*(\\\]|\\\)|\$\$?)")
 _CLOSING = {"\\[": "\\]", "\\(": "\\)", "$": "$", "$$": "$$"}
@@ -49,12 +49,15 @@ def states_answer(text: str) -> bool:
 
 
 def marks_answer(text: str, gold: str) -> bool:
-    """Whether `text` announces an answer, or says of a number that is the gold one that it is the answer."""
-    boxes = (text[start:end] for _, start, end, _ in _boxes(text))
-    return (
-        states_answer(text)
-        or any(same_answer(content, gold) for content in boxes)
-        or any(_says(text[found.start("number") : end], found["number"], gold) for found, _, end in _sentences(text))
+    """Whether a line of `text` announces an answer, or says of a number that is the gold one that it is the answer."""
+    return states_answer(text) or any(_line_says(line, gold) for line in text.splitlines())
+
+
+def _line_says(line: str, gold: str) -> bool:
+    # One line at a time: what one step opens, a brace or a sentence, another step of a prompt does not close.
+    boxes = (line[start:end] for _, start, end, _ in _boxes(line))
+    return any(same_answer(content, gold) for content in boxes) or any(
+        _says(line[found.start("number") : end], found["number"], gold) for found, _, end in _sentences(line)
     )
 
 
@@ -184,13 +187,14 @@ def _without_boxes(text: str, gold: str) -> str:
 def _boxes(text: str) -> list[tuple[int, int, int, int]]:
     """Start of each box, start and end of its content, and its end; unclosed and nested ones are left out."""
     found: list[tuple[int, int, int, int]] = []
-    for match in _BOX.finditer(text):
-        depth, end = 1, match.end()
-        while end < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        if not depth and (not found or match.start() >= found[-1][3]):
-            found.append((match.start(), match.end(), end - 1, end))
+    opened: list[re.Match[str]] = []
+    for brace in _BRACE.finditer(text):
+        if not brace["closing"]:
+            opened.append(brace)
+        elif opened and (opening := opened.pop())["box"]:
+            while found and found[-1][0] > opening.start():
+                found.pop()
+            found.append((opening.start(), opening.end(), brace.start(), brace.end()))
     return found
 
 
