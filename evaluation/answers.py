@@ -5,7 +5,8 @@ Layers, strongest first, each read from its last occurrence to its first:
   boxed         `\boxed{18}`
   answer-is     `the answer is 18`
   last-number   the last number of the text
-Text that runs on after the answer (`\n\nQuestion: ...`, an end token written out) is cut off first.
+What is thought aloud before `</think>` is passed over where anything is said after it, and text that runs on after the
+answer (`\n\nQuestion: ...`, an end token written out) is cut off first.
 
 Comparison is exact on rationals: no tolerance, no rounding. Currency signs, thousands separators, units and `%` are
 dropped, so `$1,800.00` equals `1800` and `18%` equals `18`. Numbers in words, mixed fractions, exponents and scale
@@ -58,6 +59,8 @@ _RUN_ON = re.compile(
     r"|<\|(?:im_end|im_start|endoftext|eot_id|end)\|>|</s>",
     re.IGNORECASE,
 )
+_THOUGHTS_BEGIN = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _ANSWER_LINE = re.compile(r"\banswer[*_ \t]{0,4}:|####", re.IGNORECASE)
 _ANSWER_IS = re.compile(r"\banswer\s{1,3}(?:is|was|equals|=)\b\s?:?", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{")
@@ -84,11 +87,20 @@ def extract(text: str) -> Extracted:
     """The answer of a completion, and the layer that found it."""
     text = _clean(text)
     run_on = _RUN_ON.search(text)
+    began, ended = _THOUGHTS_BEGIN.search(text), _THOUGHTS_END.search(text)
+    if run_on and ended and run_on.start() < ended.start() and not (began and began.start() > run_on.start()):
+        run_on = _RUN_ON.search(text, ended.end())  # the problem, restated in thought
     if run_on:
-        found = _layers(text[: run_on.start()])
+        found = _layers(_said_in(text[: run_on.start()]))
         if found.value is not None:
             return found
-    return _layers(text)
+    return _layers(_said_in(text))
+
+
+def spoken(text: str) -> str:
+    """What a reasoning model says after its thoughts, all of `text` where it holds no end of thoughts."""
+    ends = list(_THOUGHTS_END.finditer(text))
+    return text[ends[-1].end() :] if ends else text
 
 
 def normalise(text: str) -> str | None:
@@ -127,6 +139,11 @@ def gold_answer(text: str) -> str:
             next_step="map the right column: data.columns.answer=NAME",
         )
     return value
+
+
+def _said_in(text: str) -> str:
+    said = spoken(text)
+    return said if said.strip() else text
 
 
 def _layers(text: str) -> Extracted:

@@ -20,7 +20,7 @@ from typing import Any
 from ..core.config import DataConfig
 from ..core.digest import digest_json, sha256_bytes
 from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError
-from ..evaluation.answers import extract
+from ..evaluation.answers import extract, spoken
 from ..evaluation.problems import Problem
 from ..registry.record import DataRef
 from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold
@@ -291,7 +291,10 @@ def _of_messages(ours: str, messages: list[Any]) -> str | None:
             said = message["content"]
     if not isinstance(said, str):
         return None
-    if ours != "answer" or "####" in said:
+    if ours != "answer":
+        return said
+    said = spoken(said)
+    if "####" in said:
         return said
     stated = extract(said)
     return stated.value if stated.value and stated.method != "last-number" else ""

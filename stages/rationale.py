@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError
-from ..evaluation.answers import extract, gold_answer, same_answer
+from ..evaluation.answers import extract, gold_answer, same_answer, spoken
 from .leaks import answer_at_end, marks_answer, strip_statements
 
 MIN_STEPS = 2
@@ -47,7 +47,7 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
 
     Args:
         question: The problem.
-        text: The teacher's solution; it has to state an answer of its own.
+        text: The teacher's solution; it has to state an answer of its own, after whatever it thought aloud.
         answer: Gold answer (`18`, `1,000`), or a GSM8K solution that ends with `#### 18`.
         bare: Whether a row without any text will do, as it does where a reward reads the gold answer alone.
 
@@ -67,6 +67,7 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
         if bare:
             return Rationale(question=question, steps=(), answer=gold)
         raise UnusableRationale("no rationale")
+    text = spoken(text)
     stated = extract(text)
     # A last number in mid-calculation states nothing: a cut-off solution must not pass for a right one.
     if stated.value is None or stated.method == "last-number":
@@ -106,7 +107,7 @@ def answer_in_step(text: str, gold: str) -> bool:
 
     An answer line of its own at the end of the text is where an answer belongs, and none of this.
     """
-    pieces, numbered = _pieces(text)
+    pieces, numbered = _pieces(spoken(text))
     for place, piece in enumerate(map(_unmarked, pieces)):
         calculation, told = answer_at_end(piece)
         if calculation or (numbered and told >= 0 and (place < len(pieces) - 1 or told == 0)):
@@ -119,7 +120,6 @@ def answer_in_step(text: str, gold: str) -> bool:
 
 def _pieces(text: str) -> tuple[list[str], bool]:
     """The texts of the last numbered run of steps, or else the lines, and whether they are numbered."""
-    text = text.rpartition("</think>")[2]
     headings = list(_STEP.finditer(text))
     starts = [index for index, heading in enumerate(headings) if heading[1] == "1"]
     if not starts:

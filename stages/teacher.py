@@ -21,7 +21,7 @@ from ..core.console import Task, progress, warn
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from ..core.files import disk_errors, held
-from ..evaluation.answers import normalise
+from ..evaluation.answers import normalise, spoken
 from .at_hand import held_out_questions
 from .chat import Answer, Chat, Endpoint, RefusedRequestError
 from .data import Row, load_rows, question_hash, require_disjoint, revision_of, source_name
@@ -344,7 +344,7 @@ def why_not(question: str, answer: Answer, gold: str) -> str:
 
 def solution(text: str, gold: str) -> str:
     """A verified completion in GSM8K's form: without what was thought aloud, the gold answer on a line of its own."""
-    return f"{text.rpartition('</think>')[2].strip()}\n#### {gold}"
+    return f"{spoken(text).strip()}\n#### {gold}"
 
 
 def _prompt(question: str) -> str:

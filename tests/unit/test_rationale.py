@@ -98,12 +98,20 @@ def test_an_answer_inside_a_step_is_told_from_an_answer_line(text: str, inside: 
         ("Step 1: 1+1\nStep 2: = 2", "2", "states no answer"),
         ("only one step\n#### 2", "2", "fewer than 2 steps"),
         ("a\nb\n#### 2", "", "no gold"),
+        ("<think>Answer: 41</think>\nStep 1: 20+20=40\nStep 2: 40+5=\\boxed{45}", "41", "not the gold one"),
+        ("<think>Answer: 41</think>\nStep 1: 20+20=40\nStep 2: 40+1=41", "41", "states no answer"),
+        ("<think>20+20=40\n40+1=41\nAnswer: 41</think>", "41", "states no answer"),
         ("a\nb\n#### 2", "#### none", "no gold"),
     ],
 )
 def test_unusable_rows_say_why(text: str, answer: str, reason: str) -> None:
     with pytest.raises(UnusableRationale, match=reason):
         parse_rationale("q", text, answer)
+
+
+def test_a_draft_before_the_thoughts_end_is_neither_the_answer_nor_a_step() -> None:
+    text = "<think>\nStep 1: 20+21\nStep 2: = 41. Answer: 41\n</think>\nStep 1: 20+20=40\nStep 2: 40+5=\\boxed{45}"
+    assert parse_rationale("q", text, "45").steps == ("20+20=40", "40+5=45")
 
 
 def test_equal_numbers_in_other_spellings_agree() -> None:

@@ -53,6 +53,8 @@ def _chat(question: str, solution: object) -> dict[str, object]:
     ("solution", "gold"),
     [
         ("<think>Step 1: 7. Answer: 7</think>Step 1: 1+1=2\nStep 2: 2+1=3\nAnswer: 3", "3"),
+        ("<think>7. Answer: 7</think>Step 1: 1+1=2\nStep 2: 2+1=\\boxed{3}", "3"),
+        ("<think>#### 7</think>Step 1: 1+1=2\nStep 2: 2+1=\\boxed{3}", "3"),
         ("1+1=<<1+1=2>>2\n2+1=3\n#### 3", "3"),
         ("Step 1: 1+1=2\nStep 2: 2+1=\\boxed{3}", "3"),
     ],
@@ -67,9 +69,10 @@ def test_messages_hold_question_solution_and_answer(tmp_path: Path, solution: st
 
 def test_messages_without_an_answer_or_a_turn_are_counted_or_refused(tmp_path: Path) -> None:
     columns = dict.fromkeys(("question", "answer", "rationale"), "messages")
-    rows = [_chat("1+1+1?", "1+1=2\n2+1=3\n#### 3"), _chat("?", "1+1=2\nand 2+1=3")]
+    unsaid = ["1+1=2\nand 2+1=3", "<think>1+1=2\n2+1=3\nAnswer: 3</think>"]
+    rows = [_chat("1+1+1?", "1+1=2\n2+1=3\n#### 3"), *(_chat("?", text) for text in unsaid)]
     path = _write(tmp_path / "x.jsonl", rows)
-    assert load_rationales(DataConfig(path=path, columns=columns))[1].skipped == {"no gold answer": 1}
+    assert load_rationales(DataConfig(path=path, columns=columns))[1].skipped == {"no gold answer": 2}
     for broken in ([], [{"role": "user", "content": "?"}], ["?"], _chat("?", ["a"])["messages"]):
         path = _write(tmp_path / "y.jsonl", [{"messages": broken}])
         with pytest.raises(ConfigError, match="nor messages"):
