@@ -26,9 +26,14 @@ MAX_DIGITS = 400
 MAX_CUES = 8
 """Answer lines or boxes tried, from the last; bounds the time a degenerate completion takes."""
 
+DIGITS = {start + digit: str(digit) for start in (0x660, 0x6F0, 0x966, 0xFF10) for digit in range(10)}
+"""Arabic, Devanagari and full-width digits, for `str.translate`; each is one character, as its translation is."""
+
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f"), "\u202f")  # kept apart: they may group digits
-_CHARACTERS = _DASHES | _SPACES | {ord("\uff1a"): ":", ord("\uff0c"): ",", ord("\uff04"): "$", ord("\uff05"): "%"}
+_CHARACTERS = (
+    DIGITS | _DASHES | _SPACES | {ord("\uff1a"): ":", ord("\uff0c"): ",", ord("\uff04"): "$", ord("\uff05"): "%"}
+)
 
 _LATEX = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # GSM8K's calculator marks

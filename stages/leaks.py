@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 from ..evaluation.answers import normalise, same_answer
-from .spans import MASK, NUMBER_TEXT, cover, find_numbers
+from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers
 
 _ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
 # Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
@@ -92,8 +92,8 @@ def answer_at_end(piece: str) -> tuple[str, int]:
 def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ...]:
     """Steps in which the gold number is replaced by the mask wherever it would tell the answer.
 
-    Every number of its value is hidden, in digits, in words up to ninety-nine or, where it is no integer, as a ratio of
-    two integers. Digits that a letter or an underscore touches (`Rs40`) are part of a name. Where the question gives
+    Every number of its value is hidden, in digits whatever touches them (but for the power of a unit, `m^2`), in words
+    up to ninety-nine or, where it is no integer, as a ratio of two integers. Where the question gives
     that number too, hiding it as a given would tell more than it conceals ("2 dozen" in the question, "[MASK] dozen" in
     a step): then only what a calculation gives is hidden, and in the last step all that is no operand.
 
@@ -115,7 +115,7 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         last = place == len(steps) - 1
         spans = [
             (number.start, number.end)
-            for number in find_numbers(step)
+            for number in find_digits(step)
             if number.value == value and (not given or number.is_result or (last and not number.is_operand))
         ]
         if spelt and (last or not given):
