@@ -5,8 +5,8 @@ Layers, strongest first, each read from its last occurrence to its first:
   boxed         `\boxed{18}`
   answer-is     `the answer is 18`
   last-number   the last number of the text
-What is thought aloud before `</think>` is passed over where anything is said after it, and text that runs on after the
-answer (`\n\nQuestion: ...`, an end token written out) is cut off first.
+What is thought aloud before `</think>` (`...done thinking.` in a transcript of Ollama) is passed over where anything is
+said after it, and text that runs on after the answer (`\n\nQuestion: ...`, an end token written out) is cut off first.
 
 Comparison is exact on rationals: no tolerance, no rounding. Currency signs, thousands separators, units and `%` are
 dropped, so `$1,800.00` equals `1800` and `18%` equals `18`. Numbers in words, mixed fractions, exponents and scale
@@ -65,7 +65,7 @@ _RUN_ON = re.compile(
     re.IGNORECASE,
 )
 _THOUGHTS_BEGIN = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
-_THOUGHTS_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"</think(?:ing)?>|(?:\.\.\.|\u2026)done thinking\.", re.IGNORECASE)
 _ANSWER_LINE = re.compile(r"\banswer[*_ \t]{0,4}:|####", re.IGNORECASE)
 _ANSWER_IS = re.compile(r"\banswer\s{1,3}(?:is|was|equals|=)\b\s?:?", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{")

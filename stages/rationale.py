@@ -1,7 +1,8 @@
 """A teacher's worked solution as steps and an answer, and how it is written back.
 
-Reads two shapes: one step a line with GSM8K's `<<a*b=c>>` marks, and text with `Step 1:` headings, of which only the
-last numbered run counts (what a reasoning model thinks aloud before it is dropped). LaTeX stays as it is.
+Reads three shapes: one step a line with GSM8K's `<<a*b=c>>` marks; text with `Step 1:` headings, of which only the last
+numbered run counts; and one paragraph, whose sentences are the steps. What a reasoning model thinks aloud is dropped,
+LaTeX stays as it is.
 Knows nothing about masking or prompts.
 """
 
@@ -21,6 +22,8 @@ ANSWER_CUE = "Answer:"
 """Starts the last line of every rendered solution."""
 
 _STEP = re.compile(r"^[\s*#>-]*Step\s+(\d+)\s*\**\s*[:.)]\**[ \t]*", re.MULTILINE | re.IGNORECASE)
+# Not behind `Mr.` or `Mrs.`, nor behind a name as short as these.
+_SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?<!\b[A-Z][a-z]\.)(?<!\b[A-Z][a-z]{2}\.)\s+(?=[A-Z])")
 _MARK = re.compile(r"<<[^<>\n]*>>")
 _GSM8K_GOLD = re.compile(r"^\s*####.*$", re.MULTILINE)
 
@@ -74,7 +77,10 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
         raise UnusableRationale("the rationale states no answer")
     if not same_answer(stated.value, gold):
         raise UnusableRationale("the rationale's answer is not the gold one")
-    steps = tuple(step for piece in _pieces(text)[0] if (step := strip_statements(_unmarked(piece), gold)))
+    pieces, numbered = _pieces(text)
+    steps = _steps(pieces, gold)
+    if len(steps) < MIN_STEPS and not numbered:
+        steps = _steps([sentence for piece in pieces for sentence in _SENTENCE_BREAK.split(piece)], gold)
     if len(steps) < MIN_STEPS:
         raise UnusableRationale(f"fewer than {MIN_STEPS} steps")
     if any(marks_answer(step, gold) for step in steps):
@@ -118,13 +124,18 @@ def answer_in_step(text: str, gold: str) -> bool:
     return False
 
 
+def _steps(pieces: Sequence[str], gold: str) -> tuple[str, ...]:
+    return tuple(step for piece in pieces if (step := strip_statements(_unmarked(piece), gold)))
+
+
 def _pieces(text: str) -> tuple[list[str], bool]:
     """The texts of the last numbered run of steps, or else the lines, and whether they are numbered."""
     headings = list(_STEP.finditer(text))
     starts = [index for index, heading in enumerate(headings) if heading[1] == "1"]
-    if not starts:
+    if not headings:
         return text.splitlines(), False
-    run = headings[starts[-1] :]
+    # Without a first step, the numbers went on from those of the thoughts.
+    run = headings[starts[-1] if starts else 0 :]
     ends = [heading.start() for heading in run[1:]] + [len(text)]
     return [text[heading.end() : end] for heading, end in zip(run, ends, strict=True)], True
 

@@ -56,6 +56,21 @@ def test_the_last_numbered_run_counts_and_latex_survives() -> None:
     assert rationale.answer == "45"
 
 
+def test_steps_may_go_on_with_the_numbers_of_the_thoughts() -> None:
+    thoughts = "Thinking\u2026\nStep 1: 20+20=40\nStep 2: 40+6=46. Answer: 46 ...done thinking. Let us see:"
+    for first in (1, 3):
+        said = f"Step {first}: 20 a head: 20+20=40\nStep {first + 1}: 40+5=\\boxed{{45}}"
+        assert parse_rationale("q", f"{thoughts}\n{said}", "45").steps == ("20 a head: 20+20=40", "40+5=45")
+
+
+def test_the_steps_of_one_paragraph_are_its_sentences() -> None:
+    text = "...done thinking. Mr. Lee pays 20+20=40. Then 5 more, which is 40+5=45.\n\nAnswer: 45"
+    assert parse_rationale("q", text, "45").steps == ("Mr. Lee pays 20+20=40.", "Then 5 more, which is 40+5=45.")
+    for one in ("Step 1: 20+20=40. Then 40+5=45.", "Mrs. Lee pays 40+5=45."):
+        with pytest.raises(UnusableRationale, match="fewer than 2 steps"):
+            parse_rationale("q", f"{one}\nAnswer: 45", "45")
+
+
 @pytest.mark.parametrize(
     "ending", ["Answer: 45", "**Answer:** 45", "**Final Answer:** \\boxed{45}", "The answer is 45.", "#### 45"]
 )
@@ -145,9 +160,10 @@ def test_all_real_teacher_rationales_parse_and_keep_their_latex(real_data: Calla
     columns = {"question": "question", "answer": "gold_answer", "rationale": "teacher_cot"}
     rationales, report = load_rationales(DataConfig(path=str(path), columns=columns))
     assert report.parsed == report.rows == 568
+    assert not any("thinking." in step for known in rationales for step in known.steps)  # 8 transcripts of Ollama
     originals = json.loads(path.read_text(encoding="utf-8"))
     assert sum("[math]" in render_solution(rationale) for rationale in rationales) == 0
     with_latex = sum("\\" in row["teacher_cot"].rpartition("Step 1:")[2].partition("Answer:")[0] for row in originals)
-    assert sum(any("\\" in line for line in rationale.steps) for rationale in rationales) == with_latex - 2
+    assert sum(any("\\" in line for line in rationale.steps) for rationale in rationales) == with_latex - 1
     assert sum(answer_in_step(row["teacher_cot"], row["gold_answer"]) for row in originals) == 359
     assert not any("Answer:" in line for rationale in rationales for line in rationale.steps)
