@@ -31,11 +31,17 @@ DIGITS = {start + digit: str(digit) for start in (0x660, 0x6F0, 0x966, 0xFF10) f
 
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f"), "\u202f")  # kept apart: they may group digits
-_CHARACTERS = (
-    DIGITS | _DASHES | _SPACES | {ord("\uff1a"): ":", ord("\uff0c"): ",", ord("\uff04"): "$", ord("\uff05"): "%"}
-)
+_CURRENCIES = dict.fromkeys(map(ord, "\uff04€£¥₹₱₩₦฿₫₺₽₪"), "$")
+_MARKS = {ord("\uff1a"): ":", ord("\uff0c"): ",", ord("\uff05"): "%"}
+_CHARACTERS = DIGITS | _DASHES | _SPACES | _CURRENCIES | _MARKS
 
-_LATEX = [
+CURRENCY = (
+    r"(?:AUD|BDT|BRL|CAD|CHF|CNY|EUR|GBP|GHS|HKD|IDR|INR|JPY|KES|KRW|LKR|MXN|MYR|NGN|NPR|NZD|PHP|PKR|RMB|SGD|THB"
+    r"|US|USD|VND|ZAR|Php|RM|Rp|[Rr]s\.?)"
+)
+"""Pattern of a currency's name as it is written before an amount; `Rs.5` is five."""
+
+_REWRITTEN = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # GSM8K's calculator marks
     (re.compile(r"\{,\}|\\,(?=[0-9])"), ","),
     (re.compile(r"\\!"), ""),
@@ -46,17 +52,16 @@ _LATEX = [
     (re.compile(r"(?<=[A-Za-z}])\s?\^\{?[0-9]+\}?"), ""),  # the exponent of a unit, m^2
     (re.compile("(?<=[0-9])\u202f(?=[0-9]{3}(?![0-9]))"), ""),
     (re.compile("\u202f"), " "),
+    (re.compile(r"(?<![0-9A-Za-z])(?:A|C|HK|NZ|R|S|US)\s?(?=\$)"), ""),
+    (re.compile(rf"(?<![0-9A-Za-z]){CURRENCY}\s?(?=-?[.$]?[0-9])"), "$"),
 ]
 
 _PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+"
 _VALUE = rf"(?P<value>{_PLAIN})(?:/(?P<over>{_PLAIN}))?"
 # A minus is a sign only where nothing it could subtract from stands before it; `x2` and `^2` are no numbers.
-_NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])(?P<sign>-))?(?:[$€£¥₹]\s?(?P<inner>-)?)?(?<![0-9A-Za-z_^]){_VALUE}")
-# At the start of a span markup, a spaced minus and a currency name may stand before the number.
-_LEADING = re.compile(
-    r"[\s*_\\(\[{\"'`~≈:>]*(?P<sign>-\s?)?(?:(?:USD|US|EUR|Rs\.?)\s?)?"
-    rf"(?:[$€£¥₹]\s?){{0,2}}(?P<inner>-)?{_VALUE}"
-)
+_NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])(?P<sign>-))?(?:\$\s?(?P<inner>-)?)?(?<![0-9A-Za-z_^]){_VALUE}")
+# At the start of a span markup and a spaced minus may stand before the number.
+_LEADING = re.compile(rf"[\s*_\\(\[{{\"'`~≈:>]*(?P<sign>-\s?)?(?:\$\s?){{0,2}}(?P<inner>-)?{_VALUE}")
 _EXPRESSION = re.compile(r"(?:[0-9\s.,+\-*/\u00d7\u00f7%$()]|\\times|\\cdot|\bof\b|\btimes\b|\bx\b)*")
 
 _RUN_ON = re.compile(
@@ -241,6 +246,6 @@ def _spell(value: Fraction) -> str:
 
 def _clean(text: str) -> str:
     text = text.translate(_CHARACTERS)
-    for pattern, replacement in _LATEX:
+    for pattern, replacement in _REWRITTEN:
         text = pattern.sub(replacement, text)
     return text

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..evaluation.answers import normalise, same_answer
+from ..evaluation.answers import CURRENCY, normalise, same_answer
 from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers
 
 _ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
@@ -22,12 +22,13 @@ _ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER)\s*\**
 _FINAL_SECTION = re.compile(r"(?:\A|\s)(?:-{3,}\s*|[#*]+\s*)?Final Answer\b(?P<rest>.*)\Z", re.DOTALL)
 _ANSWER_IS = re.compile(
     r"(?:\b(?:so|thus|hence|therefore),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
-    rf"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?[\s*\\(\[{{$]*(?:[A-Za-z]\s*=\s*)?(?P<number>{NUMBER_TEXT})",
+    rf"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?[\s*\\(\[{{$]*(?:[A-Za-z]\s*=\s*)?(?:{CURRENCY}\s?)?(?P<number>{NUMBER_TEXT})",
     re.IGNORECASE,
 )
 _MARKED = re.compile(
-    rf"\s*(?:####\s*\$?(?P<hashed>{NUMBER_TEXT})|\(\s*(?:the\s+|our\s+)?(?:final\s+)?answer\s*(?::|=|\bis\b)\s*\$?"
-    rf"(?P<bracketed>{NUMBER_TEXT})[^()]*\))",
+    rf"\s*(?:####\s*(?:\$|{CURRENCY}\s?)?(?P<hashed>{NUMBER_TEXT})"
+    r"|\(\s*(?:the\s+|our\s+)?(?:final\s+)?answer\s*(?::|=|\bis\b)\s*"
+    rf"(?:\$|{CURRENCY}\s?)?(?P<bracketed>{NUMBER_TEXT})[^()]*\))",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\\\]|\\\)(?=\s+[A-Z])|-{3,}")

@@ -40,6 +40,7 @@ STRIPPED = {
     r"First \( \boxed{40} \), then \( 40 + 5 = \boxed{45} \)": r"First \( \boxed{40} \), then \( 40 + 5 = 45 \)",
     "To find the answer is hard: 40 + 5 = 45": "To find the answer is hard: 40 + 5 = 45",
     "40 + 5 = 45 #### 45": "40 + 5 = 45",
+    "40 + 5 = 45. So the answer is Rs45. (answer: Rs 45)": "40 + 5 = 45.",
     "40 + 5 = 45 #### 40": "40 + 5 = 45 #### 40",
     "40 + 5 = 45 (answer: 45 eggs)": "40 + 5 = 45",
     "40 + 5 = 45. Answer is 45.": "40 + 5 = 45.",
