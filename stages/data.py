@@ -23,6 +23,7 @@ from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineErr
 from ..evaluation.answers import extract, spoken
 from ..evaluation.problems import Problem
 from ..registry.record import DataRef
+from .overlap import find_shared
 from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold
 
 SANDBOX = "sandbox"
@@ -165,9 +166,10 @@ _SIGN = re.compile(r"(?<=[\w)])[ \t]*([-+*/=^<>×÷−])[ \t]*(?=[-(]?(?:[0-9]|[
 
 
 def question_hash(question: str) -> str:
-    """Digest of a question's letters, digits and signs: case, spacing and punctuation make no new problem.
+    """Digest that names a question in manifests, of its letters, digits and signs.
 
-    Signs are decimal points and what stands between operands: `2.5 * 4` is not `25 / 4`.
+    Case, spacing and punctuation make no new problem; signs are decimal points and what stands between operands:
+    `2.5 * 4` is not `25 / 4`. It stays as it is, since manifests are compared by it; `overlap` folds further.
     """
     text = unicodedata.normalize("NFKC", question).casefold()
     signs = {match.start() for match in _POINT.finditer(text)} | {match.start(1) for match in _SIGN.finditer(text)}
@@ -176,19 +178,18 @@ def question_hash(question: str) -> str:
 
 
 def require_disjoint(train: Sequence[str], held_out: Sequence[str], where: str) -> None:
-    """Refuse to train on questions that variants are scored on.
+    """Refuse to train on questions that variants are scored on, as `overlap.find_shared` finds them.
 
     Raises:
         ConfigError: At least one question is in both.
     """
-    scored = {question_hash(question) for question in held_out}
-    shared = [question for question in train if question_hash(question) in scored]
+    shared = find_shared(train, held_out)
     if shared:
         raise ConfigError(
             "training rows are among the evaluation rows",
             where=where,
             expected="no question in both",
-            found=f"{len(shared)} shared, the first: {shared[0][:80]}",
+            found=f"{len(shared)} shared, the first: {train[shared[0]][:80]}",
             next_step="point data at the train split, or eval.data at held-out rows",
         )
 
