@@ -1,8 +1,8 @@
 """A teacher's worked solution as steps and an answer, and how it is written back.
 
-Reads three shapes: one step a line with GSM8K's `<<a*b=c>>` marks; text with `Step 1:` headings, of which only the last
-numbered run counts; and one paragraph, whose sentences are the steps. What a reasoning model thinks aloud is dropped,
-LaTeX stays as it is.
+Reads three shapes: one step a line, as in GSM8K or a numbered list; text with `Step 1:` headings, of which only the
+last numbered run counts; and one paragraph, whose sentences are the steps. What a reasoning model thinks aloud is
+dropped, LaTeX stays as it is.
 Knows nothing about masking or prompts.
 """
 
@@ -21,10 +21,15 @@ MIN_STEPS = 2
 ANSWER_CUE = "Answer:"
 """Starts the last line of every rendered solution."""
 
-_STEP = re.compile(r"^[\s*#>-]*Step\s+(\d+)\s*\**\s*[:.)]\**[ \t]*", re.MULTILINE | re.IGNORECASE)
+_STEP = re.compile(
+    r"^[ \t*#>-]*Step[ \t]+(?P<number>\d+)[ \t]*\**[ \t]*(?:[:.)]\**|[-–—]+(?=\s)|$)[ \t]*",  # noqa: RUF001
+    re.MULTILINE | re.IGNORECASE,
+)
+_ITEM = re.compile(r"[ \t*#>(-]*(?P<number>\d{1,2})\\?[.):]\**[ \t]+(?=\S)")
 # Not behind `Mr.` or `Mrs.`, nor behind a name as short as these.
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?<!\b[A-Z][a-z]\.)(?<!\b[A-Z][a-z]{2}\.)\s+(?=[A-Z])")
 _MARK = re.compile(r"<<[^<>\n]*>>")
+_MARKUP = re.compile(r"^[ \t]*```\w*[ \t]*$|</?think(?:ing)?>", re.MULTILINE | re.IGNORECASE)
 _GSM8K_GOLD = re.compile(r"^\s*####.*$", re.MULTILINE)
 
 
@@ -131,14 +136,26 @@ def _steps(pieces: Sequence[str], gold: str) -> tuple[str, ...]:
 def _pieces(text: str) -> tuple[list[str], bool]:
     """The texts of the last numbered run of steps, or else the lines, and whether they are numbered."""
     headings = list(_STEP.finditer(text))
-    starts = [index for index, heading in enumerate(headings) if heading[1] == "1"]
     if not headings:
-        return text.splitlines(), False
+        return _without_numbers(text.splitlines()), False
     # Without a first step, the numbers went on from those of the thoughts.
-    run = headings[starts[-1] if starts else 0 :]
+    first = max((index for index, heading in enumerate(headings) if heading["number"] == "1"), default=0)
+    run = headings[first:]
     ends = [heading.start() for heading in run[1:]] + [len(text)]
-    return [text[heading.end() : end] for heading, end in zip(run, ends, strict=True)], True
+    pieces = []
+    for heading, end in zip(run, ends, strict=True):
+        piece = text[heading.end() : end]
+        pieces.append(piece.replace("**", "", 1) if heading[0].count("**") == 1 else piece)  # **Step 1: Title**
+    return pieces, True
+
+
+def _without_numbers(lines: list[str]) -> list[str]:
+    """The lines of a list without its numbers, which would give away the order of its steps."""
+    items = [_ITEM.match(line) for line in lines]
+    numbers = [int(item["number"]) for item in items if item]
+    follows = all(number in (1, before + 1) for before, number in zip([0, *numbers], numbers, strict=False))
+    return [line[item.end() :] if item and follows else line for item, line in zip(items, lines, strict=True)]
 
 
 def _unmarked(piece: str) -> str:
-    return _GSM8K_GOLD.sub("", _MARK.sub("", piece)).rstrip()
+    return _MARKUP.sub("", _GSM8K_GOLD.sub("", _MARK.sub("", piece))).rstrip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,28 @@ def test_steps_may_go_on_with_the_numbers_of_the_thoughts() -> None:
     for first in (1, 3):
         said = f"Step {first}: 20 a head: 20+20=40\nStep {first + 1}: 40+5=\\boxed{{45}}"
         assert parse_rationale("q", f"{thoughts}\n{said}", "45").steps == ("20 a head: 20+20=40", "40+5=45")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. {}\n2. {}", "1) {}\n2) {}", "(1) {}\n(2) {}", "**1.** {}\n**2.** {}", "1\\. {}\n2\\. {}", "#1: {}\n#2: {}",
+        "Step 1 - {}\nStep 2 - {}", "Step 1 \u2013 {}\nStep 2 \u2013 {}",
+        "Step 1\n{}\nStep 2\n{}", "## Step 1\n{}\n\n## Step 2\n{}",
+        "**Step 1**\n{}\n**Step 2**\n{}", "**Step 1: {}**\n**Step 2: {}**", "**Step 1:** {}\n**Step 2:** {}",
+        "```\n{}\n{}\n```", "```text\n1. {}\n2. {}\n```", "<think>\n{}\n{}",
+    ],
+)  # fmt: skip
+def test_no_number_or_fence_of_the_teachers_stays_in_a_step(text: str) -> None:
+    steps = parse_rationale("q", text.format("20+20=40", "40+5=45") + "\n\nAnswer: 45", "45").steps
+    assert steps == ("20+20=40", "40+5=45")
+
+
+def test_numbers_that_are_no_list_stay() -> None:
+    lines = ("1.5 eggs are 40", "45. That is all", "3) is next")
+    assert parse_rationale("q", "\n".join(lines) + "\nAnswer: 45", "45").steps == lines
+    titled = "**Step 1: Eggs**\n20+20=40\n\n**Step 2: Hens**\n40+5=45\n\nAnswer: 45"
+    assert parse_rationale("q", titled, "45").steps == ("Eggs 20+20=40", "Hens 40+5=45")
 
 
 def test_the_steps_of_one_paragraph_are_its_sentences() -> None:
@@ -152,6 +175,7 @@ def test_whatever_the_teacher_writes_no_step_announces_an_answer(steps: list[str
 def test_all_of_gsm8k_parses(real_data: Callable[[str], Path]) -> None:
     rationales, report = load_rationales(DataConfig(path=str(real_data("gsm8k/train.jsonl"))))
     assert report.rows == report.parsed == len(rationales) == 7473
+    assert not any(re.match(r"\W*(?:Step\s+)?\d+[.)]\s", line) for known in rationales for line in known.steps)
     assert not any("<<" in line or "####" in line for rationale in rationales for line in rationale.steps)
 
 
