@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -69,8 +70,12 @@ class Asking:
         for name in ("attempts", "concurrency", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} has to be positive", found=getattr(self, name))
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("no such sampling", found=f"temperature {self.temperature}, top_p {self.top_p}")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                "no such sampling",
+                found=f"temperature {self.temperature}, top_p {self.top_p}",
+                expected="a temperature of 0 or more, top_p above 0 and up to 1",
+            )
         if self.temperature == 0 and self.attempts > 1:
             raise ConfigError(
                 "without a temperature every attempt is the same",

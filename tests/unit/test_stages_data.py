@@ -112,6 +112,72 @@ def test_broken_and_absent_files_have_their_own_errors(tmp_path: Path) -> None:
         load_rows(DataConfig(path=_write(tmp_path / "list.json", [{"question": ["a"], "answer": "1"}])))
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "where", "found"),
+    [
+        ("x.jsonl", b'{"question": "a"}\n\n{"question": "cut o\n', "x.jsonl, line 3", "Unterminated"),
+        ("x.jsonl", b'{"question": "a"}\n[1]\n', "x.jsonl, line 2", "list"),
+        ("x.json", b'[{"question": "a"}, 5]', "x.json, row 1", "int"),
+        ("x.json", b'{"question": "a"}', "x.json", "dict"),
+        ("x.json", b"[" * 100_000, "x.json", "too deep"),
+        ("x.jsonl", b"{}\n" + b'{"a":' * 100_000, "x.jsonl, line 2", "too deep"),
+        ("x.jsonl", '{"question": "a"}\n'.encode("utf-16"), "x.jsonl", "0xff at 0"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named_with_its_place(
+    tmp_path: Path, name: str, data: bytes, where: str, found: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(IntegrityError) as caught:
+        load_rows(DataConfig(path=str(tmp_path / name)))
+    assert caught.value.where.endswith(where)
+    assert found in caught.value.found
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert load_rows(DataConfig(path=str(path)))[0].question == GOOD["question"]
+
+
+def test_local_paths_are_never_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.csv", "x.jsonl.gz", "rows"):
+        (tmp_path / name).write_bytes(b"question,answer")
+        with pytest.raises(ConfigError, match="a kind that is not read") as refused:
+            load_rows(DataConfig(path=name))
+        assert ".jsonl" in refused.value.expected
+    (tmp_path / "empty").mkdir()
+    for absent in ("./none", "none.csv", "../a/b/c", str(tmp_path / "none"), "empty"):
+        with pytest.raises(NotFoundError) as missing:
+            load_rows(DataConfig(path=absent))
+        assert missing.value.next_step
+
+
+def test_a_folder_is_read_and_leaves_no_path_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mine").mkdir()
+    _write(tmp_path / "mine" / "train.jsonl", [GOOD])
+    _, report = load_rationales(DataConfig(path=str(tmp_path / "mine"), revision="main"))
+    assert (report.source, report.revision, report.parsed) == ("mine", None, 1)
+    (tmp_path / "mine" / "train.jsonl").write_text("{bad")
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        load_rows(DataConfig(path=str(tmp_path / "mine")))
+
+
+@pytest.mark.parametrize("rationale", [{"cot": None}, {}])
+def test_a_row_without_the_rationale_that_others_have_counts_as_one_without(
+    tmp_path: Path, rationale: dict[str, object]
+) -> None:
+    columns = {"question": "question", "answer": "answer", "rationale": "cot"}
+    rows = [{"question": "2+2?", "answer": "4"} | rationale, {**GOOD, "cot": GOOD["answer"]}]
+    data = DataConfig(path=_write(tmp_path / "x.jsonl", rows), columns=columns)
+    assert load_rationales(data)[1].skipped == {"no rationale": 1}
+    assert load_rationales(data, bare=True)[1].bare == 1
+    with pytest.raises(ConfigError, match=r"no column cot|can be taught from"):
+        load_rationales(replace(data, rows=[0, 1]))
+
+
 def test_half_an_emoji_is_named_with_its_row(tmp_path: Path) -> None:
     rows = [GOOD, {**GOOD, "question": "1+1+1 \ud83d?"}]
     with pytest.raises(ConfigError, match="no Unicode text") as caught:
