@@ -1,8 +1,9 @@
 r"""What in a teacher's text gives the answer away: statements, which are cut out, and the bare value, which is hidden.
 
 A statement says which number is the answer: `Answer: 45`, `#### 45`, `the answer is 45`, a `Final Answer` section, a
-box. Steps are kept without any, for every task. An equation loses its box alone: `\[ 40 + 5 = \boxed{45} \]` becomes
-`\[ 40 + 5 = 45 \]`; a box that stands by itself, `\[ \boxed{45} \]`, repeats what was calculated and goes with it.
+box. Steps are kept without any, for every task; a calculation behind such words stays. An equation loses its box alone:
+`\[ 40 + 5 = \boxed{45} \]` becomes `\[ 40 + 5 = 45 \]`; a box that stands by itself, `\[ \boxed{45} \]`, repeats what
+was calculated and goes with it.
 
 Without statements the last calculation still ends in the answer, so that a solution shown in a rollout's prompt could
 be copied instead of solved. `hide_answer` leaves every calculation and hides what it comes to.
@@ -14,11 +15,11 @@ import re
 from collections.abc import Sequence
 
 from ..evaluation.answers import CURRENCY, normalise, same_answer
-from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers
+from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers, find_operators
 
 _ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
 # Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
-_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER)\s*\**\s*:\**[^\n]*\Z")
+_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER)\s*\**\s*:\**(?P<rest>[^\n]*)\Z")
 _FINAL_SECTION = re.compile(r"(?:\A|\s)(?:-{3,}\s*|[#*]+\s*)?Final Answer\b(?P<rest>.*)\Z", re.DOTALL)
 _ANSWER_IS = re.compile(
     r"(?:\b(?:so|thus|hence|therefore),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
@@ -45,8 +46,29 @@ _RATIO = re.compile(r"(?<![0-9./])[0-9]+\s?/\s?[0-9]+(?![0-9/]|\.[0-9])|\\[dt]?f
 
 def states_answer(text: str) -> bool:
     """Whether any line of `text` announces an answer (`Answer: 3`, `**Final answer** 3`, `#### 3`)."""
-    lines = text.splitlines()
-    return any(_ANSWER_LINE.match(line) or line.lstrip().startswith("####") for line in lines)
+    return any(_announces(line) or line.lstrip().startswith("####") for line in text.splitlines())
+
+
+def calculates(text: str) -> bool:
+    """Whether `text` is more than a bare value: an equation with an operator in it."""
+    return "=" in text and bool(find_operators(text))
+
+
+def _announces(line: str) -> bool:
+    cue = _ANSWER_LINE.match(line)
+    if not cue:
+        return False
+    # "The answer is found by adding: 40 + 5 = 45" is prose about it, and stays so with its numbers or signs masked.
+    rest = line[cue.end() :]
+    return cue[0][-1:] not in ("s", "S") or not (calculates(rest) or MASK in rest)
+
+
+def _without_cue(line: str) -> str:
+    """A line but for the announcement of an answer, which takes a bare value with it."""
+    cue = _ANSWER_LINE.match(line)
+    if not cue or not _announces(line):
+        return line
+    return line[cue.end() :].lstrip(" *_") if calculates(line[cue.end() :]) else ""
 
 
 def marks_answer(text: str, gold: str) -> bool:
@@ -67,9 +89,8 @@ def strip_statements(piece: str, gold: str) -> str:
     section = _FINAL_SECTION.search(piece)
     if section and "=" not in section["rest"]:  # `Final Answer Calculation: 40 + 5 = 45` is a step
         piece = piece[: section.start()]
-    piece = _ANSWER_TAIL.sub("", piece)
-    lines = [line for line in piece.splitlines() if not _ANSWER_LINE.match(line)]
-    text = " ".join(" ".join(lines).split())
+    piece = _ANSWER_TAIL.sub(lambda tail: f" {tail['rest']}" if calculates(tail["rest"]) else "", piece)
+    text = " ".join(" ".join(map(_without_cue, piece.splitlines())).split())
     text = _MARKED.sub(lambda found: "" if same_answer(found["hashed"] or found["bracketed"], gold) else found[0], text)
     text = _without_boxes(_without_sentences(text, gold), gold)
     while (shorter := _DANGLING.sub("", text).strip()) != text:
@@ -86,7 +107,7 @@ def answer_at_end(piece: str) -> tuple[str, int]:
     """
     tail = _ANSWER_TAIL.search(piece)
     inside = bool(tail and tail.start() and "\n" not in tail[0] and not _ANSWER_LINE.match(piece))
-    told = (number for number, line in enumerate(piece.splitlines()) if _ANSWER_LINE.match(line))
+    told = (number for number, line in enumerate(piece.splitlines()) if _announces(line))
     return piece[: tail.start()] if tail and inside else "", next(told, -1)
 
 

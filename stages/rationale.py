@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..core.errors import ConfigError
 from ..evaluation.answers import extract, gold_answer, same_answer, spoken
-from .leaks import answer_at_end, marks_answer, strip_statements
+from .leaks import answer_at_end, calculates, marks_answer, strip_statements
 
 MIN_STEPS = 2
 """A rationale with fewer steps can be neither shuffled nor partly hidden."""
@@ -30,7 +30,7 @@ _ITEM = re.compile(r"[ \t*#>(-]*(?P<number>\d{1,2})\\?[.):]\**[ \t]+(?=\S)")
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?<!\b[A-Z][a-z]\.)(?<!\b[A-Z][a-z]{2}\.)\s+(?=[A-Z])")
 _MARK = re.compile(r"<<[^<>\n]*>>")
 _MARKUP = re.compile(r"^[ \t]*```\w*[ \t]*$|</?think(?:ing)?>", re.MULTILINE | re.IGNORECASE)
-_GSM8K_GOLD = re.compile(r"^\s*####.*$", re.MULTILINE)
+_HASHED = re.compile(r"^[ \t]*####(?P<rest>.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +146,11 @@ def _pieces(text: str) -> tuple[list[str], bool]:
     for heading, end in zip(run, ends, strict=True):
         piece = text[heading.end() : end]
         pieces.append(piece.replace("**", "", 1) if heading[0].count("**") == 1 else piece)  # **Step 1: Title**
-    return pieces, True
+    return _without_numbers(pieces), True
 
 
 def _without_numbers(lines: list[str]) -> list[str]:
-    """The lines of a list without its numbers, which would give away the order of its steps."""
+    """Steps without numbers of their own, which would give away their order."""
     items = [_ITEM.match(line) for line in lines]
     numbers = [int(item["number"]) for item in items if item]
     follows = all(number in (1, before + 1) for before, number in zip([0, *numbers], numbers, strict=False))
@@ -158,4 +158,6 @@ def _without_numbers(lines: list[str]) -> list[str]:
 
 
 def _unmarked(piece: str) -> str:
-    return _MARKUP.sub("", _GSM8K_GOLD.sub("", _MARK.sub("", piece))).rstrip()
+    """Without calculator marks, fences and GSM8K's gold line; a heading of the same look loses its hashes alone."""
+    text = _MARKUP.sub("", _MARK.sub("", piece))
+    return _HASHED.sub(lambda line: line["rest"] if calculates(line["rest"]) else "", text).rstrip()

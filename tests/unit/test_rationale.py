@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -105,6 +106,25 @@ def test_no_spelling_of_the_answer_line_stays_in_a_step(ending: str) -> None:
 def test_prose_about_an_answer_is_no_answer_line() -> None:
     text = "Step 1: To find the answer we add: 40+5=45\nStep 2: That answers it.\nAnswer: 45"
     assert parse_rationale("q", text, "45").steps[0] == "To find the answer we add: 40+5=45"
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        ("#### Food: 40+5=45", "Food: 40+5=45"),
+        ("#### 45", None),
+        ("The answer is found by adding 5 to 40, which gives 40+5=45", ...),
+        ("The answer is not 44, since 40+5=45", ...),
+        ("The answer is therefore 45", None),
+        ("Final Answer: 40+5=45 eggs", "40+5=45 eggs"),
+        ("**Answer:** 40 + 5 = 45", "40 + 5 = 45"),
+        ("Answer: She has 45 eggs in all", None),
+    ],
+)
+def test_a_line_about_the_answer_keeps_its_calculation(line: str, step: Any) -> None:
+    for text in (f"20+20=40\n{line}\nso it is", f"Step 1: 20+20=40\nStep 2: {line}\nStep 3: so it is"):
+        steps = parse_rationale("q", f"{text}\n#### 45", "45").steps
+        assert steps == ("20+20=40", *([line if step is ... else step] if step else []), "so it is")
 
 
 @pytest.mark.parametrize(
