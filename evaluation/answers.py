@@ -75,6 +75,11 @@ _ANSWER_LINE = re.compile(r"\banswer[*_ \t]{0,4}:|####", re.IGNORECASE)
 _ANSWER_IS = re.compile(r"\banswer\s{1,3}(?:is|was|equals|=)\b\s?:?", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{")
 _AFTER_HASHES = re.compile(r"[.\s%*]*[A-Za-z ]{0,40}[.\s*]*$")
+# A root, a power of a number, or a sum of or with a letter; `5 m/s` and `-3 m` are none.
+_ALGEBRA = re.compile(
+    r"\\sqrt|\u221a|\\pi\b|\u03c0|[0-9)]\s?\^"
+    r"|(?<![A-Za-z\\])[0-9]{0,9}[a-z]\s*[-+*]\s*[0-9(]|[0-9)]\s*[-+*]\s*[0-9.]{0,9}[a-z](?![A-Za-z])"
+)
 _HEADING = re.compile(r"[.):]\s+\S")
 
 
@@ -114,8 +119,11 @@ def spoken(text: str) -> str:
 
 
 def normalise(text: str) -> str | None:
-    """Canonical spelling of a short answer such as `$1,800.00`, `18 eggs` or `x = -3`; None without a number."""
-    value = _read(_clean(text))
+    """Canonical spelling of a short answer such as `$1,800.00`, `18 eggs` or `x = -3`.
+
+    None without a number, and for an expression (`2x + 3`, `sqrt{3}`), whose first number is not its value.
+    """
+    value = None if _ALGEBRA.search(text) else _read(_clean(text))
     return None if value is None else _spell(value)
 
 

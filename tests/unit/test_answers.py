@@ -113,6 +113,15 @@ def test_hard_cases(text: str, answer: str | None, method: str) -> None:
         ("", "", False),
         ("Yes", "yes", True),
         ("yes", "18", False),
+        ("2", "2x+3", False),
+        ("2x+3", "2x+3", True),
+        ("3", "\\sqrt{3}", False),
+        ("2", "2^{10}", False),
+        ("3", "x = 3", True),
+        ("2", "2x + 3 = 7", False),
+        ("5", "5 m/s", True),
+        ("-3", "-3 m", True),
+        ("18", "18 m^2", True),
     ],
 )
 def test_same_answer(answer: str | None, gold: str, same: bool) -> None:
