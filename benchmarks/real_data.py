@@ -27,8 +27,9 @@ from typing import Any
 from plyfold.core.config import DataConfig, StageConfig
 from plyfold.evaluation.answers import normalise
 from plyfold.evaluation.protocols import protocol
-from plyfold.stages.data import Row, load_problems, load_rows, question_hash
+from plyfold.stages.data import Row, load_problems, load_rows
 from plyfold.stages.leaks import marks_answer
+from plyfold.stages.overlap import find_shared
 from plyfold.stages.rationale import Rationale, UnusableRationale, answer_in_step, parse_rationale, read_gold
 from plyfold.stages.spans import find_numbers
 from plyfold.stages.tasks import draw_rows
@@ -39,7 +40,7 @@ LIBRARIES = ("plyfold", "torch", "transformers", "peft", "trl", "bitsandbytes")
 STAGES = {"structure": f"{TEACHER} [0, 284)", "brevity": f"{GSM8K} [2000, 2400)", "remedy": f"{TEACHER} [284, 568)"}
 
 
-def parse_all(data: DataConfig, held_out: set[str]) -> dict[str, Any]:
+def parse_all(data: DataConfig, held_out: list[str]) -> dict[str, Any]:
     """What parsing makes of a file, and what a rollout's prompts show of the answer with and without hiding it."""
     rows, skipped, usable = load_rows(data), {}, list[tuple[Row, Rationale]]()
     for row in rows:
@@ -59,7 +60,7 @@ def parse_all(data: DataConfig, held_out: set[str]) -> dict[str, Any]:
         "boxes_cut": sum("\\boxed" in _steps_written(row) and not any("\\boxed" in step for step in known.steps)
                          for row, known in usable),
         "statements_left": sum(marks_answer(step, known.answer) for _, known in usable for step in known.steps),
-        "questions_of_the_test_split": sum(question_hash(row.question) in held_out for row in rows),
+        "questions_of_the_test_split": len(find_shared([row.question for row in rows], held_out)),
         "rewrite": _shown([known for _, known in usable]),
     }  # fmt: skip
 
@@ -250,7 +251,7 @@ def main() -> None:
     data = given.data.resolve()
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
                          text=True, check=False).stdout.strip()  # fmt: skip
-    held_out = {question_hash(problem.question) for problem in load_problems(DataConfig(path=str(data / TEST)))}
+    held_out = [problem.question for problem in load_problems(DataConfig(path=str(data / TEST)))]
     parsing = {
         "GSM8K train": parse_all(DataConfig(path=str(data / GSM8K)), held_out),
         "GSM8K test": parse_all(DataConfig(path=str(data / TEST), split="test"), set()),

@@ -5,7 +5,8 @@ Layers, strongest first, each read from its last occurrence to its first:
   boxed         `\boxed{18}`
   answer-is     `the answer is 18`
   last-number   the last number of the text
-Text that runs on after the answer (`\n\nQuestion: ...`, an end token written out) is cut off first.
+What is thought aloud before `</think>` (`...done thinking.` in a transcript of Ollama) is passed over where anything is
+said after it, and text that runs on after the answer (`\n\nQuestion: ...`, an end token written out) is cut off first.
 
 Comparison is exact on rationals: no tolerance, no rounding. Currency signs, thousands separators, units and `%` are
 dropped, so `$1,800.00` equals `1800` and `18%` equals `18`. Numbers in words, mixed fractions, exponents and scale
@@ -25,11 +26,22 @@ MAX_DIGITS = 400
 MAX_CUES = 8
 """Answer lines or boxes tried, from the last; bounds the time a degenerate completion takes."""
 
+DIGITS = {start + digit: str(digit) for start in (0x660, 0x6F0, 0x966, 0xFF10) for digit in range(10)}
+"""Arabic, Devanagari and full-width digits, for `str.translate`; each is one character, as its translation is."""
+
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f"), "\u202f")  # kept apart: they may group digits
-_CHARACTERS = _DASHES | _SPACES | {ord("\uff1a"): ":", ord("\uff0c"): ",", ord("\uff04"): "$", ord("\uff05"): "%"}
+_CURRENCIES = dict.fromkeys(map(ord, "\uff04€£¥₹₱₩₦฿₫₺₽₪"), "$")
+_MARKS = {ord("\uff1a"): ":", ord("\uff0c"): ",", ord("\uff05"): "%"}
+_CHARACTERS = DIGITS | _DASHES | _SPACES | _CURRENCIES | _MARKS
 
-_LATEX = [
+CURRENCY = (
+    r"(?:AUD|BDT|BRL|CAD|CHF|CNY|EUR|GBP|GHS|HKD|IDR|INR|JPY|KES|KRW|LKR|MXN|MYR|NGN|NPR|NZD|PHP|PKR|RMB|SGD|THB"
+    r"|US|USD|VND|ZAR|Php|RM|Rp|[Rr]s\.?)"
+)
+"""Pattern of a currency's name as it is written before an amount; `Rs.5` is five."""
+
+_REWRITTEN = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # GSM8K's calculator marks
     (re.compile(r"\{,\}|\\,(?=[0-9])"), ","),
     (re.compile(r"\\!"), ""),
@@ -40,17 +52,16 @@ _LATEX = [
     (re.compile(r"(?<=[A-Za-z}])\s?\^\{?[0-9]+\}?"), ""),  # the exponent of a unit, m^2
     (re.compile("(?<=[0-9])\u202f(?=[0-9]{3}(?![0-9]))"), ""),
     (re.compile("\u202f"), " "),
+    (re.compile(r"(?<![0-9A-Za-z])(?:A|C|HK|NZ|R|S|US)\s?(?=\$)"), ""),
+    (re.compile(rf"(?<![0-9A-Za-z]){CURRENCY}\s?(?=-?[.$]?[0-9])"), "$"),
 ]
 
 _PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+"
 _VALUE = rf"(?P<value>{_PLAIN})(?:/(?P<over>{_PLAIN}))?"
 # A minus is a sign only where nothing it could subtract from stands before it; `x2` and `^2` are no numbers.
-_NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])(?P<sign>-))?(?:[$€£¥₹]\s?(?P<inner>-)?)?(?<![0-9A-Za-z_^]){_VALUE}")
-# At the start of a span markup, a spaced minus and a currency name may stand before the number.
-_LEADING = re.compile(
-    r"[\s*_\\(\[{\"'`~≈:>]*(?P<sign>-\s?)?(?:(?:USD|US|EUR|Rs\.?)\s?)?"
-    rf"(?:[$€£¥₹]\s?){{0,2}}(?P<inner>-)?{_VALUE}"
-)
+_NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])(?P<sign>-))?(?:\$\s?(?P<inner>-)?)?(?<![0-9A-Za-z_^]){_VALUE}")
+# At the start of a span markup and a spaced minus may stand before the number.
+_LEADING = re.compile(rf"[\s*_\\(\[{{\"'`~≈:>]*(?P<sign>-\s?)?(?:\$\s?){{0,2}}(?P<inner>-)?{_VALUE}")
 _EXPRESSION = re.compile(r"(?:[0-9\s.,+\-*/\u00d7\u00f7%$()]|\\times|\\cdot|\bof\b|\btimes\b|\bx\b)*")
 
 _RUN_ON = re.compile(
@@ -58,10 +69,17 @@ _RUN_ON = re.compile(
     r"|<\|(?:im_end|im_start|endoftext|eot_id|end)\|>|</s>",
     re.IGNORECASE,
 )
+_THOUGHTS_BEGIN = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"</think(?:ing)?>|(?:\.\.\.|\u2026)done thinking\.", re.IGNORECASE)
 _ANSWER_LINE = re.compile(r"\banswer[*_ \t]{0,4}:|####", re.IGNORECASE)
 _ANSWER_IS = re.compile(r"\banswer\s{1,3}(?:is|was|equals|=)\b\s?:?", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{")
 _AFTER_HASHES = re.compile(r"[.\s%*]*[A-Za-z ]{0,40}[.\s*]*$")
+# A root, a power of a number, or a sum of or with a letter; `5 m/s` and `-3 m` are none.
+_ALGEBRA = re.compile(
+    r"\\sqrt|\u221a|\\pi\b|\u03c0|[0-9)]\s?\^"
+    r"|(?<![A-Za-z\\])[0-9]{0,9}[a-z]\s*[-+*]\s*[0-9(]|[0-9)]\s*[-+*]\s*[0-9.]{0,9}[a-z](?![A-Za-z])"
+)
 _HEADING = re.compile(r"[.):]\s+\S")
 
 
@@ -84,16 +102,28 @@ def extract(text: str) -> Extracted:
     """The answer of a completion, and the layer that found it."""
     text = _clean(text)
     run_on = _RUN_ON.search(text)
+    began, ended = _THOUGHTS_BEGIN.search(text), _THOUGHTS_END.search(text)
+    if run_on and ended and run_on.start() < ended.start() and not (began and began.start() > run_on.start()):
+        run_on = _RUN_ON.search(text, ended.end())  # the problem, restated in thought
     if run_on:
-        found = _layers(text[: run_on.start()])
+        found = _layers(_said_in(text[: run_on.start()]))
         if found.value is not None:
             return found
-    return _layers(text)
+    return _layers(_said_in(text))
+
+
+def spoken(text: str) -> str:
+    """What a reasoning model says after its thoughts, all of `text` where it holds no end of thoughts."""
+    ends = list(_THOUGHTS_END.finditer(text))
+    return text[ends[-1].end() :] if ends else text
 
 
 def normalise(text: str) -> str | None:
-    """Canonical spelling of a short answer such as `$1,800.00`, `18 eggs` or `x = -3`; None without a number."""
-    value = _read(_clean(text))
+    """Canonical spelling of a short answer such as `$1,800.00`, `18 eggs` or `x = -3`.
+
+    None without a number, and for an expression (`2x + 3`, `sqrt{3}`), whose first number is not its value.
+    """
+    value = None if _ALGEBRA.search(text) else _read(_clean(text))
     return None if value is None else _spell(value)
 
 
@@ -127,6 +157,11 @@ def gold_answer(text: str) -> str:
             next_step="map the right column: data.columns.answer=NAME",
         )
     return value
+
+
+def _said_in(text: str) -> str:
+    said = spoken(text)
+    return said if said.strip() else text
 
 
 def _layers(text: str) -> Extracted:
@@ -219,6 +254,6 @@ def _spell(value: Fraction) -> str:
 
 def _clean(text: str) -> str:
     text = text.translate(_CHARACTERS)
-    for pattern, replacement in _LATEX:
+    for pattern, replacement in _REWRITTEN:
         text = pattern.sub(replacement, text)
     return text

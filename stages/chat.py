@@ -7,6 +7,7 @@ needed. Sends the key in a header and nowhere else: no message and no file of pl
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -70,11 +71,23 @@ class Endpoint:
         """Refuse an address or a key that cannot be meant.
 
         Raises:
-            ConfigError: No http address, one that carries a password or a query, or a key no header can hold.
+            ConfigError: No http address, one that carries a password or a query, a key no header can hold, or no time
+                to answer in.
         """
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ConfigError("not the address of an endpoint", expected="http(s)://host[:port]/v1", found=parts.scheme)
+        try:
+            parts = urlsplit(self.url)
+            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # brackets or a port that no address has
+            sound = False
+        if not sound:
+            raise ConfigError(
+                "not the address of an endpoint",
+                expected="http(s)://host[:port]/v1",
+                found=self.url.rpartition("@")[2].partition("?")[0],  # without a password or a key
+                next_step="give the address up to and with /v1",
+            )
+        if not 0 < self.timeout_s < math.inf:
+            raise ConfigError("the longest an answer may take has to be positive", found=f"{self.timeout_s} s")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
                 "the endpoint's address carries more than an address",

@@ -7,7 +7,6 @@ cannot be taught from are counted by reason, never repaired. Questions of the tr
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -19,16 +18,17 @@ from typing import Any
 
 from ..core.config import DataConfig
 from ..core.digest import digest_json, sha256_bytes
-from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError
-from ..evaluation.answers import extract
+from ..core.errors import ConfigError
+from ..evaluation.answers import extract, spoken
 from ..evaluation.problems import Problem
 from ..registry.record import DataRef
+from .data_files import is_local, read_dataset, read_file
+from .overlap import find_shared
 from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold
 
 SANDBOX = "sandbox"
 SANDBOX_ROWS = 2000
 """Rows of the sandbox where the config names no range."""
-FILE_SUFFIXES = (".jsonl", ".json")
 OUR_COLUMNS = ("question", "answer", "rationale")
 
 
@@ -42,7 +42,7 @@ class Row:
     answer: str
     """Gold answer as the dataset writes it."""
     rationale: str
-    """The teacher's text; empty where the config maps none, or keeps none so far on."""
+    """The teacher's text; empty where the config maps none, the row has none, or the config keeps none so far on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def load_rows(config: DataConfig) -> list[Row]:
     Raises:
         ConfigError: A column is missing, a value is no text (or not in Unicode) or number, the range is empty, or
             `data.rationales` is no number of rows.
-        NotFoundError: The file, dataset or split does not exist.
+        NotFoundError: The file, folder, dataset or split does not exist.
         IntegrityError: The file is not JSON.
         OfflineError: A Hub dataset that is not cached, without a network.
     """
@@ -94,14 +94,17 @@ def load_rows(config: DataConfig) -> list[Row]:
         raise ConfigError(
             "not a number of rows", where="data.rationales", found=config.rationales, expected="1 or more"
         )
-    if _on_hub(config):
-        records = _read_hub(config)
+    if config.path == SANDBOX:
+        records = _sandbox(config, stop)
+    elif Path(config.path).is_dir() or not is_local(config.path):
+        records = read_dataset(config)
     else:
-        records = _sandbox(config, stop) if config.path == SANDBOX else _read_file(Path(config.path))
+        records = read_file(Path(config.path))
     chosen = list(islice(enumerate(records), start, stop))
     if not chosen:
         raise ConfigError("no rows", where=config.path, found=f"range {config.rows} of {len(records)} rows")
-    return [_row(index, record, config) for index, record in chosen]
+    known = {str(name) for _, record in chosen for name in record}
+    return [_row(index, record, config, known) for index, record in chosen]
 
 
 def load_rationales(config: DataConfig, *, bare: bool = False) -> tuple[list[Rationale], LoadReport]:
@@ -165,9 +168,10 @@ _SIGN = re.compile(r"(?<=[\w)])[ \t]*([-+*/=^<>×÷−])[ \t]*(?=[-(]?(?:[0-9]|[
 
 
 def question_hash(question: str) -> str:
-    """Digest of a question's letters, digits and signs: case, spacing and punctuation make no new problem.
+    """Digest that names a question in manifests, of its letters, digits and signs.
 
-    Signs are decimal points and what stands between operands: `2.5 * 4` is not `25 / 4`.
+    Case, spacing and punctuation make no new problem; signs are decimal points and what stands between operands:
+    `2.5 * 4` is not `25 / 4`. It stays as it is, since manifests are compared by it; `overlap` folds further.
     """
     text = unicodedata.normalize("NFKC", question).casefold()
     signs = {match.start() for match in _POINT.finditer(text)} | {match.start(1) for match in _SIGN.finditer(text)}
@@ -176,19 +180,18 @@ def question_hash(question: str) -> str:
 
 
 def require_disjoint(train: Sequence[str], held_out: Sequence[str], where: str) -> None:
-    """Refuse to train on questions that variants are scored on.
+    """Refuse to train on questions that variants are scored on, as `overlap.find_shared` finds them.
 
     Raises:
         ConfigError: At least one question is in both.
     """
-    scored = {question_hash(question) for question in held_out}
-    shared = [question for question in train if question_hash(question) in scored]
+    shared = find_shared(train, held_out)
     if shared:
         raise ConfigError(
             "training rows are among the evaluation rows",
             where=where,
             expected="no question in both",
-            found=f"{len(shared)} shared, the first: {shared[0][:80]}",
+            found=f"{len(shared)} shared, the first: {train[shared[0]][:80]}",
             next_step="point data at the train split, or eval.data at held-out rows",
         )
 
@@ -224,13 +227,13 @@ def revision_of(config: DataConfig) -> str | None:
 
 
 def source_name(config: DataConfig) -> str:
-    """The dataset's name without anything local: a file's name, the Hub id or `sandbox`."""
-    return Path(config.path).name if Path(config.path).suffix in FILE_SUFFIXES else config.path
+    """The dataset's name without anything local: the name of a file or folder, the Hub id or `sandbox`."""
+    return Path(config.path).absolute().name if is_local(config.path) else config.path
 
 
 def _on_hub(config: DataConfig) -> bool:
     """Whether a commit of the Hub can say which rows these are."""
-    return config.path != SANDBOX and Path(config.path).suffix not in FILE_SUFFIXES
+    return config.path != SANDBOX and not is_local(config.path)
 
 
 def _range(config: DataConfig) -> tuple[int, int | None]:
@@ -243,9 +246,11 @@ def _range(config: DataConfig) -> tuple[int, int | None]:
     return config.rows[0], config.rows[1]
 
 
-def _row(index: int, record: dict[str, Any], config: DataConfig) -> Row:
+def _row(index: int, record: dict[str, Any], config: DataConfig, known: set[str]) -> Row:
     values: dict[str, str] = {"rationale": ""}
     for ours, theirs in config.columns.items():
+        if ours == "rationale" and theirs in known and record.get(theirs) is None:
+            continue  # of a problem that the teacher did not solve
         if theirs not in record:
             raise ConfigError(
                 f"the dataset has no column {theirs}",
@@ -291,7 +296,10 @@ def _of_messages(ours: str, messages: list[Any]) -> str | None:
             said = message["content"]
     if not isinstance(said, str):
         return None
-    if ours != "answer" or "####" in said:
+    if ours != "answer":
+        return said
+    said = spoken(said)
+    if "####" in said:
         return said
     stated = extract(said)
     return stated.value if stated.value and stated.method != "last-number" else ""
@@ -303,39 +311,3 @@ def _sandbox(config: DataConfig, stop: int | None) -> list[dict[str, Any]]:
     if config.split not in ("train", "test"):
         raise ConfigError("no such split of the sandbox", found=config.split, expected="train or test")
     return [dict(row) for row in make_problems("train" if config.split == "train" else "test", stop or SANDBOX_ROWS)]
-
-
-def _read_file(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise NotFoundError("the data file does not exist", where=path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        records = (
-            json.loads(text)
-            if path.suffix == ".json"
-            else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
-    except ValueError as error:
-        raise IntegrityError(f"the data file is not {path.suffix[1:].upper()}", where=path, found=error) from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise IntegrityError("the data file is no list of rows", where=path, expected="objects with named columns")
-    return records
-
-
-def _read_hub(config: DataConfig) -> list[dict[str, Any]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        rows = load_dataset(config.path, config.name, split=config.split, revision=config.revision)
-    except DatasetNotFoundError as error:
-        raise NotFoundError("no such dataset", where=config.path, found=error) from error
-    except ConnectionError as error:
-        raise OfflineError(
-            "the dataset is not in the local cache and the Hub cannot be reached",
-            where=config.path,
-            next_step="connect once, or set data.path to a .jsonl file",
-        ) from error
-    except ValueError as error:
-        raise ConfigError("the dataset cannot be read", where=config.path, found=error) from error
-    return [dict(row) for row in rows]

@@ -35,6 +35,7 @@ from .data import (
 from .fit import TokenCounter, context_tokens, fitting_rows, require_rows, token_counter
 from .leaks import hide_answer
 from .masking import check_masking
+from .overlap import find_shared
 from .rationale import Rationale, UnusableRationale, answer_in_step, parse_rationale, read_gold, render_solution
 from .spans import find_numbers
 from .tasks import SUPERVISED, check_stage, make_rows
@@ -108,7 +109,7 @@ class RowsCheck:
     answers_left: Finding = Finding()
     """Usable rows whose answer the question gives as a number, too: prompts may show it among the operands."""
     scored: Finding = Finding()
-    """Usable rows whose question is among the evaluation rows."""
+    """Usable rows whose question is among the evaluation rows, or holds one of them."""
     training_rows: int | None = None
     """Rows made of them, over all epochs; None where the base's tokenizer is not on this disk."""
     too_long: int | None = None
@@ -176,7 +177,7 @@ def check_data(config: CurriculumConfig) -> DataCheck:
             require_train_split(stage.data or config.data, f"stages.{name}")
     counter = token_counter(config.base)
     held_out = load_rows(config.eval.data)
-    scored = {question_hash(row.question) for row in held_out}
+    scored = [row.question for row in held_out]
     context = context_tokens(config.base) if counter else None
     refusals, late = [_refusal(load_problems, config.eval.data)], list[ConfigError | None]()
     read: dict[str, _Read] = {}
@@ -199,7 +200,7 @@ def check_data(config: CurriculumConfig) -> DataCheck:
         if not learnable:
             refusals.append(_refusal(partial(load_rationales, bare=bare), data))
         train = [rationale.question for _, rationale in usable]
-        refusals.append(_refusal(require_disjoint, train, [row.question for row in held_out], f"stages.{name}"))
+        refusals.append(_refusal(require_disjoint, train, scored, f"stages.{name}"))
     pairs = {pair: len(questions[pair[0]] & questions[pair[1]]) for pair in combinations(questions, 2)}
     return DataCheck(
         curriculum=config.curriculum,
@@ -251,7 +252,9 @@ def _read(data: DataConfig, bare: bool) -> _Read:
     return read
 
 
-def _check_rows(name: str, data: DataConfig, read: _Read, scored: set[str], length: Callable[[str], int]) -> RowsCheck:
+def _check_rows(
+    name: str, data: DataConfig, read: _Read, scored: Sequence[str], length: Callable[[str], int]
+) -> RowsCheck:
     usable = [row for row, _ in read.usable]
     solved = [(row, rationale) for row, rationale in read.usable if rationale.steps]
     kept = [row for row, rationale in solved if any(map(_LATEX.search, rationale.steps))]
@@ -268,7 +271,7 @@ def _check_rows(name: str, data: DataConfig, read: _Read, scored: set[str], leng
         latex_dropped=Finding.of([row for row in usable if row.index not in known and _LATEX.search(row.rationale)]),
         answers_stripped=Finding.of([row for row, known in solved if answer_in_step(row.rationale, known.answer)]),
         answers_left=Finding.of([row for row, rationale in solved if _shows_answer(rationale)]),
-        scored=Finding.of([row for row in usable if question_hash(row.question) in scored]),
+        scored=Finding.of([usable[place] for place in find_shared([row.question for row in usable], scored)]),
         **_common(data, read.rows),
     )
 

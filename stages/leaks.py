@@ -1,8 +1,9 @@
 r"""What in a teacher's text gives the answer away: statements, which are cut out, and the bare value, which is hidden.
 
 A statement says which number is the answer: `Answer: 45`, `#### 45`, `the answer is 45`, a `Final Answer` section, a
-box. Steps are kept without any, for every task. An equation loses its box alone: `\[ 40 + 5 = \boxed{45} \]` becomes
-`\[ 40 + 5 = 45 \]`; a box that stands by itself, `\[ \boxed{45} \]`, repeats what was calculated and goes with it.
+box. Steps are kept without any, for every task; a calculation behind such words stays. An equation loses its box alone:
+`\[ 40 + 5 = \boxed{45} \]` becomes `\[ 40 + 5 = 45 \]`; a box that stands by itself, `\[ \boxed{45} \]`, repeats what
+was calculated and goes with it.
 
 Without statements the last calculation still ends in the answer, so that a solution shown in a rollout's prompt could
 be copied instead of solved. `hide_answer` leaves every calculation and hides what it comes to.
@@ -13,25 +14,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..evaluation.answers import normalise, same_answer
-from .spans import MASK, NUMBER_TEXT, cover, find_numbers
+from ..evaluation.answers import CURRENCY, normalise, same_answer
+from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers, find_operators
 
 _ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
 # Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
-_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER)\s*\**\s*:\**[^\n]*\Z")
+_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER)\s*\**\s*:\**(?P<rest>[^\n]*)\Z")
 _FINAL_SECTION = re.compile(r"(?:\A|\s)(?:-{3,}\s*|[#*]+\s*)?Final Answer\b(?P<rest>.*)\Z", re.DOTALL)
 _ANSWER_IS = re.compile(
     r"(?:\b(?:so|thus|hence|therefore),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
-    rf"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?[\s*\\(\[{{$]*(?:[A-Za-z]\s*=\s*)?(?P<number>{NUMBER_TEXT})",
+    rf"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?[\s*\\(\[{{$]*(?:[A-Za-z]\s*=\s*)?(?:{CURRENCY}\s?)?(?P<number>{NUMBER_TEXT})",
     re.IGNORECASE,
 )
 _MARKED = re.compile(
-    rf"\s*(?:####\s*\$?(?P<hashed>{NUMBER_TEXT})|\(\s*(?:the\s+|our\s+)?(?:final\s+)?answer\s*(?::|=|\bis\b)\s*\$?"
-    rf"(?P<bracketed>{NUMBER_TEXT})[^()]*\))",
+    rf"\s*(?:####\s*(?:\$|{CURRENCY}\s?)?(?P<hashed>{NUMBER_TEXT})"
+    r"|\(\s*(?:the\s+|our\s+)?(?:final\s+)?answer\s*(?::|=|\bis\b)\s*"
+    rf"(?:\$|{CURRENCY}\s?)?(?P<bracketed>{NUMBER_TEXT})[^()]*\))",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\\\]|\\\)(?=\s+[A-Z])|-{3,}")
-_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{")
+_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s?\{)|\{|(?P<closing>\})")
 _MATH_BEFORE = re.compile(r"(\\\[|\\\(|\$\$?)\s*\Z")
 _MATH_AFTER = re.compile(r"\s*(\\\]|\\\)|\$\$?)")
 _CLOSING = {"\\[": "\\]", "\\(": "\\)", "$": "$", "$$": "$$"}
@@ -44,17 +46,41 @@ _RATIO = re.compile(r"(?<![0-9./])[0-9]+\s?/\s?[0-9]+(?![0-9/]|\.[0-9])|\\[dt]?f
 
 def states_answer(text: str) -> bool:
     """Whether any line of `text` announces an answer (`Answer: 3`, `**Final answer** 3`, `#### 3`)."""
-    lines = text.splitlines()
-    return any(_ANSWER_LINE.match(line) or line.lstrip().startswith("####") for line in lines)
+    return any(_announces(line) or line.lstrip().startswith("####") for line in text.splitlines())
+
+
+def calculates(text: str) -> bool:
+    """Whether `text` is more than a bare value: an equation with an operator in it."""
+    return "=" in text and bool(find_operators(text))
+
+
+def _announces(line: str) -> bool:
+    cue = _ANSWER_LINE.match(line)
+    if not cue:
+        return False
+    # "The answer is found by adding: 40 + 5 = 45" is prose about it, and stays so with its numbers or signs masked.
+    rest = line[cue.end() :]
+    return cue[0][-1:] not in ("s", "S") or not (calculates(rest) or MASK in rest)
+
+
+def _without_cue(line: str) -> str:
+    """A line but for the announcement of an answer, which takes a bare value with it."""
+    cue = _ANSWER_LINE.match(line)
+    if not cue or not _announces(line):
+        return line
+    return line[cue.end() :].lstrip(" *_") if calculates(line[cue.end() :]) else ""
 
 
 def marks_answer(text: str, gold: str) -> bool:
-    """Whether `text` announces an answer, or says of a number that is the gold one that it is the answer."""
-    boxes = (text[start:end] for _, start, end, _ in _boxes(text))
-    return (
-        states_answer(text)
-        or any(same_answer(content, gold) for content in boxes)
-        or any(_says(text[found.start("number") : end], found["number"], gold) for found, _, end in _sentences(text))
+    """Whether a line of `text` announces an answer, or says of a number that is the gold one that it is the answer."""
+    return states_answer(text) or any(_line_says(line, gold) for line in text.splitlines())
+
+
+def _line_says(line: str, gold: str) -> bool:
+    # One line at a time: what one step opens, a brace or a sentence, another step of a prompt does not close.
+    boxes = (line[start:end] for _, start, end, _ in _boxes(line))
+    return any(same_answer(content, gold) for content in boxes) or any(
+        _says(line[found.start("number") : end], found["number"], gold) for found, _, end in _sentences(line)
     )
 
 
@@ -63,9 +89,8 @@ def strip_statements(piece: str, gold: str) -> str:
     section = _FINAL_SECTION.search(piece)
     if section and "=" not in section["rest"]:  # `Final Answer Calculation: 40 + 5 = 45` is a step
         piece = piece[: section.start()]
-    piece = _ANSWER_TAIL.sub("", piece)
-    lines = [line for line in piece.splitlines() if not _ANSWER_LINE.match(line)]
-    text = " ".join(" ".join(lines).split())
+    piece = _ANSWER_TAIL.sub(lambda tail: f" {tail['rest']}" if calculates(tail["rest"]) else "", piece)
+    text = " ".join(" ".join(map(_without_cue, piece.splitlines())).split())
     text = _MARKED.sub(lambda found: "" if same_answer(found["hashed"] or found["bracketed"], gold) else found[0], text)
     text = _without_boxes(_without_sentences(text, gold), gold)
     while (shorter := _DANGLING.sub("", text).strip()) != text:
@@ -82,15 +107,15 @@ def answer_at_end(piece: str) -> tuple[str, int]:
     """
     tail = _ANSWER_TAIL.search(piece)
     inside = bool(tail and tail.start() and "\n" not in tail[0] and not _ANSWER_LINE.match(piece))
-    told = (number for number, line in enumerate(piece.splitlines()) if _ANSWER_LINE.match(line))
+    told = (number for number, line in enumerate(piece.splitlines()) if _announces(line))
     return piece[: tail.start()] if tail and inside else "", next(told, -1)
 
 
 def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ...]:
     """Steps in which the gold number is replaced by the mask wherever it would tell the answer.
 
-    Every number of its value is hidden, in digits, in words up to ninety-nine or, where it is no integer, as a ratio of
-    two integers. Digits that a letter or an underscore touches (`Rs40`) are part of a name. Where the question gives
+    Every number of its value is hidden, in digits whatever touches them (but for the power of a unit, `m^2`), in words
+    up to ninety-nine or, where it is no integer, as a ratio of two integers. Where the question gives
     that number too, hiding it as a given would tell more than it conceals ("2 dozen" in the question, "[MASK] dozen" in
     a step): then only what a calculation gives is hidden, and in the last step all that is no operand.
 
@@ -112,7 +137,7 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         last = place == len(steps) - 1
         spans = [
             (number.start, number.end)
-            for number in find_numbers(step)
+            for number in find_digits(step)
             if number.value == value and (not given or number.is_result or (last and not number.is_operand))
         ]
         if spelt and (last or not given):
@@ -184,13 +209,14 @@ def _without_boxes(text: str, gold: str) -> str:
 def _boxes(text: str) -> list[tuple[int, int, int, int]]:
     """Start of each box, start and end of its content, and its end; unclosed and nested ones are left out."""
     found: list[tuple[int, int, int, int]] = []
-    for match in _BOX.finditer(text):
-        depth, end = 1, match.end()
-        while end < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        if not depth and (not found or match.start() >= found[-1][3]):
-            found.append((match.start(), match.end(), end - 1, end))
+    opened: list[re.Match[str]] = []
+    for brace in _BRACE.finditer(text):
+        if not brace["closing"]:
+            opened.append(brace)
+        elif opened and (opening := opened.pop())["box"]:
+            while found and found[-1][0] > opening.start():
+                found.pop()
+            found.append((opening.start(), opening.end(), brace.start(), brace.end()))
     return found
 
 

@@ -1,7 +1,8 @@
 """A teacher's worked solution as steps and an answer, and how it is written back.
 
-Reads two shapes: one step a line with GSM8K's `<<a*b=c>>` marks, and text with `Step 1:` headings, of which only the
-last numbered run counts (what a reasoning model thinks aloud before it is dropped). LaTeX stays as it is.
+Reads three shapes: one step a line, as in GSM8K or a numbered list; text with `Step 1:` headings, of which only the
+last numbered run counts; and one paragraph, whose sentences are the steps. What a reasoning model thinks aloud is
+dropped, LaTeX stays as it is.
 Knows nothing about masking or prompts.
 """
 
@@ -12,17 +13,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError
-from ..evaluation.answers import extract, gold_answer, same_answer
-from .leaks import answer_at_end, marks_answer, strip_statements
+from ..evaluation.answers import extract, gold_answer, same_answer, spoken
+from .leaks import answer_at_end, calculates, marks_answer, strip_statements
 
 MIN_STEPS = 2
 """A rationale with fewer steps can be neither shuffled nor partly hidden."""
 ANSWER_CUE = "Answer:"
 """Starts the last line of every rendered solution."""
 
-_STEP = re.compile(r"^[\s*#>-]*Step\s+(\d+)\s*\**\s*[:.)]\**[ \t]*", re.MULTILINE | re.IGNORECASE)
+_STEP = re.compile(
+    r"^[ \t*#>-]*Step[ \t]+(?P<number>\d+)[ \t]*\**[ \t]*(?:[:.)]\**|[-–—]+(?=\s)|$)[ \t]*",  # noqa: RUF001
+    re.MULTILINE | re.IGNORECASE,
+)
+_ITEM = re.compile(r"[ \t*#>(-]*(?P<number>\d{1,2})\\?[.):]\**[ \t]+(?=\S)")
+# Not behind `Mr.` or `Mrs.`, nor behind a name as short as these.
+_SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?<!\b[A-Z][a-z]\.)(?<!\b[A-Z][a-z]{2}\.)\s+(?=[A-Z])")
 _MARK = re.compile(r"<<[^<>\n]*>>")
-_GSM8K_GOLD = re.compile(r"^\s*####.*$", re.MULTILINE)
+_MARKUP = re.compile(r"^[ \t]*```\w*[ \t]*$|</?think(?:ing)?>", re.MULTILINE | re.IGNORECASE)
+_HASHED = re.compile(r"^[ \t]*####(?P<rest>.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,7 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
 
     Args:
         question: The problem.
-        text: The teacher's solution; it has to state an answer of its own.
+        text: The teacher's solution; it has to state an answer of its own, after whatever it thought aloud.
         answer: Gold answer (`18`, `1,000`), or a GSM8K solution that ends with `#### 18`.
         bare: Whether a row without any text will do, as it does where a reward reads the gold answer alone.
 
@@ -67,13 +75,17 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
         if bare:
             return Rationale(question=question, steps=(), answer=gold)
         raise UnusableRationale("no rationale")
+    text = spoken(text)
     stated = extract(text)
     # A last number in mid-calculation states nothing: a cut-off solution must not pass for a right one.
     if stated.value is None or stated.method == "last-number":
         raise UnusableRationale("the rationale states no answer")
     if not same_answer(stated.value, gold):
         raise UnusableRationale("the rationale's answer is not the gold one")
-    steps = tuple(step for piece in _pieces(text)[0] if (step := strip_statements(_unmarked(piece), gold)))
+    pieces, numbered = _pieces(text)
+    steps = _steps(pieces, gold)
+    if len(steps) < MIN_STEPS and not numbered:
+        steps = _steps([sentence for piece in pieces for sentence in _SENTENCE_BREAK.split(piece)], gold)
     if len(steps) < MIN_STEPS:
         raise UnusableRationale(f"fewer than {MIN_STEPS} steps")
     if any(marks_answer(step, gold) for step in steps):
@@ -106,7 +118,7 @@ def answer_in_step(text: str, gold: str) -> bool:
 
     An answer line of its own at the end of the text is where an answer belongs, and none of this.
     """
-    pieces, numbered = _pieces(text)
+    pieces, numbered = _pieces(spoken(text))
     for place, piece in enumerate(map(_unmarked, pieces)):
         calculation, told = answer_at_end(piece)
         if calculation or (numbered and told >= 0 and (place < len(pieces) - 1 or told == 0)):
@@ -117,17 +129,35 @@ def answer_in_step(text: str, gold: str) -> bool:
     return False
 
 
+def _steps(pieces: Sequence[str], gold: str) -> tuple[str, ...]:
+    return tuple(step for piece in pieces if (step := strip_statements(_unmarked(piece), gold)))
+
+
 def _pieces(text: str) -> tuple[list[str], bool]:
     """The texts of the last numbered run of steps, or else the lines, and whether they are numbered."""
-    text = text.rpartition("</think>")[2]
     headings = list(_STEP.finditer(text))
-    starts = [index for index, heading in enumerate(headings) if heading[1] == "1"]
-    if not starts:
-        return text.splitlines(), False
-    run = headings[starts[-1] :]
+    if not headings:
+        return _without_numbers(text.splitlines()), False
+    # Without a first step, the numbers went on from those of the thoughts.
+    first = max((index for index, heading in enumerate(headings) if heading["number"] == "1"), default=0)
+    run = headings[first:]
     ends = [heading.start() for heading in run[1:]] + [len(text)]
-    return [text[heading.end() : end] for heading, end in zip(run, ends, strict=True)], True
+    pieces = []
+    for heading, end in zip(run, ends, strict=True):
+        piece = text[heading.end() : end]
+        pieces.append(piece.replace("**", "", 1) if heading[0].count("**") == 1 else piece)  # **Step 1: Title**
+    return _without_numbers(pieces), True
+
+
+def _without_numbers(lines: list[str]) -> list[str]:
+    """Steps without numbers of their own, which would give away their order."""
+    items = [_ITEM.match(line) for line in lines]
+    numbers = [int(item["number"]) for item in items if item]
+    follows = all(number in (1, before + 1) for before, number in zip([0, *numbers], numbers, strict=False))
+    return [line[item.end() :] if item and follows else line for item, line in zip(items, lines, strict=True)]
 
 
 def _unmarked(piece: str) -> str:
-    return _GSM8K_GOLD.sub("", _MARK.sub("", piece)).rstrip()
+    """Without calculator marks, fences and GSM8K's gold line; a heading of the same look loses its hashes alone."""
+    text = _MARKUP.sub("", _MARK.sub("", piece))
+    return _HASHED.sub(lambda line: line["rest"] if calculates(line["rest"]) else "", text).rstrip()

@@ -7,6 +7,7 @@ wrong alone. The reward knows nothing about prompts; it sees only what was gener
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
@@ -33,7 +34,7 @@ def check_reward(config: RewardConfig, where: str) -> None:
 
     Raises:
         ConfigError: No such mode; a value beside `paper` or `binary` that means nothing there; or, in `continuous`,
-            levels that are not wrong < unformatted < correct, or a negative brevity.
+            levels that are not wrong < unformatted < correct, or a negative brevity, or a value that is not finite.
     """
     if config.mode not in MODES:
         raise ConfigError(
@@ -49,11 +50,13 @@ def check_reward(config: RewardConfig, where: str) -> None:
                     found=value,
                     next_step=f"leave {name} out (its default is {default}), or set reward.mode to continuous",
                 )
-    elif not config.wrong < config.unformatted < config.correct or config.brevity < 0:
+    elif not -math.inf < config.wrong < config.unformatted < config.correct < math.inf or not (
+        0 <= config.brevity < math.inf
+    ):
         raise ConfigError(
             "the reward is not hierarchical",
             where=where,
-            expected="wrong < unformatted < correct and brevity >= 0",
+            expected="finite wrong < unformatted < correct and brevity >= 0",
             found=f"{config.wrong}, {config.unformatted}, {config.correct} and {config.brevity}",
         )
 

@@ -9,20 +9,26 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..evaluation.answers import normalise
+from ..evaluation.answers import DIGITS, normalise
 
 MASK = "[MASK]"
 """Stands for what is hidden, a step or a part of one."""
 
 _GROUP = r"(?:,|\{,\}|,?\\[!,]|[\u2009\u202f])"  # 1,000  1{,}000  1,\!000  1\,000
-NUMBER_TEXT = rf"(?:[0-9]{{1,3}}(?:{_GROUP}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+"
+_WHOLE = rf"(?:[0-9]{{1,3}}(?:{_GROUP}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
+NUMBER_TEXT = rf"{_WHOLE}|(?<![0-9])\.[0-9]+"
 """Pattern of a number without sign, currency or unit."""
 _NUMBER = re.compile(rf"(?<![0-9A-Za-z_^])(?<![0-9]\.)(?:{NUMBER_TEXT})(?![0-9])")
+# Whatever touches it; but the full stop of `Rs.45` is no decimal point, and the 2 of `m^2` tells the unit alone.
+_DIGITS = re.compile(
+    r"(?<![0-9])(?<![0-9]\.)(?<![A-Za-z}]\^)(?<![A-Za-z}]\^\{)"
+    rf"(?:{_WHOLE}|(?<![0-9A-Za-z])\.[0-9]+)(?![0-9])"
+)
 _MARKUP = r"(?:[\s&~*$({\[]|\\[$()\[\],;:! ]|\\(?:text|textbf|mathbf|mathrm|boxed)\s?\{|-)*"
 _EQUALS = re.compile(rf"(?:=|≈|≃|\\approx|\\equiv)\s?{_MARKUP}\Z")
 _SIGN = r"(?:[+*/×÷−]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"  # noqa: RUF001
-_OPERATOR_AFTER = re.compile(rf"(?:\s|\\?%|\\[,;! ]|\}}|\))*(?:{_SIGN}|-\s*[0-9\\$(]|x\s*[0-9])")
-_OPERATOR_BEFORE = re.compile(rf"(?:{_SIGN}|[0-9)}}\]%A-Za-z]\s*-|[0-9]\s*x)\s*(?:[\s${{(]|\\[$,! ])*\Z")
+_OPERATOR_AFTER = re.compile(rf"(?:\s|\\?%|\\[,;! ]|\}}|\))*(?:{_SIGN}|\^|-\s*[0-9\\$(]|x\s*[0-9])")
+_OPERATOR_BEFORE = re.compile(rf"(?:{_SIGN}|\^\{{?|[0-9)}}\]%A-Za-z]\s*-|[0-9]\s*x)\s*(?:[\s${{(]|\\[$,! ])*\Z")
 _OPERATOR = re.compile(
     rf"(?<=[0-9A-Za-z)}}\]%])\s*(?P<sign>{_SIGN}|(?<=\s)-(?=\s)|-(?=\s*[0-9\\$(]))(?=\s*[-0-9\\$(\[{{.])"
     r"|(?<=[0-9])\s*(?P<cross>x)(?=\s*[0-9])|(?P<over>\\[dt]?frac)(?=\s*\{)"
@@ -64,6 +70,12 @@ class Number:
 def find_numbers(text: str) -> list[Number]:
     """The numbers of a text in order; parts of names and exponents (`x2`, `m^2`) are none."""
     return [Number(text, match.start(), match.end(), _value(match[0])) for match in _NUMBER.finditer(text)]
+
+
+def find_digits(text: str) -> list[Number]:
+    r"""As `find_numbers`, with those that a word, a command or a power touches (`Rs45`, `\approx45`, `2^4`)."""
+    plain = text.translate(DIGITS)
+    return [Number(plain, match.start(), match.end(), _value(match[0])) for match in _DIGITS.finditer(plain)]
 
 
 def find_operators(text: str) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from statistics import mean
 from typing import Any
 
 from ..core.config import CurriculumConfig, MaskingConfig, MiningConfig, RewardConfig, StageConfig
-from ..core.errors import ConfigError, NotFoundError
+from ..core.errors import ConfigError, IntegrityError, NotFoundError
 from ..evaluation.protocols import Protocol
 from .leaks import hide_answer, marks_answer
 from .masking import draw_mask, draw_order
@@ -190,5 +190,11 @@ def _mask_step(step: str, hide: str) -> str:
 def _guard(prompt: str, rationale: Rationale) -> str:
     # The question is the dataset's own and is shown at evaluation too; only what the teacher adds can leak.
     added = prompt.removeprefix(f"Question: {rationale.question}")
-    assert not marks_answer(added, rationale.answer), "a prompt says what the answer is"
+    if marks_answer(added, rationale.answer):
+        raise IntegrityError(
+            "a prompt would say what the answer is",
+            where=f"the rationale of: {rationale.question[:80]}",
+            expected="steps that state no answer",
+            next_step="take the statement out of the rationale, or leave the row out",
+        )
     return prompt

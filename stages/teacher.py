@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from ..core.console import Task, progress, warn
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from ..core.files import disk_errors, held
-from ..evaluation.answers import normalise
+from ..evaluation.answers import normalise, spoken
 from .at_hand import held_out_questions
 from .chat import Answer, Chat, Endpoint, RefusedRequestError
 from .data import Row, load_rows, question_hash, require_disjoint, revision_of, source_name
@@ -69,8 +70,12 @@ class Asking:
         for name in ("attempts", "concurrency", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} has to be positive", found=getattr(self, name))
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("no such sampling", found=f"temperature {self.temperature}, top_p {self.top_p}")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                "no such sampling",
+                found=f"temperature {self.temperature}, top_p {self.top_p}",
+                expected="a temperature of 0 or more, top_p above 0 and up to 1",
+            )
         if self.temperature == 0 and self.attempts > 1:
             raise ConfigError(
                 "without a temperature every attempt is the same",
@@ -344,7 +349,7 @@ def why_not(question: str, answer: Answer, gold: str) -> str:
 
 def solution(text: str, gold: str) -> str:
     """A verified completion in GSM8K's form: without what was thought aloud, the gold answer on a line of its own."""
-    return f"{text.rpartition('</think>')[2].strip()}\n#### {gold}"
+    return f"{spoken(text).strip()}\n#### {gold}"
 
 
 def _prompt(question: str) -> str:

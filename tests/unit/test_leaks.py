@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,7 @@ STRIPPED = {
     r"First \( \boxed{40} \), then \( 40 + 5 = \boxed{45} \)": r"First \( \boxed{40} \), then \( 40 + 5 = 45 \)",
     "To find the answer is hard: 40 + 5 = 45": "To find the answer is hard: 40 + 5 = 45",
     "40 + 5 = 45 #### 45": "40 + 5 = 45",
+    "40 + 5 = 45. So the answer is Rs45. (answer: Rs 45)": "40 + 5 = 45.",
     "40 + 5 = 45 #### 40": "40 + 5 = 45 #### 40",
     "40 + 5 = 45 (answer: 45 eggs)": "40 + 5 = 45",
     "40 + 5 = 45. Answer is 45.": "40 + 5 = 45.",
@@ -72,7 +74,8 @@ def test_marks_are_told_from_plain_numbers(text: str) -> None:
         ([r"\( 1{,}500 \) or 1500 or 1.500 or 15,000"], "?", "1,500", [rf"\( {MASK} \) or {MASK} or 1.500 or 15,000"]),
         (["so four coins, or 4"], "?", "4", [f"so {MASK} coins, or {MASK}"]),
         (["5 - 8 = -3"], "?", "-3", [f"5 - 8 = -{MASK}"]),
-        (["x4 and 14 and 4.5 and m^4 of 4th"], "?", "4", [f"x4 and 14 and 4.5 and m^4 of {MASK}th"]),
+        (["x4 and 14 and 4.5 and m^4 of 4th"], "?", "4", [f"x{MASK} and 14 and 4.5 and m^4 of {MASK}th"]),
+        (["2^4 = 16", "4 of them"], "4 eggs?", "4", ["2^4 = 16", f"{MASK} of them"]),
         (["half past Noon"], "When?", "noon", [f"half past {MASK}"]),
         # A given of the question stays where it is calculated with; its results and the last conclusion do not.
         (
@@ -88,6 +91,26 @@ def test_the_value_is_hidden_wherever_it_would_tell(
     steps: list[str], question: str, gold: str, shown: list[str]
 ) -> None:
     assert list(hide_answer(steps, question, gold)) == shown
+
+
+def _told(text: str, value: str) -> bool:
+    """Whether the digits of a value stand in a text, whatever is around them but other digits or a unit's letter."""
+    plain = re.sub(
+        r"(?<=[0-9])(?:,|\{,\}|,?\\[!,])(?=[0-9]{3})", "", unicodedata.normalize("NFKC", re.sub("[¼½¾]", "", text))
+    )
+    return bool(re.search(rf"(?<![^A-Za-z]\.)(?<![0-9])(?<![A-Za-z]\^){re.escape(value)}(?:\.0+)?(?!\.?[0-9])", plain))
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        r"\approx45", r"\Rightarrow45", r"\text{Rs}45", "Rs45", "Rs.45", "RM45", "USD45", "x_45", "x_{45}", "2^45",
+        "2^{45}", "a45", "#45", "\uff14\uff15", "\u0664\u0665", "45.00",
+    ],
+)  # fmt: skip
+def test_the_value_is_hidden_whatever_touches_it(spelling: str) -> None:
+    for step in (spelling, f"gives {spelling}.", f"40 + 5 = {spelling} eggs"):
+        assert not any(_told(shown, "45") for shown in hide_answer([step, step], "How many?", "45"))
 
 
 def test_numbers_know_their_part_in_a_calculation() -> None:
@@ -130,6 +153,7 @@ def test_no_real_rollout_prompt_states_the_answer_or_ends_in_it(real_data: Calla
         shown += gold in numbers
         ends += numbers[-1:] == [gold]
         assert in_question or gold not in numbers  # 550 prompts showed it, 531 as their last number
+        assert in_question or not _told(shown_steps, str(gold))
     assert (given, shown, ends) == (37, 34, 3)
 
 
@@ -139,9 +163,11 @@ def test_gsm8k_prompts_show_the_answer_only_as_a_given(real_data: Callable[[str]
     for known in rationales:
         steps = hide_answer(known.steps, known.question, known.answer)
         numbers = {number.value for step in steps for number in find_numbers(step)}
-        if normalise(known.answer) in numbers:
+        gold, given = normalise(known.answer), [number.value for number in find_numbers(known.question)]
+        assert gold in given or not _told("\n".join(steps), str(gold))
+        if gold in numbers:
             shown += 1
-            assert normalise(known.answer) in [number.value for number in find_numbers(known.question)]
+            assert gold in given
     assert shown == 390  # of 7,473; 7,455 before
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -56,6 +58,43 @@ def test_the_last_numbered_run_counts_and_latex_survives() -> None:
     assert rationale.answer == "45"
 
 
+def test_steps_may_go_on_with_the_numbers_of_the_thoughts() -> None:
+    thoughts = "Thinking\u2026\nStep 1: 20+20=40\nStep 2: 40+6=46. Answer: 46 ...done thinking. Let us see:"
+    for first in (1, 3):
+        said = f"Step {first}: 20 a head: 20+20=40\nStep {first + 1}: 40+5=\\boxed{{45}}"
+        assert parse_rationale("q", f"{thoughts}\n{said}", "45").steps == ("20 a head: 20+20=40", "40+5=45")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. {}\n2. {}", "1) {}\n2) {}", "(1) {}\n(2) {}", "**1.** {}\n**2.** {}", "1\\. {}\n2\\. {}", "#1: {}\n#2: {}",
+        "Step 1 - {}\nStep 2 - {}", "Step 1 \u2013 {}\nStep 2 \u2013 {}",
+        "Step 1\n{}\nStep 2\n{}", "## Step 1\n{}\n\n## Step 2\n{}",
+        "**Step 1**\n{}\n**Step 2**\n{}", "**Step 1: {}**\n**Step 2: {}**", "**Step 1:** {}\n**Step 2:** {}",
+        "```\n{}\n{}\n```", "```text\n1. {}\n2. {}\n```", "<think>\n{}\n{}",
+    ],
+)  # fmt: skip
+def test_no_number_or_fence_of_the_teachers_stays_in_a_step(text: str) -> None:
+    steps = parse_rationale("q", text.format("20+20=40", "40+5=45") + "\n\nAnswer: 45", "45").steps
+    assert steps == ("20+20=40", "40+5=45")
+
+
+def test_numbers_that_are_no_list_stay() -> None:
+    lines = ("1.5 eggs are 40", "45. That is all", "3) is next")
+    assert parse_rationale("q", "\n".join(lines) + "\nAnswer: 45", "45").steps == lines
+    titled = "**Step 1: Eggs**\n20+20=40\n\n**Step 2: Hens**\n40+5=45\n\nAnswer: 45"
+    assert parse_rationale("q", titled, "45").steps == ("Eggs 20+20=40", "Hens 40+5=45")
+
+
+def test_the_steps_of_one_paragraph_are_its_sentences() -> None:
+    text = "...done thinking. Mr. Lee pays 20+20=40. Then 5 more, which is 40+5=45.\n\nAnswer: 45"
+    assert parse_rationale("q", text, "45").steps == ("Mr. Lee pays 20+20=40.", "Then 5 more, which is 40+5=45.")
+    for one in ("Step 1: 20+20=40. Then 40+5=45.", "Mrs. Lee pays 40+5=45."):
+        with pytest.raises(UnusableRationale, match="fewer than 2 steps"):
+            parse_rationale("q", f"{one}\nAnswer: 45", "45")
+
+
 @pytest.mark.parametrize(
     "ending", ["Answer: 45", "**Answer:** 45", "**Final Answer:** \\boxed{45}", "The answer is 45.", "#### 45"]
 )
@@ -67,6 +106,25 @@ def test_no_spelling_of_the_answer_line_stays_in_a_step(ending: str) -> None:
 def test_prose_about_an_answer_is_no_answer_line() -> None:
     text = "Step 1: To find the answer we add: 40+5=45\nStep 2: That answers it.\nAnswer: 45"
     assert parse_rationale("q", text, "45").steps[0] == "To find the answer we add: 40+5=45"
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        ("#### Food: 40+5=45", "Food: 40+5=45"),
+        ("#### 45", None),
+        ("The answer is found by adding 5 to 40, which gives 40+5=45", ...),
+        ("The answer is not 44, since 40+5=45", ...),
+        ("The answer is therefore 45", None),
+        ("Final Answer: 40+5=45 eggs", "40+5=45 eggs"),
+        ("**Answer:** 40 + 5 = 45", "40 + 5 = 45"),
+        ("Answer: She has 45 eggs in all", None),
+    ],
+)
+def test_a_line_about_the_answer_keeps_its_calculation(line: str, step: Any) -> None:
+    for text in (f"20+20=40\n{line}\nso it is", f"Step 1: 20+20=40\nStep 2: {line}\nStep 3: so it is"):
+        steps = parse_rationale("q", f"{text}\n#### 45", "45").steps
+        assert steps == ("20+20=40", *([line if step is ... else step] if step else []), "so it is")
 
 
 @pytest.mark.parametrize(
@@ -98,12 +156,20 @@ def test_an_answer_inside_a_step_is_told_from_an_answer_line(text: str, inside: 
         ("Step 1: 1+1\nStep 2: = 2", "2", "states no answer"),
         ("only one step\n#### 2", "2", "fewer than 2 steps"),
         ("a\nb\n#### 2", "", "no gold"),
+        ("<think>Answer: 41</think>\nStep 1: 20+20=40\nStep 2: 40+5=\\boxed{45}", "41", "not the gold one"),
+        ("<think>Answer: 41</think>\nStep 1: 20+20=40\nStep 2: 40+1=41", "41", "states no answer"),
+        ("<think>20+20=40\n40+1=41\nAnswer: 41</think>", "41", "states no answer"),
         ("a\nb\n#### 2", "#### none", "no gold"),
     ],
 )
 def test_unusable_rows_say_why(text: str, answer: str, reason: str) -> None:
     with pytest.raises(UnusableRationale, match=reason):
         parse_rationale("q", text, answer)
+
+
+def test_a_draft_before_the_thoughts_end_is_neither_the_answer_nor_a_step() -> None:
+    text = "<think>\nStep 1: 20+21\nStep 2: = 41. Answer: 41\n</think>\nStep 1: 20+20=40\nStep 2: 40+5=\\boxed{45}"
+    assert parse_rationale("q", text, "45").steps == ("20+20=40", "40+5=45")
 
 
 def test_equal_numbers_in_other_spellings_agree() -> None:
@@ -129,6 +195,7 @@ def test_whatever_the_teacher_writes_no_step_announces_an_answer(steps: list[str
 def test_all_of_gsm8k_parses(real_data: Callable[[str], Path]) -> None:
     rationales, report = load_rationales(DataConfig(path=str(real_data("gsm8k/train.jsonl"))))
     assert report.rows == report.parsed == len(rationales) == 7473
+    assert not any(re.match(r"\W*(?:Step\s+)?\d+[.)]\s", line) for known in rationales for line in known.steps)
     assert not any("<<" in line or "####" in line for rationale in rationales for line in rationale.steps)
 
 
@@ -137,9 +204,10 @@ def test_all_real_teacher_rationales_parse_and_keep_their_latex(real_data: Calla
     columns = {"question": "question", "answer": "gold_answer", "rationale": "teacher_cot"}
     rationales, report = load_rationales(DataConfig(path=str(path), columns=columns))
     assert report.parsed == report.rows == 568
+    assert not any("thinking." in step for known in rationales for step in known.steps)  # 8 transcripts of Ollama
     originals = json.loads(path.read_text(encoding="utf-8"))
     assert sum("[math]" in render_solution(rationale) for rationale in rationales) == 0
     with_latex = sum("\\" in row["teacher_cot"].rpartition("Step 1:")[2].partition("Answer:")[0] for row in originals)
-    assert sum(any("\\" in line for line in rationale.steps) for rationale in rationales) == with_latex - 2
+    assert sum(any("\\" in line for line in rationale.steps) for rationale in rationales) == with_latex - 1
     assert sum(answer_in_step(row["teacher_cot"], row["gold_answer"]) for row in originals) == 359
     assert not any("Answer:" in line for rationale in rationales for line in rationale.steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,7 +227,17 @@ def test_a_batch_is_scored_row_by_row_from_generated_tokens() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [RewardConfig(wrong=1.0), RewardConfig(unformatted=2.0), RewardConfig(brevity=-0.1), RewardConfig(correct=-2.0)],
+    [
+        RewardConfig(wrong=1.0),
+        RewardConfig(unformatted=2.0),
+        RewardConfig(brevity=-0.1),
+        RewardConfig(correct=-2.0),
+        RewardConfig(brevity=math.nan),
+        RewardConfig(brevity=math.inf),
+        RewardConfig(wrong=-math.inf),
+        RewardConfig(correct=math.inf),
+        RewardConfig(unformatted=math.nan),
+    ],
 )
 def test_an_order_that_is_none_is_refused(config: RewardConfig) -> None:
     with pytest.raises(ConfigError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from plyfold.core.config import DataConfig
 from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
 from plyfold.stages.data import load_problems, load_rationales, load_rows, question_hash, require_disjoint
+from plyfold.stages.overlap import find_shared
 
 GOOD = {"question": "1+1+1?", "answer": "1+1=2\n2+1=3\n#### 3"}
 ONE_STEP = {"question": "1+1?", "answer": "1+1=2\n#### 2"}
@@ -53,6 +55,8 @@ def _chat(question: str, solution: object) -> dict[str, object]:
     ("solution", "gold"),
     [
         ("<think>Step 1: 7. Answer: 7</think>Step 1: 1+1=2\nStep 2: 2+1=3\nAnswer: 3", "3"),
+        ("<think>7. Answer: 7</think>Step 1: 1+1=2\nStep 2: 2+1=\\boxed{3}", "3"),
+        ("<think>#### 7</think>Step 1: 1+1=2\nStep 2: 2+1=\\boxed{3}", "3"),
         ("1+1=<<1+1=2>>2\n2+1=3\n#### 3", "3"),
         ("Step 1: 1+1=2\nStep 2: 2+1=\\boxed{3}", "3"),
     ],
@@ -67,9 +71,10 @@ def test_messages_hold_question_solution_and_answer(tmp_path: Path, solution: st
 
 def test_messages_without_an_answer_or_a_turn_are_counted_or_refused(tmp_path: Path) -> None:
     columns = dict.fromkeys(("question", "answer", "rationale"), "messages")
-    rows = [_chat("1+1+1?", "1+1=2\n2+1=3\n#### 3"), _chat("?", "1+1=2\nand 2+1=3")]
+    unsaid = ["1+1=2\nand 2+1=3", "<think>1+1=2\n2+1=3\nAnswer: 3</think>"]
+    rows = [_chat("1+1+1?", "1+1=2\n2+1=3\n#### 3"), *(_chat("?", text) for text in unsaid)]
     path = _write(tmp_path / "x.jsonl", rows)
-    assert load_rationales(DataConfig(path=path, columns=columns))[1].skipped == {"no gold answer": 1}
+    assert load_rationales(DataConfig(path=path, columns=columns))[1].skipped == {"no gold answer": 2}
     for broken in ([], [{"role": "user", "content": "?"}], ["?"], _chat("?", ["a"])["messages"]):
         path = _write(tmp_path / "y.jsonl", [{"messages": broken}])
         with pytest.raises(ConfigError, match="nor messages"):
@@ -105,6 +110,72 @@ def test_broken_and_absent_files_have_their_own_errors(tmp_path: Path) -> None:
         load_rows(DataConfig(path=_write(tmp_path / "numbers.json", [1, 2])))  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="neither text, nor a number"):
         load_rows(DataConfig(path=_write(tmp_path / "list.json", [{"question": ["a"], "answer": "1"}])))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "where", "found"),
+    [
+        ("x.jsonl", b'{"question": "a"}\n\n{"question": "cut o\n', "x.jsonl, line 3", "Unterminated"),
+        ("x.jsonl", b'{"question": "a"}\n[1]\n', "x.jsonl, line 2", "list"),
+        ("x.json", b'[{"question": "a"}, 5]', "x.json, row 1", "int"),
+        ("x.json", b'{"question": "a"}', "x.json", "dict"),
+        ("x.json", b"[" * 100_000, "x.json", "too deep"),
+        ("x.jsonl", b"{}\n" + b'{"a":' * 100_000, "x.jsonl, line 2", "too deep"),
+        ("x.jsonl", '{"question": "a"}\n'.encode("utf-16"), "x.jsonl", "0xff at 0"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named_with_its_place(
+    tmp_path: Path, name: str, data: bytes, where: str, found: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(IntegrityError) as caught:
+        load_rows(DataConfig(path=str(tmp_path / name)))
+    assert caught.value.where.endswith(where)
+    assert found in caught.value.found
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert load_rows(DataConfig(path=str(path)))[0].question == GOOD["question"]
+
+
+def test_local_paths_are_never_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.csv", "x.jsonl.gz", "rows"):
+        (tmp_path / name).write_bytes(b"question,answer")
+        with pytest.raises(ConfigError, match="a kind that is not read") as refused:
+            load_rows(DataConfig(path=name))
+        assert ".jsonl" in refused.value.expected
+    (tmp_path / "empty").mkdir()
+    for absent in ("./none", "none.csv", "../a/b/c", str(tmp_path / "none"), "empty"):
+        with pytest.raises(NotFoundError) as missing:
+            load_rows(DataConfig(path=absent))
+        assert missing.value.next_step
+
+
+def test_a_folder_is_read_and_leaves_no_path_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mine").mkdir()
+    _write(tmp_path / "mine" / "train.jsonl", [GOOD])
+    _, report = load_rationales(DataConfig(path=str(tmp_path / "mine"), revision="main"))
+    assert (report.source, report.revision, report.parsed) == ("mine", None, 1)
+    (tmp_path / "mine" / "train.jsonl").write_text("{bad")
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        load_rows(DataConfig(path=str(tmp_path / "mine")))
+
+
+@pytest.mark.parametrize("rationale", [{"cot": None}, {}])
+def test_a_row_without_the_rationale_that_others_have_counts_as_one_without(
+    tmp_path: Path, rationale: dict[str, object]
+) -> None:
+    columns = {"question": "question", "answer": "answer", "rationale": "cot"}
+    rows = [{"question": "2+2?", "answer": "4"} | rationale, {**GOOD, "cot": GOOD["answer"]}]
+    data = DataConfig(path=_write(tmp_path / "x.jsonl", rows), columns=columns)
+    assert load_rationales(data)[1].skipped == {"no rationale": 1}
+    assert load_rationales(data, bare=True)[1].bare == 1
+    with pytest.raises(ConfigError, match=r"no column cot|can be taught from"):
+        load_rationales(replace(data, rows=[0, 1]))
 
 
 def test_half_an_emoji_is_named_with_its_row(tmp_path: Path) -> None:
@@ -201,3 +272,49 @@ def test_a_shared_question_is_found_however_it_is_set() -> None:
 )
 def test_signs_make_another_question_and_punctuation_does_not(one: str, other: str, same: bool) -> None:
     assert (question_hash(one) == question_hash(other)) is same
+
+
+QUESTION = "Tom pays $2 for 3/4 of a pound of nuts, 12 - 3 times, 5 x 2 each. How much is that?"
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        f"{QUESTION} Please reason step by step, and put your final answer within \\boxed{{}}.",
+        f"Solve this.\n\n{QUESTION}",
+        QUESTION.removeprefix("Tom pays "),  # the evaluation's rows may carry the instruction, too
+        QUESTION.replace("$2", "$2.00"),
+        QUESTION.replace("3/4", "\u00be"),
+        QUESTION.replace("12 - 3", "12 \u2212 3"),
+        QUESTION.replace("12 - 3", "12\u20133"),
+        QUESTION.replace("5 x 2", "5 \u00d7 2"),
+        QUESTION.replace("5 x 2", "5 * 2"),
+    ],
+)
+def test_no_spelling_and_no_instruction_hides_a_question_of_the_evaluation(train: str) -> None:
+    with pytest.raises(ConfigError, match="among the evaluation rows"):
+        require_disjoint(["What else?", train], ["Another?", QUESTION], "here")
+
+
+def test_another_calculation_is_another_question_and_a_short_one_may_stand_in_many() -> None:
+    for other in (QUESTION.replace("- 3", "+ 3"), QUESTION.replace("$2", "$2.05"), QUESTION.replace("$2", "$20")):
+        require_disjoint([other], [QUESTION], "here")
+    require_disjoint(["What is 2 + 2? And twice as much?"], ["What is 2 + 2?"], "here")
+
+
+def test_gsm8k_shares_no_question_and_every_one_is_found_behind_an_instruction(
+    real_data: Callable[[str], Path],
+) -> None:
+    train, test = (
+        [row.question for row in load_rows(DataConfig(path=str(real_data(f"gsm8k/{split}.jsonl"))))]
+        for split in ("train", "test")
+    )
+    assert find_shared(train, test) == []
+    asked = [f"Question: {question} Please reason step by step." for question in test]
+    assert find_shared(asked, test) == find_shared(test, asked) == list(range(1319))
+
+
+def test_names_of_questions_on_record_stay() -> None:
+    assert question_hash("Tom pays $2.00, 12 \u2013 3 times?") == (
+        "sha256:01f1a281cb0c885f71a1541eb5c7863bb2b73efe143178905994281e76a944c9"
+    )

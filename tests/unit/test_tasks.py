@@ -19,7 +19,7 @@ from plyfold.core.config import (
     build_config,
     load_config,
 )
-from plyfold.core.errors import ConfigError
+from plyfold.core.errors import ConfigError, IntegrityError
 from plyfold.evaluation.protocols import protocol
 from plyfold.stages.data import load_rationales
 from plyfold.stages.leaks import states_answer
@@ -320,3 +320,32 @@ def test_drawn_rows_know_their_rationale(task: str) -> None:
     drawn = draw_rows(RATIONALES, stage, ZERO_SHOT, 0, len)
     assert all(_of(row) == RATIONALES[index] for index, row in drawn)
     assert [row for _, row in drawn] == make_rows(RATIONALES, stage, ZERO_SHOT, 0, len)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "40+5=\\boxed{45\n}\nso it is",
+        "Step 1: 40+5=\\boxed{45\nStep 2: so } it is",
+        "40 is not yet the answer\nthe answer is 40\n+ 5 = 45",
+    ],
+)
+@pytest.mark.parametrize("task", STAGES)
+def test_what_one_step_opens_no_other_step_of_a_prompt_closes(task: str, text: str) -> None:
+    rationale = parse_rationale("How many?", f"{text}\nAnswer: 45", "45")
+    for seed in range(10):
+        (row,) = _rows(task, [rationale], seed=seed)
+        assert "How many?" in row["prompt"]
+
+
+def test_a_prompt_that_would_say_the_answer_is_refused_by_the_question_it_is_of() -> None:
+    rationale = Rationale(question="How many eggs?", steps=("20+20=40", r"so \boxed{41 eggs}"), answer="41")
+    with pytest.raises(IntegrityError, match="say what the answer is") as caught:
+        make_rows(
+            [rationale],
+            StageConfig(number=1, task="reconstruct", masking=MaskingConfig(probability=0.0)),
+            ZERO_SHOT,
+            0,
+            len,
+        )
+    assert "How many eggs?" in caught.value.where

@@ -333,11 +333,17 @@ def test_other_rationales_are_not_mixed_in(teacher: Teacher, ask: Any, tmp_path:
     ("options", "told"),
     [
         (["--endpoint", "ftp://x/v1"], "not the address"),
+        (["--endpoint", "http://[bad/v1"], "not the address"),
+        (["--endpoint", "http://x:99999/v1"], "not the address"),
         (["--endpoint", "http://user:pw@x/v1"], "more than an address"),
         (["--key-env", "NO_SUCH_KEY"], "is not set"),
         (["--temperature", "0"], "every attempt is the same"),
         (["--attempts", "0"], "has to be positive"),
         (["--top-p", "0"], "no such sampling"),
+        (["--temperature", "nan"], "no such sampling"),
+        (["--temperature", "inf"], "no such sampling"),
+        (["--timeout", "0"], "has to be positive"),
+        (["--timeout", "nan"], "has to be positive"),
         (["-o", "out.parquet"], ".jsonl"),
     ],
 )
