@@ -1,6 +1,7 @@
 """The curriculum: rationales, masking, rewards and one trainer per stage.
 
-What a stage shows      data  rationale  leaks  spans  masking  tasks  fit            (data_check, preview look at it)
+What a stage shows      data  data_files  overlap  rationale  leaks  spans  masking  tasks  fit
+                        data_check  preview
 Rationales to collect   teacher  chat  rationale_files
 What is paid for        rewards  paper_reward
 Before a run            plan  stage_plan  at_hand  shapes  memory  arguments  recipe_digest

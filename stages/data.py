@@ -136,7 +136,8 @@ def load_rationales(config: DataConfig, *, bare: bool = False) -> tuple[list[Rat
             "not one row can be taught from",
             where=report.source,
             found=", ".join(f"{count} rows: {reason}" for reason, count in reasons.items()),
-            next_step="map data.columns.rationale to the teacher's worked solution",
+            next_step="map data.columns.rationale to worked solutions that end by stating their answer, as `#### 72`, "
+            "`Answer: 72`, `\\boxed{72}` or `the answer is 72`",
         )
     return rationales, report
 

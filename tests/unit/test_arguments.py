@@ -118,3 +118,22 @@ def test_grpo_passes_over_its_rows_only_where_they_divide_into_cycles() -> None:
         require(6, 9)
     assert caught.value.expected == "8 or less"
     require(4, 99)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("learning_rate", "abc", "a number"),
+        ("learning_rate", float("nan"), "a number"),
+        ("learning_rate", -1, "above 0"),
+        ("max_steps", None, "a whole number"),
+        ("max_steps", 1.5, "a whole number"),
+        ("num_generations", True, "a whole number, or null"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_its_key(key: str, value: object, expected: str) -> None:
+    stage = load_config("sandbox").stages["brevity"]
+    check_trainer(replace(stage, trainer=stage.trainer | {"epsilon_high": None, "learning_rate": 1}), "brevity")
+    with pytest.raises(ConfigError) as caught:
+        check_trainer(replace(stage, trainer=stage.trainer | {key: value}), "brevity")
+    assert (caught.value.where, caught.value.expected) == (f"stages.brevity.trainer.{key}", expected)
