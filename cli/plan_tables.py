@@ -55,7 +55,7 @@ def show_plan(plan: CurriculumPlan, runs: Path, registry: Path, begun: dict[int,
                 f"r {stage.adapter.r}, alpha {stage.adapter.alpha}, {len(stage.adapter.targets)} modules",
                 "unknown" if stage.trainable is None else f"{stage.trainable:,}",
                 f"{', '.join(map(str, stage.parents))} (rank {stage.prior_rank})" if stage.parents else "the base",
-                folder / f"{stage.number}-{stage.name}",
+                folder / stage.folder,
             ]
             for stage in plan.stages
         ],
@@ -90,9 +90,9 @@ def _stage_row(stage: StagePlan, begun: int | None) -> list[object]:
 def _notes(plan: CurriculumPlan) -> list[str]:
     notes = [f"the base: {plan.base_note}"] if plan.base_note else []
     notes += sorted({f"rows and steps unknown: {stage.unknown}" for stage in plan.stages if stage.unknown})
-    notes += [f"stage {stage.number} {stage.name} has to reach {' and '.join(map(str, stage.gate))} before a later one "
+    notes += [f"{stage.label} has to reach {' and '.join(map(str, stage.gate))} before a later one "
               "trains" for stage in plan.stages if stage.gate]  # fmt: skip
-    notes += [f"stage {stage.number} {stage.name} mines {cost['problems']} problems: at most {cost['mining']} samples, "
+    notes += [f"{stage.label} mines {cost['problems']} problems: at most {cost['mining']} samples, "
               f"and {cost['unaided']} to measure" for stage in plan.stages if (cost := stage.mining)]  # fmt: skip
     if plan.eval_note:
         notes.append(f"training and evaluation rows not compared: {plan.eval_note}")

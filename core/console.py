@@ -119,15 +119,16 @@ def print_table(
         table = Table(
             title=_escape(title) if title and part is parts[0] else None, box=box.SIMPLE_HEAD, title_justify="left"
         )
+        width = _table_width([widths[index] for index in part])
+        fits = room is None or width <= room
         for index in part:
-            fits = room is None or _table_width([widths[column] for column in part]) <= room
             justify: Literal["left", "right"] = "right" if columns[index] in right else "left"
             table.add_column(_escape(columns[index]), justify=justify, no_wrap=fits or index == 0, overflow="fold")
         for row in cells:
             table.add_row(*(row[index] for index in part))
         console = stdout()
         if room is None:  # nobody's window: as wide as it takes
-            console.width = max(console.width, _table_width([widths[column] for column in part]))
+            console.width = max(console.width, width)
         console.print(table)
     for line in caption.split("\n") if caption else []:
         stdout().print(_escape(line), soft_wrap=room is None)

@@ -104,7 +104,7 @@ def train(
 def _stage(plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path, processes: Processes) -> StageResult:
     """Train a stage or leave it alone, then hold it against its gate."""
     label, curriculum = stage.label, plan.config.curriculum
-    run_dir = runs_dir / curriculum / f"{stage.number}-{stage.name}"
+    run_dir = runs_dir / curriculum / stage.folder
     digest = stage.digest
     if stage.will_train:
         digest = _train_stage(plan, stage, store, run_dir, processes)

@@ -23,7 +23,7 @@ from ..evaluation.answers import extract, spoken
 from ..evaluation.problems import Problem
 from ..registry.record import DataRef
 from .data_files import is_local, read_dataset, read_file
-from .overlap import find_shared
+from .overlap import find_shared, letters_and_signs
 from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold
 
 SANDBOX = "sandbox"
@@ -164,7 +164,6 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     return problems, _report(config, rows, len(rows))
 
 
-_POINT = re.compile(r"(?<=[0-9])\.(?=[0-9])")
 _SIGN = re.compile(r"(?<=[\w)])[ \t]*([-+*/=^<>×÷−])[ \t]*(?=[-(]?(?:[0-9]|[b-hj-z]\b))")  # noqa: RUF001
 
 
@@ -175,9 +174,7 @@ def question_hash(question: str) -> str:
     `2.5 * 4` is not `25 / 4`. It stays as it is, since manifests are compared by it; `overlap` folds further.
     """
     text = unicodedata.normalize("NFKC", question).casefold()
-    signs = {match.start() for match in _POINT.finditer(text)} | {match.start(1) for match in _SIGN.finditer(text)}
-    kept = (character for place, character in enumerate(text) if character.isalnum() or place in signs)
-    return sha256_bytes("".join(kept).encode())
+    return sha256_bytes(letters_and_signs(text, _SIGN).encode())
 
 
 def require_disjoint(train: Sequence[str], held_out: Sequence[str], where: str) -> None:

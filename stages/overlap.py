@@ -46,8 +46,12 @@ def fold(question: str) -> str:
     text = unicodedata.normalize("NFKC", question).casefold().translate(_SPELT_ALIKE)
     for command, sign in _LATEX_SIGN:
         text = command.sub(sign, text)
-    text = _ZEROS.sub(r"\1", _CROSS.sub("*", text))
-    signs = {match.start() for match in _POINT.finditer(text)} | {match.start(1) for match in _SIGN.finditer(text)}
+    return letters_and_signs(_ZEROS.sub(r"\1", _CROSS.sub("*", text)), _SIGN)
+
+
+def letters_and_signs(text: str, sign: re.Pattern[str]) -> str:
+    """The letters, digits and decimal points of a text, and what the first group of `sign` matches."""
+    signs = {match.start() for match in _POINT.finditer(text)} | {match.start(1) for match in sign.finditer(text)}
     return "".join(character for place, character in enumerate(text) if character.isalnum() or place in signs)
 
 

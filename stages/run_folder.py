@@ -128,7 +128,7 @@ def unfinished(plan: CurriculumPlan, runs_dir: Path) -> dict[int, int]:
     for stage in plan.stages:
         if stage.will_train and not stage.unknown:
             wanted = fingerprint(stage, parents)
-            path = runs_dir / plan.config.curriculum / f"{stage.number}-{stage.name}"
+            path = runs_dir / plan.config.curriculum / stage.folder
             for folder in [path, *path.parent.glob(f"{path.name}.*")]:
                 if _note(folder).get("fingerprint") == wanted and (checkpoint := last_checkpoint(folder, wanted)):
                     found[stage.number] = step_of(checkpoint)

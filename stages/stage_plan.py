@@ -64,6 +64,11 @@ class StagePlan:
         return f"stage {self.number} {self.name}"
 
     @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        return f"{self.number}-{self.name}"
+
+    @property
     def adapter(self) -> AdapterConfig:
         assert self.stage.adapter is not None
         return self.stage.adapter
