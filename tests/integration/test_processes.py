@@ -74,7 +74,8 @@ from plyfold.stages.processes import join
 
 processes = join()
 assert join() is processes
-print(processes.gather(processes.rank), processes.on_first(lambda: {"rank": processes.rank}))
+said = f"{processes.gather(processes.rank)} {processes.on_first(lambda: {'rank': processes.rank})}\\n"
+sys.stdout.write(said)  # in one piece: print() writes its parts one by one where Python does not buffer
 say("said by all")
 warn("warned by all")
 
