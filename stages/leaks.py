@@ -19,7 +19,10 @@ from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers, find_ope
 
 _ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
 # Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
-_ANSWER_TAIL = re.compile(r"\s*\**\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER)\s*\**\s*:\**(?P<rest>[^\n]*)\Z")
+# A match begins where its blanks and stars begin: tried from each of them, a page of blanks takes seconds.
+_ANSWER_TAIL = re.compile(
+    r"(?:(?<!\s)\s+\**|(?<![\s*])\**)\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER)\s*\**\s*:\**(?P<rest>[^\n]*)\Z"
+)
 _FINAL_SECTION = re.compile(r"(?:\A|\s)(?:-{3,}\s*|[#*]+\s*)?Final Answer\b(?P<rest>.*)\Z", re.DOTALL)
 _ANSWER_IS = re.compile(
     r"(?:\b(?:so|thus|hence|therefore),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
@@ -37,7 +40,7 @@ _BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s?\{)|\{|(?P<closing>\})")
 _MATH_BEFORE = re.compile(r"(\\\[|\\\(|\$\$?)\s*\Z")
 _MATH_AFTER = re.compile(r"\s*(\\\]|\\\)|\$\$?)")
 _CLOSING = {"\\[": "\\]", "\\(": "\\)", "$": "$", "$$": "$$"}
-_DANGLING = re.compile(r"(?:\s+(?:[*#_]+|-{3,})|\s*\*\*|\A-{3,})\Z")
+_DANGLING = re.compile(r"[*#_]+|-{3,}")
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
           "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
@@ -92,10 +95,19 @@ def strip_statements(piece: str, gold: str) -> str:
     piece = _ANSWER_TAIL.sub(lambda tail: f" {tail['rest']}" if calculates(tail["rest"]) else "", piece)
     text = " ".join(" ".join(map(_without_cue, piece.splitlines())).split())
     text = _MARKED.sub(lambda found: "" if same_answer(found["hashed"] or found["bracketed"], gold) else found[0], text)
-    text = _without_boxes(_without_sentences(text, gold), gold)
-    while (shorter := _DANGLING.sub("", text).strip()) != text:
-        text = shorter
-    return text
+    return _without_dangling(_without_boxes(_without_sentences(text, gold), gold))
+
+
+def _without_dangling(text: str) -> str:
+    """Without the bullets, rules and bold marks at its end that what was cut out has left."""
+    while True:
+        before, _, last = text.rpartition(" ")
+        if _DANGLING.fullmatch(last) and (before or last.startswith("---")):
+            text = before.rstrip()
+        elif text.endswith("**"):
+            text = text.removesuffix("**").rstrip()
+        else:
+            return text
 
 
 def answer_at_end(piece: str) -> tuple[str, int]:

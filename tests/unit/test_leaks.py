@@ -60,6 +60,16 @@ def test_statements_go_and_calculations_stay(text: str) -> None:
     assert strip_statements(left, "45") == left
 
 
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [("* " * 8000, "*"), ("*" * 16_001, "*"), ("--- " * 4000, ""), (f"4{' ' * 16_000}5", "4 5"),
+     (f"4{'*' * 16_000}5", f"4{'*' * 16_000}5"), ("40 + 5 = 45 " + "* --- ** " * 2000, "40 + 5 = 45")],
+)  # fmt: skip
+def test_pages_of_marks_and_blanks_are_read_once(text: str, left: str) -> None:
+    """A model that has lost its way writes such pages; read anew from each of their signs, one takes seconds."""
+    assert strip_statements(text, "45") == left
+
+
 @pytest.mark.parametrize("text", ["Answer: 9", "#### 9", r"so \boxed{45}", r"\fbox{45.00}", "the answer is $45"])
 def test_marks_are_told_from_plain_numbers(text: str) -> None:
     assert marks_answer(f"40 + 5\n{text}", "45")
