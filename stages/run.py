@@ -18,7 +18,7 @@ from ..core.console import progress, say
 from ..core.digest import sha256_bytes
 from ..core.errors import FailedError
 from ..core.files import staged_folder
-from .arguments import trainer_arguments
+from .arguments import generation_cycle, trainer_arguments
 from .checkpoints import last_checkpoint
 from .draws import draw_seed
 from .fit import TokenCounter, askable, fitting_rows, longest_prompts, needed_context, require_rows
@@ -147,6 +147,7 @@ class _Training:
     def fit(self, chosen: Sequence[Rationale], engine: RolloutEngine | None) -> int:
         """Train on rows of `chosen`, from the last sound checkpoint if there is one; the optimiser steps made."""
         from .recorder import RunRecorder
+        from .stopping import StopAfterStep
 
         stage = self.stage
         rows = self._rows(chosen)
@@ -155,8 +156,12 @@ class _Training:
             say(f"{stage.label}: continues from {checkpoint.name}")
         with progress(stage.label) as task:
             self.recorder = RunRecorder(self.folder.path, task, self._start_s)
-            with explained_training(stage.number, stage.name, self.recorder, self.arguments):
+            with explained_training(stage.number, stage.name, self.recorder, self.arguments), ExitStack() as listening:
                 trainer = self._trainer(rows, engine)
+                if self.processes.count == 1:  # several would stop at different steps, and wait for one another
+                    stop = StopAfterStep(generation_cycle(self.arguments))
+                    trainer.add_callback(stop)
+                    listening.enter_context(stop.listening())
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return int(trainer.state.global_step)
 

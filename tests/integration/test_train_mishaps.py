@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from plyfold.stages.metrics import read_metrics
 from plyfold.stages.plan import plan_curriculum
 from plyfold.stages.recorder import RunRecorder
 from plyfold.stages.rewards import HierarchicalReward
+from plyfold.stages.run_folder import unfinished
 from plyfold.stages.sandbox.problems import make_problems
 from plyfold.stages.trainers import GRPOTrainer, StageGRPOTrainer, StageSFTTrainer
 
@@ -71,6 +73,59 @@ def _interrupt(config: CurriculumConfig, store: Store, runs: Path, monkeypatch: 
         with pytest.raises(Killed):
             train(config, store, [1], runs)
     return runs / "tiny" / "1-structure"
+
+
+@pytest.mark.parametrize(("number", "iterations", "kept"), [("SIGINT", 1, 3), ("SIGTERM", 2, 4)])
+def test_a_signal_lets_the_step_end_and_keeps_it(
+    number: str,
+    iterations: int,
+    kept: int,
+    make_config: Callable[..., CurriculumConfig],
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With two iterations the fourth step, since completions are drawn anew every second one."""
+    trainer = {"max_steps": 6, "save_steps": 6, "num_iterations": iterations}
+    config = make_config(*(f"stages.brevity.trainer.{name}={value}" for name, value in trainer.items()))
+    train(config, store, [1], tmp_path / "runs")
+    asked, handler = getattr(signal, number), signal.getsignal(getattr(signal, number))
+    on_step_begin = RunRecorder.on_step_begin
+
+    def signalled(self: Any, args: Any, state: Any, control: Any, **others: Any) -> None:
+        on_step_begin(self, args, state, control, **others)
+        if state.global_step == 2:  # the third step begins
+            signal.raise_signal(asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "on_step_begin", signalled)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, store, [2], tmp_path / "runs")
+    assert capsys.readouterr().err.count("stops after this step, which is kept in a checkpoint") == 1
+    assert signal.getsignal(asked) is handler
+    assert unfinished(plan_curriculum(config, store), tmp_path / "runs") == {2: kept}
+    assert 2 not in store.stages("tiny")
+    assert train(config, store, [2], tmp_path / "runs").stages[1].trained
+    steps = [line["step"] for line in read_metrics(tmp_path / "runs" / "tiny" / "2-brevity" / "metrics.jsonl")]
+    assert sorted(set(steps)) == list(range(1, 7))
+
+
+def test_a_second_signal_stops_at_once(
+    make_config: Callable[..., CurriculumConfig], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = []
+
+    def signalled(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        reached.append("once")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("twice")
+
+    monkeypatch.setattr(RunRecorder, "on_step_begin", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(), store, [1], tmp_path / "runs")
+    assert reached == ["once"]
 
 
 def test_out_of_memory_says_where_and_what_to_do_and_keeps_the_checkpoint(
