@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--engine", type=click.Choice(["hf", "vllm"]), help="What generates; hf is the reference.")
 @click.option("--protocol", help="How to ask; zero-shot.")
 @click.option("--limit", type=click.IntRange(min=1), help="Score the first N problems only.")
-@click.option("--data", type=click.Path(path_type=Path), help="A .jsonl or .json file of problems.")
+@click.option("--data", type=click.Path(path_type=Path), help="Problems: a .jsonl, .json, .csv, .tsv or .parquet file.")
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
 @config_option
 @curriculum_option

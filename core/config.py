@@ -54,7 +54,7 @@ class DataConfig:
     """Rows with a question, a gold answer and a teacher rationale."""
 
     path: str
-    """Hub dataset id, a .jsonl or .json file, or `sandbox` for the generator."""
+    """Hub dataset id, a .jsonl, .json, .csv, .tsv or .parquet file, or `sandbox` for the generator."""
     name: str | None = None
     """Configuration of a Hub dataset (`main` for GSM8K)."""
     revision: str | None = None

@@ -5,16 +5,18 @@ Knows nothing about which columns mean what.
 
 from __future__ import annotations
 
+import csv
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ..core.config import DataConfig
 from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError, first_line
 
-FILE_SUFFIXES = (".jsonl", ".json")
+FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Of the files that are read."""
-_OTHER_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".txt", ".xlsx", ".gz", ".bz2", ".xz", ".zst", ".zip")
+_OTHER_SUFFIXES = (".arrow", ".txt", ".xlsx", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 def is_local(path: str) -> bool:
@@ -27,12 +29,15 @@ def is_local(path: str) -> bool:
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """The records of a `.jsonl` file, or of a `.json` file that is one list.
+    """The records of a file; what stands in a `.csv` or `.tsv` file stays text, as it is written.
+
+    Args:
+        path: `.jsonl`; `.json` that is one list; `.csv` or `.tsv` with column names in its first row; or `.parquet`.
 
     Raises:
         NotFoundError: No such file.
         ConfigError: A file of another kind.
-        IntegrityError: The file is not UTF-8, a line of it (or all of it) not JSON, or it is no list of objects.
+        IntegrityError: The file is not UTF-8, not of the kind its name says, or its rows are not alike.
     """
     if not path.is_file():
         raise NotFoundError(
@@ -44,10 +49,12 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(
             "a data file of a kind that is not read",
             where=path,
-            expected=" or ".join(FILE_SUFFIXES),
+            expected=", ".join(FILE_SUFFIXES),
             found=path.suffix or "no suffix",
             next_step="write its rows as JSON, one object a line, and set data.path to that file",
         )
+    if path.suffix == ".parquet":
+        return _load(str(path), "parquet", data_files=str(path), split="train")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -59,6 +66,8 @@ def read_file(path: Path) -> list[dict[str, Any]]:
             if b"\0" in error.object[:64]
             else "write the file anew in UTF-8",
         ) from error
+    if path.suffix in (".csv", ".tsv"):
+        return _read_table(text, path)
     if path.suffix == ".jsonl":
         lines = enumerate(text.split("\n"), start=1)
         return [_record(_parse(line, path, f", line {number}"), path, f", line {number}")
@@ -69,6 +78,38 @@ def read_file(path: Path) -> list[dict[str, Any]]:
             "the data file is no list of rows", where=path, expected="a list of objects", found=type(records).__name__
         )
     return [_record(record, path, f", row {index}") for index, record in enumerate(records)]
+
+
+def _read_table(text: str, path: Path) -> list[dict[str, Any]]:
+    """Rows of comma- or tab-separated values (RFC 4180: quoted ones may hold line breaks)."""
+    reader = csv.reader(StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    records: list[dict[str, Any]] = []
+    names: list[str] = []
+    try:
+        for values in reader:
+            place = f"{path}, line {reader.line_num}"
+            if not values:  # an empty line
+                continue
+            if not names:
+                names = values
+                if len(set(names)) < len(names) or not all(names):
+                    raise IntegrityError("the first row does not name the columns", where=place, found=", ".join(names))
+            elif len(values) != len(names):
+                raise IntegrityError(
+                    "a row has more or fewer values than there are columns",
+                    where=place,
+                    expected=f"{len(names)}: {', '.join(names)}",
+                    found=len(values),
+                    next_step="put a value that holds a separator or a line break into double quotes",
+                )
+            else:
+                records.append(dict(zip(names, values, strict=True)))
+    except csv.Error as error:
+        kind = path.suffix[1:].upper()
+        raise IntegrityError(
+            f"the data file is not {kind}", where=f"{path}, line {reader.line_num}", found=error
+        ) from error
+    return records
 
 
 def _parse(text: str, path: Path, place: str) -> Any:
@@ -102,30 +143,36 @@ def read_dataset(config: DataConfig) -> list[dict[str, Any]]:
         ConfigError: The split, name or format cannot be read.
         OfflineError: A Hub dataset that is not cached, without a network.
     """
+    return _load(config.path, config.path, config.name, split=config.split, revision=config.revision)
+
+
+def _load(where: str, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        rows = load_dataset(config.path, config.name, split=config.split, revision=config.revision)
+        rows = load_dataset(*arguments, **options)
     except DatasetNotFoundError as error:
-        raise NotFoundError("no such dataset", where=config.path, found=error) from error
+        raise NotFoundError("no such dataset", where=where, found=error) from error
     except FileNotFoundError as error:
         raise NotFoundError(
             "the dataset holds no data files",
-            where=config.path,
+            where=where,
             found=first_line(error),
-            next_step="set data.path to a .jsonl file, or put data files into the folder",
+            next_step="set data.path to a data file, or put some into the folder",
         ) from error
     except DatasetsError as error:
         raise IntegrityError(
-            "the dataset's files cannot be read", where=config.path, found=first_line(error.__cause__ or error)
+            "the dataset's files cannot be read", where=where, found=first_line(error.__cause__ or error)
         ) from error
     except ConnectionError as error:
         raise OfflineError(
             "the dataset is not in the local cache and the Hub cannot be reached",
-            where=config.path,
-            next_step="connect once, or set data.path to a .jsonl file",
+            where=where,
+            next_step="connect once, or set data.path to a data file",
         ) from error
     except ValueError as error:
-        raise ConfigError("the dataset cannot be read", where=config.path, found=error) from error
+        if "data_files" in options:  # the caller's words are sound, so the file is not
+            raise IntegrityError("the data file cannot be read", where=where, found=first_line(error)) from error
+        raise ConfigError("the dataset cannot be read", where=where, found=error) from error
     return [dict(row) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,6 +123,10 @@ def test_broken_and_absent_files_have_their_own_errors(tmp_path: Path) -> None:
         ("x.json", b"[" * 100_000, "x.json", "too deep"),
         ("x.jsonl", b"{}\n" + b'{"a":' * 100_000, "x.jsonl, line 2", "too deep"),
         ("x.jsonl", '{"question": "a"}\n'.encode("utf-16"), "x.jsonl", "0xff at 0"),
+        ("x.csv", b"question,answer\n1, or 2?,3\n", "x.csv, line 2", "3"),
+        ("x.csv", b'question,answer\n\n"a\nb",1\n"a,1\n', "x.csv, line 5", "unexpected end of data"),
+        ("x.tsv", b"question\tquestion\n", "x.tsv, line 1", "question, question"),
+        ("x.parquet", b"PAR1", "x.parquet", ""),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named_with_its_place(
@@ -140,9 +145,29 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     assert load_rows(DataConfig(path=str(path)))[0].question == GOOD["question"]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_tables_are_read_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Text stays text: a table of numbers with one `1,234` or `07` among them is not turned into other values."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"question": 'He says "one, two" and\nleaves 07?', "answer": "1,234", "cot": "1+1=2\n2+1,232=1,234"},
+            {"question": "2+2?", "answer": "4", "cot": ""}]  # fmt: skip
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    else:
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            table = csv.DictWriter(file, rows[0], delimiter="\t" if suffix == "tsv" else ",")
+            table.writeheader()
+            table.writerows(rows)
+    columns = {"question": "question", "answer": "answer", "rationale": "cot"}
+    read = load_rows(DataConfig(path=str(path), columns=columns))
+    assert [{"question": row.question, "answer": row.answer, "cot": row.rationale} for row in read] == rows
+
+
 def test_local_paths_are_never_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("x.csv", "x.jsonl.gz", "rows"):
+    for name in ("x.xlsx", "x.jsonl.gz", "rows"):
         (tmp_path / name).write_bytes(b"question,answer")
         with pytest.raises(ConfigError, match="a kind that is not read") as refused:
             load_rows(DataConfig(path=name))
