@@ -158,7 +158,7 @@ class _Training:
             self.recorder = RunRecorder(self.folder.path, task, self._start_s)
             with explained_training(stage.number, stage.name, self.recorder, self.arguments), ExitStack() as listening:
                 trainer = self._trainer(rows, engine)
-                if self.processes.count == 1 and not (engine and self.plan.config.rollout.engine == "vllm"):
+                if self.processes.count == 1 and (engine is None or self.plan.config.rollout.engine != "vllm"):
                     # Several would stop at different steps; and what Ctrl-C reaches too, vLLM, would end at once.
                     stop = StopAfterStep(generation_cycle(self.arguments))
                     trainer.add_callback(stop)
