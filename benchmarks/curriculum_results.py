@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def collect(bench: Bench) -> dict[str, Any]:
             "sampled": _summary(bench, row, sampled[row.key], "sampled") if row.key in sampled else None,
             "against_base": _compared(found, row.key, base),
             "final_against": _compared(found, final, row.key),
-            "compute": _compute(bench, row),
+            "compute": _compute(bench, row, greedy[row.key].seeds),
         })  # fmt: skip
     by_key = {row["key"]: row for row in rows}
     settings = {key: bench.settings[key] for key in ("config", "overrides", "seeds", "problems", "sweep", "more",
@@ -151,12 +152,12 @@ def _compared(found: dict[str, dict[str, Answers]], key: str, other: str) -> dic
     }
 
 
-def _compute(bench: Bench, row: Row) -> dict[str, Any] | None:
+def _compute(bench: Bench, row: Row, seeds: Sequence[int]) -> dict[str, Any] | None:
     """Token-forwards of what the row was trained with, a mean over seeds, and its share of the full curriculum's."""
     if not row.stages:
         return None
     spent, full = [], []
-    for seed in bench.seeds:
+    for seed in seeds:
         try:
             stages = bench.compute(seed, row.training)
             spent.append(sum(stages[number] for number in row.stages))
