@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,13 +156,14 @@ class _Training:
             say(f"{stage.label}: continues from {checkpoint.name}")
         with progress(stage.label) as task:
             self.recorder = RunRecorder(self.folder.path, task, self._start_s)
-            with explained_training(stage.number, stage.name, self.recorder, self.arguments), ExitStack() as listening:
-                trainer = self._trainer(rows, engine)
-                if self.processes.count == 1 and (engine is None or self.plan.config.rollout.engine != "vllm"):
-                    # Several would stop at different steps; and what Ctrl-C reaches too, vLLM, would end at once.
-                    stop = StopAfterStep(generation_cycle(self.arguments))
-                    trainer.add_callback(stop)
-                    listening.enter_context(stop.listening())
+            stop = StopAfterStep(generation_cycle(self.arguments))
+            # Several processes would stop at different steps; and vLLM beside the trainer ends with the same Ctrl-C.
+            alone = self.processes.count == 1 and (engine is None or self.plan.config.rollout.engine != "vllm")
+            with (
+                explained_training(stage.number, stage.name, self.recorder, self.arguments),
+                stop.listening() if alone else nullcontext(),
+            ):
+                trainer = self._trainer(rows, engine, [self.recorder, stop])
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return int(trainer.state.global_step)
 
@@ -220,7 +221,7 @@ class _Training:
         require_rows(len(fitting), stage.name, stage.stage, arguments, limit)
         return fitting
 
-    def _trainer(self, rows: list[Row], engine: RolloutEngine | None) -> Any:
+    def _trainer(self, rows: list[Row], engine: RolloutEngine | None, callbacks: list[Any]) -> Any:
         from .rewards import HierarchicalReward
         from .trainers import StageGRPOTrainer, StageSFTTrainer
 
@@ -232,7 +233,7 @@ class _Training:
             "tokenizer": self.tokenizer,
             "base": self.plan.base,
             "fingerprint": self.folder.fingerprint,
-            "callbacks": [self.recorder],
+            "callbacks": callbacks,
         }
         if stage.task in SUPERVISED:
             return StageSFTTrainer(**common)
