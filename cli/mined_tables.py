@@ -36,6 +36,7 @@ def show_mined(stage: str, mined: dict[str, Any]) -> None:
                 f"pass rate: of each of them, with 95 % confidence after 0 of {k}",
                 "all problems tried, unaided: " + ", ".join(f"{name} {percent(rate)}" for name, rate in
                                                             mined["pool"].items()),
+                *([f"trained on beside them: {mined['rehearsed']} of the solved"] if mined.get("rehearsed") else []),
             ]
         ),
     )  # fmt: skip

@@ -143,6 +143,8 @@ class MiningConfig:
     form fails and not the problem: such ones are counted apart and not trained on."""
     held_out_share: float = 0.0
     """Share of the failures that is measured and not trained on."""
+    rehearsal_share: float = 0.0
+    """Share of the problems trained on that mining found solved: on failures alone a policy unlearns what it could."""
     minimum: int = 8
     """Fewest failures to train on; with fewer the stage stops with a clear error."""
     unaided_samples: int = 8

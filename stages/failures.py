@@ -45,6 +45,8 @@ class Failures:
 
     sets: dict[str, tuple[Rationale, ...]]
     """Of SETS; a set without problems is left out."""
+    rehearsed: tuple[Rationale, ...]
+    """Solved problems that are trained on beside the failures."""
     summary: dict[str, Any]
     """For the record."""
     before: dict[str, PassRates]
@@ -60,8 +62,8 @@ class Failures:
 
     @property
     def rationales(self) -> tuple[Rationale, ...]:
-        """Those that are trained on."""
-        return self.sets["trained"]
+        """What is trained on."""
+        return (*self.sets["trained"], *self.rehearsed)
 
     def report(self, sampler: Sampler, adapter: Path, step: int) -> dict[str, Any]:
         """Measure the trained policy on the same problems and say what changed, in metrics.jsonl as well.
@@ -124,11 +126,12 @@ def find_failures(
     uses = _uses(mined, hashes, config.held_out_share, plan.config.seed)
     sets = {name: _spread([stage.rationales[index] for index in indices], plan.config.seed)
             for name in SETS if (indices := [index for index, use in uses.items() if use == name])}  # fmt: skip
+    rehearsed = _rehearsed(stage, mined, hashes, len(sets.get("trained", ())), plan.config.seed)
     manifest = _manifest(plan, stage, mined, uses, hashes, policy, held_out)
     _keep(path, manifest)
     earlier = {question_hash(item.question) for other in plan.stages if other.number < stage.number
                for item in other.rationales}  # fmt: skip
-    summary = summarise(mined, uses, [digest in earlier for digest in hashes], digest_json(manifest))
+    summary = summarise(mined, uses, [digest in earlier for digest in hashes], digest_json(manifest), len(rehearsed))
     for line in tell(summary):
         say(f"stage {label}: {line}")
     say(f"stage {label}: {told}")
@@ -137,6 +140,7 @@ def find_failures(
     _note(run_dir / METRICS, 0, before)
     return Failures(
         sets=sets,
+        rehearsed=rehearsed,
         summary=summary,
         before=before,
         label=label,
@@ -167,6 +171,16 @@ def _uses(mined: Mined, hashes: Sequence[str], share: float, seed: int) -> dict[
     questions = sorted({hashes[index] for index in mined.failures}, key=lambda digest: digest_json([seed, digest]))
     apart = set(questions[: round(share * len(questions))])
     return {index: "held_out" if hashes[index] in apart else "trained" for index in mined.failures}
+
+
+def _rehearsed(
+    stage: StagePlan, mined: Mined, hashes: Sequence[str], failures: int, seed: int
+) -> tuple[Rationale, ...]:
+    """As many solved problems as `mining.rehearsal_share` asks for beside the failures, or as many as there are."""
+    share = stage.stage.mining.rehearsal_share
+    failed = {hashes[index] for index in mined.failures}  # a question may stand in two rows
+    solved = [stage.rationales[index] for index in mined.solved if hashes[index] not in failed]
+    return _spread(solved, seed)[: round(failures * share / (1 - share))]
 
 
 def _shown(rationale: Rationale, use: str) -> dict[str, str]:

@@ -25,8 +25,9 @@ VERDICTS = ("solved", "wrong", "truncated", "unanswered")
 """What a problem can be: solved once, a persistent failure, or unsolved for its form."""
 MEASURING = ("unaided_samples", "unaided_problems")
 """Fields of the config that leave the failures alone."""
-DECIDING = tuple(field.name for field in fields(MiningConfig) if field.name not in ("minimum", *MEASURING))
-"""Those that decide what is found; `minimum` only says what is enough."""
+_APART = ("minimum", "rehearsal_share", *MEASURING)
+DECIDING = tuple(field.name for field in fields(MiningConfig) if field.name not in _APART)
+"""Those that decide what is found: not what is enough of it, nor what it is mixed with."""
 CONFIDENCE = 0.95
 
 Ask = Callable[[Sequence[int], str, int], list[str]]
@@ -61,6 +62,11 @@ class Mined:
     def failures(self) -> tuple[int, ...]:
         """Indices of the persistent failures, ascending."""
         return tuple(index for index, verdict in enumerate(self.verdicts) if verdict == "wrong")
+
+    @property
+    def solved(self) -> tuple[int, ...]:
+        """Indices of the problems solved at least once, ascending."""
+        return tuple(index for index, verdict in enumerate(self.verdicts) if verdict == "solved")
 
     @property
     def drawn(self) -> int:
@@ -99,13 +105,14 @@ def check_mining(config: MiningConfig, where: str) -> None:
         raise ConfigError("mining.unaided_samples is 0 or more", where=where, found=config.unaided_samples)
     if not 0 <= config.wrong_share <= 1:
         raise ConfigError("mining.wrong_share is a share", where=where, found=config.wrong_share, expected="0 to 1")
-    if not 0 <= config.held_out_share < 1:
-        raise ConfigError(
-            "mining.held_out_share leaves nothing to train on",
-            where=where,
-            found=config.held_out_share,
-            expected="0, or more and below 1",
-        )
+    for name in ("held_out_share", "rehearsal_share"):
+        if not 0 <= (share := getattr(config, name)) < 1:
+            raise ConfigError(
+                f"mining.{name} leaves no failures to train on",
+                where=where,
+                found=share,
+                expected="0, or more and below 1",
+            )
 
 
 def mining_cost(rows: int, config: MiningConfig) -> dict[str, int]:

@@ -13,7 +13,9 @@ SETS = {"trained": "trained on", "held_out": "held out"}
 """Failures that are trained on, failures that are only measured, and their words."""
 
 
-def summarise(mined: Mined, uses: Mapping[int, str], seen: Sequence[bool], manifest: str) -> dict[str, Any]:
+def summarise(
+    mined: Mined, uses: Mapping[int, str], seen: Sequence[bool], manifest: str, rehearsed: int = 0
+) -> dict[str, Any]:
     """What was mined, as plain values for a record.
 
     Args:
@@ -21,6 +23,7 @@ def summarise(mined: Mined, uses: Mapping[int, str], seen: Sequence[bool], manif
         uses: Failure -> the set it is in.
         seen: Of each problem tried, whether an earlier stage had its question.
         manifest: Digest of the manifest.
+        rehearsed: Solved problems that are trained on, too.
     """
     verdicts, used = Counter(mined.verdicts), Counter(uses.values())
     ended = sum((Counter(mined.outcomes[index]) for index in mined.failures), Counter[str]())
@@ -30,6 +33,7 @@ def summarise(mined: Mined, uses: Mapping[int, str], seen: Sequence[bool], manif
         "problems": {name: verdicts[name] for name in VERDICTS},
         "failures": used["trained"],
         "held_out": used["held_out"],
+        "rehearsed": rehearsed,
         "outcomes": dict(sorted(ended.items())),
         "seen_before": sum(seen[index] for index in uses),
         "k": mined.k,
@@ -56,6 +60,8 @@ def tell(summary: Mapping[str, Any]) -> list[str]:
     if summary["held_out"] or summary["seen_before"]:
         lines.append(f"{summary['failures']} failures to train on, {summary['held_out']} held out; "
                      f"{summary['seen_before']} were among the rows of earlier stages")  # fmt: skip
+    if rehearsed := summary["rehearsed"]:
+        lines.append(f"trained on beside them: {rehearsed} of the solved problems")
     return lines
 
 

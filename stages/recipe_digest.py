@@ -25,7 +25,8 @@ _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps
 """Trainer fields that leave the weights alone."""
 
 _ADDED: dict[str, dict[str, Any]] = {
-    "reward": {"mode": "continuous"}, "mining": {"confirm": None, "wrong_share": 0.5, "held_out_share": 0.0},
+    "reward": {"mode": "continuous"},
+    "mining": {"confirm": None, "wrong_share": 0.5, "held_out_share": 0.0, "rehearsal_share": 0.0},
 }  # fmt: skip
 """Fields newer than the recipe format, at the values that mean what lacking them meant."""
 

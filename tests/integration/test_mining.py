@@ -157,11 +157,14 @@ def test_the_command_shows_what_was_mined(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = ["stages.remedy.mining.held_out_share=0.3", "stages.remedy.trainer.max_steps=1"]
+    overrides += ["stages.remedy.mining.rehearsal_share=0.2"]
     assert run_command(["train", "-c", "tiny.yaml", "--registry", "a", "--json", *overrides]) == 0
     told = capsys.readouterr()
     (stage,) = json.loads(told.out)["stages"]
     mined = stage["details"]["mined"]
     assert mined["held_out"] == round(0.3 * (mined["held_out"] + mined["failures"]))
+    assert 0 < mined["rehearsed"] <= mined["problems"]["solved"]
+    assert stage["details"]["rows"] % (mined["failures"] + mined["rehearsed"]) == 0  # copies of both
     assert set(mined["unaided"]) == {"trained", "held_out"}
     assert "with 95 % confidence (after the first 2: 77.6 %)" in told.err
     assert "fresh samples" in told.err
@@ -172,6 +175,7 @@ def test_the_command_shows_what_was_mined(
     assert "1 remedy: problems mined" in shown
     assert "solved from the bare prompt" in shown
     assert "pass@2" in shown
+    assert f"beside them: {mined['rehearsed']} of the solved" in shown
 
 
 def test_no_memory_for_mining_says_what_would_need_less(

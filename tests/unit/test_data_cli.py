@@ -168,7 +168,8 @@ def test_lengths_are_tokens_where_the_tokenizer_is_and_no_weights_are_needed(
 
 
 def test_rows_that_training_leaves_out_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["stages.structure.data.rows=[0,20]", "stages.structure.epochs=1", "stages.remedy.data.rows=[0,20]"]
+    few = ["stages.structure.data.rows=[0,20]", "stages.structure.epochs=1"]
+    few += ["stages.remedy.data.rows=[0,20]", "stages.remedy.epochs=4"]
     whole = _json(capsys, "check", *few, "stages.brevity.data.rows=[0,8]")
     assert [(stage["too_long"], stage["training_rows"]) for stage in whole["stages"]] == [(0, 20), (0, 8), (0, 80)]
     config = load_config("sandbox", few)

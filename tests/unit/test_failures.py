@@ -156,6 +156,24 @@ def test_the_manifest_says_what_was_mined_with_what(make_plan: MakePlan, tmp_pat
     assert all(policy.rate(plan.protocol.prompt(question)) < 0.5 for question in trained | apart)
 
 
+def test_solved_problems_are_rehearsed_beside_the_failures(make_plan: MakePlan, tmp_path: Path) -> None:
+    alone, _ = _find(make_plan(), tmp_path / "alone")
+    made = make_plan("stages.remedy.mining.rehearsal_share=0.25")
+    found, policy = _find(made, tmp_path / "quarter")
+    failures, beside = found.sets["trained"], found.rehearsed
+    assert failures == alone.sets["trained"] == alone.rationales  # and none beside them by default
+    assert found.rationales == (*failures, *beside)
+    assert len(beside) == found.summary["rehearsed"] == round(len(failures) / 3)
+    assert {item.question for item in failures}.isdisjoint(item.question for item in beside)
+    assert all(policy.rate(made[0].protocol.prompt(item.question)) > 0 for item in beside)
+    assert found.before.keys() == {"trained"}  # what is measured is the failures
+    assert (tmp_path / "alone" / MINED).read_bytes() == (tmp_path / "quarter" / MINED).read_bytes()
+    again, nothing = _find(made, tmp_path / "quarter")
+    assert (again.rationales, nothing.drawn) == (found.rationales, 0)
+    most, _ = _find(make_plan("stages.remedy.mining.rehearsal_share=0.99"), tmp_path / "most")
+    assert len(most.rationales) == len(failures) + found.summary["problems"]["solved"]  # as many as there are
+
+
 def test_a_policys_gain_is_measured_with_fresh_samples(make_plan: MakePlan, tmp_path: Path, make_adapter: Any) -> None:
     made = make_plan("stages.remedy.mining.samples=2", "stages.remedy.mining.held_out_share=0.3")
     found, policy = _find(made, tmp_path)

@@ -90,8 +90,9 @@ def test_only_what_decides_the_failures_makes_a_stage_stale() -> None:
 
     same = digest()
     assert digest(unaided_samples=0) == digest(unaided_problems=9) == digest(confirm=None) == digest(minimum=1) == same
-    others = [digest(confirm=16), digest(samples=8), digest(wrong_share=0.0), digest(held_out_share=0.2)]
-    assert len({same, *others}) == 5
+    others = [digest(confirm=16), digest(samples=8), digest(wrong_share=0.0), digest(held_out_share=0.2),
+              digest(rehearsal_share=0.5)]  # fmt: skip
+    assert len({same, *others}) == 6
 
 
 def test_pool_rates_are_shares_of_all_problems_tried() -> None:
@@ -129,7 +130,8 @@ def test_how_a_sample_ends(text: str, complete: bool, outcome: str) -> None:
 @pytest.mark.parametrize(
     "values",
     [{"samples": 0}, {"samples": 4, "confirm": 3}, {"temperature": 0.0}, {"wrong_share": 1.1}, {"held_out_share": 1.0},
-     {"unaided_samples": -1}, {"unaided_problems": 0}, {"minimum": 0}, {"problems": 0}],
+     {"rehearsal_share": 1.0}, {"rehearsal_share": -0.1}, {"unaided_samples": -1}, {"unaided_problems": 0},
+     {"minimum": 0}, {"problems": 0}],
 )  # fmt: skip
 def test_what_cannot_be_mined_with_is_refused(values: dict[str, float]) -> None:
     check_mining(MiningConfig(), "stages.x")
