@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -43,6 +44,12 @@ REQUIRABLE = {
     "sign": "model-signing is not installed",
 }
 """Name for `--require` -> words of the skips it forbids."""
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores SIGINT, and so would all that tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
