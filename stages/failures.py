@@ -1,13 +1,14 @@
 """The persistent failures a stage trains on: mined once a run, kept with what they were mined with, measured unaided.
 
-    mined.json          the manifest: rows, policy, sampling, every problem's outcomes, and which are trained on
+    mined.json          the manifest: rows, policy, sampling, all outcomes, and which failures are trained on
     mined.draws.jsonl   samples drawn so far; a killed run goes on from them
 
 Once the manifest is there it stands: a rerun reads the failures from its outcomes, whatever engine or version it runs
 with, since checkpoints may rest on them.
 
 Mining reads the train split only: before the first sample, questions are compared with those that variants are
-scored on. Failures of form (cut off, no answer) are counted and not trained on.
+scored on. Failures of form (cut off, no answer) are counted and not trained on. Solved problems that are rehearsed
+beside the failures follow from the outcomes and the seed.
 """
 
 from __future__ import annotations

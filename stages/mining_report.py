@@ -14,7 +14,7 @@ SETS = {"trained": "trained on", "held_out": "held out"}
 
 
 def summarise(
-    mined: Mined, uses: Mapping[int, str], seen: Sequence[bool], manifest: str, rehearsed: int = 0
+    mined: Mined, uses: Mapping[int, str], seen: Sequence[bool], manifest: str, rehearsed: int
 ) -> dict[str, Any]:
     """What was mined, as plain values for a record.
 
