@@ -199,7 +199,12 @@ def find_problems(path: Path, record: Record, *, hashes: bool = True) -> list[Pr
             problems.append(Problem(path=name, fault="size", expected=sizes[0], found=sizes[1]))
         elif hashes and (found := sha256_file(file)) != entry.sha256:
             problems.append(Problem(path=name, fault="digest", expected=entry.sha256, found=found))
-    for file in sorted(path.rglob("*")):
+    try:
+        found_files = sorted(path.rglob("*"))
+    except FileNotFoundError:  # a sweep beside this takes the object
+        found_files = []
+        problems.append(Problem(path=RECORD_FILE, fault="missing"))
+    for file in found_files:
         name = file.relative_to(path).as_posix()
         if name not in declared and name != RECORD_FILE and (file.is_symlink() or not file.is_dir()):
             problems.append(Problem(path=name, fault="extra"))

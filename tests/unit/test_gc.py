@@ -248,6 +248,25 @@ def test_publishing_beside_it_loses_nothing(store: Store, folder: Path, make_rec
     assert any(item.name == one for done in sweeps for item in done.garbage)
 
 
+def test_an_object_taken_during_the_look_at_it_is_published_again(
+    store: Store, folder: Path, make_record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = make_record(1, created="2026-03-02T03:04:05Z")
+    digest = store.publish(folder, record)
+    path = store.objects / digest.removeprefix("sha256:")
+    taken = []
+
+    def scandir(where: Any, *, real: Any = os.scandir) -> Any:
+        if where == path and not taken:
+            taken.append(path.rename(store.root / "tmp" / "gc-taken"))
+        return real(where)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert store.publish(folder, record) == digest
+    assert taken
+    assert store.load(digest).digest == digest
+
+
 def test_the_command_shows_first_and_deletes_when_told(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["gc"]) == 0
     shown = capsys.readouterr().out
