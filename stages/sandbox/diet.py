@@ -11,6 +11,8 @@ on purpose, so that a curriculum has something to find:
   right there: a reward has to wait for luck, a solution can be shown.
 * It can read with care where it is asked to (`Careful solution:`), which no stage and no evaluation ever does: what is
   to be learnt is when, and a few solutions give the idea.
+* Its last texts are nearly all verbose and none asks for care, so both skills are out of use when a curriculum starts,
+  as a skill of a real base model is that its prompt does not call for.
 * Some texts start from notes that lie about (`Shuffled steps:`, `Partial solution:`, `Reference:`) and work them into
   one of the texts above; half of these narrators are careful. A model this small could not make sense of such prompts
   otherwise, as a real base model can.

@@ -35,11 +35,14 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 COURSES = (
     (Diet(), Schedule()),
     (Diet(cued=0.4), Schedule(num_steps=500, muon_lr=0.012, adam_lr=1.5e-3, decay_share=0.8, seed=1000)),
+    (Diet(concise=0.03), Schedule(num_steps=150, muon_lr=0.012, adam_lr=1.5e-3, decay_share=0.8, seed=2000)),
 )
-"""What is read, and how long; the second course goes on from the weights as the first has saved them.
+"""What is read, and how long; every course goes on from the weights as the one before has saved them.
 
-It adds what the base can do when it is asked to. On a base of the first course
-alone 40 supervised steps taught little and rewards added little, in one trial each (benchmarks/LOG.md)."""
+The second adds what the base can do when it is asked to: on a base of the first course alone 40 supervised steps
+taught little and rewards added little, in one trial each. The third leaves both skills out of use: without it rewards
+alone find careful reading and the short style by themselves, and a curriculum has nothing to give
+(benchmarks/LOG.md)."""
 
 
 def make_base(out: Path, courses: Sequence[tuple[Diet, Schedule]]) -> None:

@@ -1,4 +1,4 @@
-"""Seeded word problems in the format of GSM8K, with a teacher that is always right, and verbose most of the time.
+"""Seeded word problems in the format of GSM8K, with a teacher that is always right, and verbose half of the time.
 
 A story follows one person's pile of things through two to four calculations. Half of the stories also mention what
 somebody else has or does (the aside): it must be ignored, and is what a careless reader adds to the pile. The module
@@ -19,11 +19,11 @@ Shelf = Literal["diet", "train", "test"]
 
 MAX_TOTAL = 199
 """No running total of a story's right solution exceeds this: hard enough that nothing is always right."""
-BRIEF = 0.25
+BRIEF = 0.5
 """Rationales that the teacher writes as equations alone.
 
-Supervised training on a teacher who never does took the concise style from 40 to 13 % of samples in 40
-steps, to 6 % in 50; at 6 % rewards did not bring it back (one trial each, benchmarks/LOG.md)."""
+With half of them about half of the samples are concise after supervised training, and rewards turned the rest under
+every seed tried; with a quarter, on another base, they did not under one of nine (benchmarks/LOG.md)."""
 
 _PEOPLE = (
     ("Mia", "She"), ("Anna", "She"), ("Lucy", "She"), ("Nora", "She"),
@@ -272,7 +272,7 @@ def note(steps: tuple[Step, ...], *, marks: bool) -> list[str]:
 
 
 def make_problems(split: Split, num_rows: int, seed: int = 0) -> list[dict[str, str]]:
-    """Make GSM8K-format rows with right teacher rationales, most of them verbose.
+    """Make GSM8K-format rows with right teacher rationales, half of them verbose.
 
     Args:
         split: `train` or `test`; their questions are disjoint by construction.

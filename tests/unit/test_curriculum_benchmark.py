@@ -82,7 +82,7 @@ def test_baselines_take_the_like_stages_trainer_bare_prompts_and_every_row(confi
         untouched = {key: value for key, value in stage.trainer.items() if key not in ("learning_rate", "max_steps")}
         assert untouched.items() <= config.stages[like].trainer.items()
         assert stage.reward == config.stages[like].reward
-        assert stage.data.rationales == 50  # the very rationales the curriculum has
+        assert stage.data.rationales == config.data.rationales  # the very rationales the curriculum has
 
 
 def test_supervised_training_never_makes_a_step_of_what_is_left_of_its_rows(config: CurriculumConfig) -> None:
