@@ -170,8 +170,8 @@ def test_lengths_are_tokens_where_the_tokenizer_is_and_no_weights_are_needed(
 def test_rows_that_training_leaves_out_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     few = ["stages.structure.data.rows=[0,20]", "stages.structure.epochs=1"]
     few += ["stages.remedy.data.rows=[0,20]", "stages.remedy.epochs=4"]
-    whole = _json(capsys, "check", *few, "stages.brevity.data.rows=[0,8]")
-    assert [(stage["too_long"], stage["training_rows"]) for stage in whole["stages"]] == [(0, 20), (0, 8), (0, 80)]
+    whole = _json(capsys, "check", *few, "stages.brevity.data.rows=[0,16]")
+    assert [(stage["too_long"], stage["training_rows"]) for stage in whole["stages"]] == [(0, 20), (0, 16), (0, 80)]
     config = load_config("sandbox", few)
     rationales, _ = load_rationales(config.stages["structure"].data)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(sandbox_folder())
@@ -179,10 +179,10 @@ def test_rows_that_training_leaves_out_are_counted(capsys: pytest.CaptureFixture
         len(tokenizer(row["prompt"] + row["completion"], add_special_tokens=False)["input_ids"])
         for row in make_rows(rationales, config.stages["structure"], protocol("zero-shot"), 0, len)
     )
-    cut = [f"stages.structure.trainer.max_length={lengths[9]}", "stages.brevity.data.rows=[0,7]"]
+    cut = [f"stages.structure.trainer.max_length={lengths[9]}", "stages.brevity.data.rows=[0,15]"]
     found = _json(capsys, "check", *few, *cut, code=2)
     longer = sum(length >= lengths[9] for length in lengths)  # the end takes a token, too
-    assert [(stage["too_long"], stage["training_rows"]) for stage in found["stages"][:2]] == [(longer, 20), (0, 7)]
+    assert [(stage["too_long"], stage["training_rows"]) for stage in found["stages"][:2]] == [(longer, 20), (0, 15)]
     assert found["refusal"]["what"] == "too few rows for one generation batch"
     assert found["refusal"]["where"] == "stages.brevity"
 

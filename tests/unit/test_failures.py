@@ -39,6 +39,7 @@ QUICK = [
     "eval.data.rows=[0,20]",
     "stages.remedy.mining.problems=null",
     "stages.remedy.mining.minimum=4",
+    "stages.remedy.mining.rehearsal_share=0",
 ]
 MakePlan = Callable[..., tuple[CurriculumPlan, StagePlan]]
 

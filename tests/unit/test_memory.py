@@ -134,9 +134,9 @@ def test_parts_follow_the_stage() -> None:
     beta = estimate("brevity", "stages.brevity.trainer.beta=0.1")
     assert grpo.logprobs == 0 < beta.logprobs
     assert estimate("brevity", earlier=2).prior == 2 * estimate("brevity", earlier=1).prior > 0
-    double = estimate("brevity", "stages.brevity.trainer.per_device_train_batch_size=128")
-    assert double.rollout == 2 * grpo.rollout
-    assert double.tokens == 2 * grpo.tokens
+    half = estimate("brevity", "stages.brevity.trainer.per_device_train_batch_size=64")
+    assert grpo.rollout == 2 * half.rollout
+    assert grpo.tokens == 2 * half.tokens
     off = estimate("structure", "stages.structure.trainer.gradient_checkpointing=false")
     assert off.activations == sft.other_activations > sft.activations
     assert sft.total == sft.held + sft.activations + sft.logits
