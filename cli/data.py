@@ -12,6 +12,7 @@ from .options import config_option, dry_run_option, json_option
 from .train import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
+    from ..core.config import DataConfig
     from ..stages.data_check import DataCheck, Finding, RowsCheck, Spread
     from ..stages.preview import Preview
     from ..stages.teacher import RationalesPlan
@@ -56,11 +57,13 @@ def preview_command(
     config: str | None, num_rows: int, seed: int | None, as_json: bool, stage: str, overrides: tuple[str, ...]
 ) -> None:
     """The first rows of STAGE (its name or number): the mapped row, and the prompt and target made of it."""
-    from ..core.config import load_config
+    from ..core.config import load_config, require_read_rows
     from ..core.console import emit_json
     from ..stages.preview import preview_stage
 
-    preview = preview_stage(load_config(config or DEFAULT_CONFIG, overrides), stage, num_rows, seed)
+    loaded = load_config(config or DEFAULT_CONFIG, overrides)
+    require_read_rows(loaded, overrides)
+    preview = preview_stage(loaded, stage, num_rows, seed)
     if as_json:
         emit_json(preview.to_json())
     else:
@@ -103,8 +106,8 @@ def rationales_command(
 ) -> None:
     """Have a teacher write rationales for a config's questions, and keep those whose answer is the gold one.
 
-    The file can be trained on as it is: data.path=OUT, or stages.NAME.data.path=OUT with --stage. What is not kept
-    lies beside it with its reason, and so does a manifest. A run that was interrupted continues where it stopped; a
+    The file can be trained on with the overrides named at the end, data.path=OUT first of all. What is not kept lies
+    beside it with its reason, and so does a manifest. A run that was interrupted continues where it stopped; a
     rerun with more --attempts asks further.
     """
     from ..core.config import load_config
@@ -127,7 +130,8 @@ def rationales_command(
         max_tokens=max_tokens,
         seed=loaded.seed,
     )
-    plan = plan_rationales(find_questions(loaded, stage), out, asked, asking)
+    questions = find_questions(loaded, stage)
+    plan = plan_rationales(questions, out, asked, asking)
     if dry_run:
         if as_json:
             emit_json(plan.to_json())
@@ -138,7 +142,8 @@ def rationales_command(
     if as_json:
         emit_json(result)
     else:
-        _show_collected(plan, result, f"stages.{find_stage(loaded, stage)}." if stage else "")
+        section = f"stages.{find_stage(loaded, stage)}.data" if stage else "data"
+        _show_collected(plan, result, _training_on(out, section, questions))
 
 
 def _show_check(check: DataCheck) -> None:
@@ -257,7 +262,16 @@ def _show_plan(plan: RationalesPlan) -> None:
     print_table(["", plan.out.name], facts, title=title, right=(plan.out.name,), caption=caption)
 
 
-def _show_collected(plan: RationalesPlan, result: dict[str, Any], section: str) -> None:
+def _training_on(out: Path, section: str, asked: DataConfig) -> str:
+    """Overrides that read all rows of the file in the place of those that were asked about."""
+    changed = [f"{section}.path={out}"]
+    changed += [f"{section}.{name}=null" for name in ("rows", "rationales") if getattr(asked, name) is not None]
+    if (asked.columns["question"], asked.columns["answer"]) != ("question", "answer"):
+        changed.append(f"'{section}.columns={{question: question, answer: answer, rationale: answer}}'")
+    return " ".join(changed)
+
+
+def _show_collected(plan: RationalesPlan, result: dict[str, Any], overrides: str) -> None:
     from ..core.console import print_table
 
     facts: list[list[object]] = [
@@ -268,4 +282,4 @@ def _show_collected(plan: RationalesPlan, result: dict[str, Any], section: str) 
         ["tries repeated", result["retries"]],
         ["completion tokens", f"{result['tokens']['completion']:,}"],
     ]
-    print_table(["", plan.out.name], facts, right=(plan.out.name,), caption=f"next: {section}data.path={plan.out}")
+    print_table(["", plan.out.name], facts, right=(plan.out.name,), caption=f"next: {overrides}")

@@ -129,7 +129,7 @@ def _show_memory(plan: CurriculumPlan) -> None:
             [
                 f"sizes from {plan.shape_source}",
                 "the peak is what is held and the largest of: activations with logits, rollout, log probabilities, "
-                "mining",
+                "mining; a tile is 32,768 of the vocabulary wide, also where that is smaller",
                 *(["vLLM needs more than its row: what it profiles, CUDA's graphs and its key-value cache come on top; "
                    "all of it is rollout.gpu_memory"] if any(value["vllm"] for value in values.values()) else []),
                 *(f"{name}: {value['assumption']}; gradient checkpointing the other way: "

@@ -46,7 +46,11 @@ def train_command(
     def prepare() -> tuple[CurriculumConfig, list[int] | None, Store]:
         loaded = load_config(config or DEFAULT_CONFIG, overrides)
         require_read_rows(loaded, overrides)
-        return loaded, parse_stages(stages) if stages else None, find_store(registry, create=True, dry_run=dry_run)
+        return (
+            loaded,
+            parse_stages(stages) if stages is not None else None,
+            find_store(registry, create=True, dry_run=dry_run),
+        )
 
     def show() -> None:
         from ..stages.plan import plan_curriculum

@@ -16,6 +16,10 @@ from typing import Any
 
 from .errors import ConfigError, NotFoundError, first_line
 
+CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+STAGE_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
+MAX_STAGE = 999
+"""Largest number of a stage."""
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -179,7 +183,7 @@ class StageConfig:
     data: DataConfig | None = None
     """Rows of this stage; null takes the curriculum's."""
     adapter: AdapterConfig | None = None
-    """LoRA of this stage; null takes the curriculum's."""
+    """LoRA of this stage; null takes the curriculum's, and so does what it does not say."""
     unaided_share: float = 0.0
     """Share of rows whose prompt is the bare evaluation prompt."""
     epochs: int = 1
@@ -267,11 +271,12 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
     _check_stage_names(values, overrides, where)
     try:
         schema = OmegaConf.structured(CurriculumConfig)
-        merged = OmegaConf.merge(schema, values, OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.merge(dict(values), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(schema, _with_whole_adapters(plain))
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
-        given = key and any(override.partition("=")[0] == key for override in overrides)
+        given = key and any(f"{override.partition('=')[0]}.".startswith(f"{key}.") for override in overrides)
         place = f"{key}, an override" if given else f"{key} in {where}" if key else where
         raise ConfigError(first_line(error), where=place, next_step=_suggestion(error)) from error
     except Exception as error:  # an override's value that is not YAML
@@ -295,7 +300,8 @@ def require_read_rows(config: CurriculumConfig, overrides: Sequence[str]) -> Non
     written = repr(config_dict(config)["stages"])
     for override in overrides:
         key, _, value = override.partition("=")
-        if key.startswith("data.") and f"${{{key}" not in written:
+        whole = key.rpartition(".")[0]  # a stage may read the column by its name, or all columns
+        if key.startswith("data.") and f"${{{key}" not in written and f"${{{whole}}}" not in written:
             raise ConfigError(
                 "no stage reads this value: all of them name rows of their own",
                 where=f"{key}, an override",
@@ -334,11 +340,36 @@ def save_config(config: CurriculumConfig, path: Path) -> None:
 
 
 def _check(config: CurriculumConfig, path: object) -> None:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", config.curriculum):
+    if not re.fullmatch(CURRICULUM_NAME, config.curriculum):
         raise ConfigError("not a curriculum name", where=path, found=config.curriculum, expected="a-z, 0-9 and dashes")
+    for name in config.stages:
+        if not re.fullmatch(STAGE_NAME, name):
+            raise ConfigError("not a stage name", where=path, found=name,
+                              expected="a letter of a-z, then a-z, 0-9, _ and -")  # fmt: skip
     numbers = [stage.number for stage in config.stages.values()]
-    if not numbers or len(set(numbers)) != len(numbers) or min(numbers) < 1:
-        raise ConfigError("stages need different numbers from 1 up", where=path, found=numbers)
+    if not numbers or len(set(numbers)) != len(numbers) or not 1 <= min(numbers) <= max(numbers) <= MAX_STAGE:
+        raise ConfigError(f"stages need different numbers from 1 to {MAX_STAGE}", where=path, found=numbers)
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError("no such seed", where="seed", found=config.seed, expected="0 to 2**32 - 1")
+    scored = {f"eval.{name}": getattr(config.eval, name) for name in ("limit", "max_new_tokens", "batch_size")}
+    for key, value in {"threads": config.threads, **scored}.items():
+        if value is not None and value < 1:
+            raise ConfigError("too small a number", where=key, found=value, expected="1 or more")
+    if not 0 <= config.eval.temperature < float("inf"):
+        raise ConfigError("no such temperature", where="eval.temperature", found=config.eval.temperature,
+                          expected="0 or more")  # fmt: skip
+
+
+def _with_whole_adapters(plain: Any) -> Any:
+    """The same, with what a stage's own adapter leaves open taken from the curriculum's."""
+    from omegaconf import DictConfig, OmegaConf
+
+    stages, common = plain.get("stages"), plain.get("adapter")
+    for stage in stages.values() if isinstance(stages, DictConfig) else ():
+        own = stage.get("adapter") if isinstance(stage, DictConfig) else None
+        if isinstance(own, DictConfig) and isinstance(common, DictConfig):
+            stage["adapter"] = OmegaConf.merge(common, own)
+    return plain
 
 
 def _check_stage_names(values: Mapping[str, Any], overrides: Sequence[str], where: object) -> None:

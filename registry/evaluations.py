@@ -11,9 +11,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from ..core.config import CURRICULUM_NAME
 from ..core.errors import ConfigError
 from .ledger import Attestation
-from .record import CURRICULUM_NAME, DataRef, Digest, Metric, Record, check_portable
+from .record import DataRef, Digest, Metric, Record, check_portable
 from .scores import EVAL
 from .store import Store
 from .travel import MAX_TRAVEL_BYTES, Travelling, in_order, keep, parse, to_bytes

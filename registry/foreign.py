@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ..core.config import CURRICULUM_NAME, STAGE_NAME
 from ..core.errors import ConfigError, ConflictError
 from ..core.files import disk_errors, require_space
-from .record import CURRICULUM_NAME, STAGE_NAME, BaseRecord, Code, Recipe, Record, StageId, Weights, check_portable
+from .record import BaseRecord, Code, Recipe, Record, StageId, Weights, check_portable
 from .store import MERGES, Entry, Store
 
 UNKNOWN = "unknown"

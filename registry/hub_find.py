@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..core.config import CURRICULUM_NAME
 from ..core.digest import PREFIX
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
 from .hub_client import switched_off
 from .hub_places import Place, checked_repo, locations, parse_location, stage_repos
 from .hub_remote import MAIN, Found, Remote
-from .record import CURRICULUM_NAME, check_file_name
+from .record import check_file_name
 from .store import Store
 
 ALL = "all"

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.config import STAGE_NAME
 from ..core.digest import PREFIX, canonical_json, digest_json, short
 from ..core.errors import ConfigError, IntegrityError
 from ..core.files import read_capped, write_json
-from .record import MAX_RECORD_BYTES, STAGE_NAME, check_portable, utc_now
+from .record import MAX_RECORD_BYTES, check_portable, utc_now
 
 LOCATION = "location"
 """Kind of the attestation that says where an object lies; payload `{"location": "hf://org/repo@commit[/folder]"}`."""

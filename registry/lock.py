@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..core.config import CURRICULUM_NAME, STAGE_NAME
 from ..core.digest import canonical_json
 from ..core.errors import IntegrityError, NotFoundError
 from ..core.files import read_capped, write_json
 from .ledger import LOCATION
-from .record import CURRICULUM_NAME, MAX_RECORD_BYTES, STAGE_NAME, Commit, Digest, RepoId, first_fault
+from .record import MAX_RECORD_BYTES, Commit, Digest, RepoId, first_fault
 from .store import Store
 
 LOCK_FILE = "curriculum.lock.json"

@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from ..core.config import CURRICULUM_NAME, MAX_STAGE, STAGE_NAME
 from ..core.digest import canonical_json, sha256_bytes
 from ..core.errors import ConfigError, IntegrityError
 from ..core.files import read_capped
@@ -35,8 +36,6 @@ RECORD_SCHEMA = "plyfold/adapter-record/1"
 MAX_RECORD_BYTES = 1_000_000
 """Largest record read or written; a bigger file is not a record."""
 
-CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
-STAGE_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
 UTC_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
 _LOCAL_PATH = re.compile(r"(?:/(?!/)\S|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\\w|file:/)")
 _SUSPECT = ('"/', ":/", "~", "\\", "NaN", "Infinity")
@@ -70,7 +69,7 @@ _JsonObject = Annotated[dict[str, JsonValue], _PlainJson]
 class StageId(_Part):
     """Which stage of its curriculum an adapter is."""
 
-    number: int = Field(ge=1, le=999)
+    number: int = Field(ge=1, le=MAX_STAGE)
     name: str = Field(pattern=STAGE_NAME)
 
 

@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
+from ..core.config import CURRICULUM_NAME
 from ..core.errors import ConfigError, ConflictError, IncompatibleError, IntegrityError, NotFoundError
 from ..core.files import write_bytes
 from . import ledger
 from .objects import Entry
-from .record import CURRICULUM_NAME, Record
+from .record import Record
 
 MERGES = "merges"
 ANY: Final = "any"

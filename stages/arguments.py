@@ -13,6 +13,7 @@ from ..core.config import CurriculumConfig, StageConfig
 from ..core.errors import ConfigError
 from .quiet import quiet_libraries
 from .tasks import SUPERVISED
+from .trainer_values import check_value
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -56,8 +57,6 @@ _REFUSED = {
     "fsdp": "a stage trains with plain data parallelism: the quantised base and one small adapter",
     "deepspeed": "a stage trains with plain data parallelism: the quantised base and one small adapter",
 }
-_POSITIVE = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
-             "generation_batch_size", "num_generations", "num_iterations")  # fmt: skip
 
 _COMMON: dict[str, Any] = {
     "report_to": "none",
@@ -110,12 +109,7 @@ def check_trainer(stage: StageConfig, name: str) -> None:
             )
         if key in _REFUSED or key.startswith("vllm_"):
             raise ConfigError(f"{key} cannot be set here", where=where, found=_REFUSED.get(key, _MERGES))
-        value = stage.trainer[key]
-        _check_number(value, known[key], f"{where}.{key}")
-        if key == "learning_rate" and not value > 0:
-            raise ConfigError("no such learning rate", where=f"{where}.{key}", found=value, expected="above 0")
-        if key in _POSITIVE and isinstance(value, (int, float)) and value < 1:
-            raise ConfigError(f"{key} has to be positive", where=f"{where}.{key}", found=value, expected="1 or more")
+        check_value(kind.__name__, key, known[key], stage.trainer[key], f"{where}.{key}")
     if stage.trainer.get("save_total_limit") == 1:
         raise ConfigError(
             "one checkpoint is too few: the last sound one goes before the next is known to be whole",
@@ -135,24 +129,6 @@ def check_trainer(stage: StageConfig, name: str) -> None:
     if stage.trainer.get("save_strategy") == "best":
         raise ConfigError("no checkpoint is known to be the best", where=f"{where}.save_strategy", expected="steps")
     _check_reporters(stage.trainer.get("report_to", "none"), f"{where}.report_to")
-
-
-def _check_number(value: Any, annotation: Any, where: str) -> None:
-    """Refuse what is no number where TRL takes nothing else; YAML reads `1e-3` as one, and `abc` as a text."""
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    kinds = {part.strip() for part in text.split("|")}
-    if not kinds <= {"int", "float", "None"}:
-        return
-    whole = "float" not in kinds
-    if value is None:
-        sound = "None" in kinds
-    else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        sound = number and not (whole and value != int(value))
-    if not sound:
-        expected = "a whole number" if whole else "a number"
-        raise ConfigError("no such value", where=where, found=value,
-                          expected=f"{expected}, or null" if "None" in kinds else expected)  # fmt: skip
 
 
 def _check_reporters(asked: Any, where: str) -> None:

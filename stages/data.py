@@ -102,7 +102,12 @@ def load_rows(config: DataConfig) -> list[Row]:
         records = read_file(Path(config.path))
     chosen = list(islice(enumerate(records), start, stop))
     if not chosen:
-        raise ConfigError("no rows", where=config.path, found=f"range {config.rows} of {len(records)} rows")
+        raise ConfigError(
+            "no rows",
+            where=config.path,
+            found=f"range {config.rows} of {len(records)} rows" if config.rows else "an empty dataset",
+            next_step="data.rows=null (stages.NAME.data.rows=null of a stage's own) reads all" if config.rows else "",
+        )
     known = {str(name) for _, record in chosen for name in record}
     return [_row(index, record, config, known) for index, record in chosen]
 
@@ -136,10 +141,20 @@ def load_rationales(config: DataConfig, *, bare: bool = False) -> tuple[list[Rat
             "not one row can be taught from",
             where=report.source,
             found=", ".join(f"{count} rows: {reason}" for reason, count in reasons.items()),
-            next_step="map data.columns.rationale to worked solutions that end by stating their answer, as `#### 72`, "
-            "`Answer: 72`, `\\boxed{72}` or `the answer is 72`",
+            next_step=_mend(reasons.most_common(1)[0][0]),
         )
     return rationales, report
+
+
+def _mend(reason: str) -> str:
+    """What to do where most rows are left out for one reason."""
+    if "gold answer" in reason and "not the gold" not in reason:
+        return "map data.columns.answer to final answers that are numbers, or to solutions that end with `#### 72`"
+    if "steps" in reason:
+        return ("solutions need two steps or more, a line or a sentence each; what stands between <think> and </think> "
+                "is not taught, so they have to follow it")  # fmt: skip
+    return ("map data.columns.rationale to worked solutions that end by stating their answer, as `#### 72`, "
+            "`Answer: 72`, `\\boxed{72}` or `the answer is 72`")  # fmt: skip
 
 
 def load_problems(config: DataConfig, limit: int | None = None) -> list[Problem]:
@@ -151,7 +166,7 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     """Read rows as problems to be scored on, with what they are; a rationale column is not needed.
 
     Raises:
-        ConfigError: As `load_rows`, or a row without a gold answer.
+        ConfigError: As `load_rows`, or a row without a question or a gold answer.
     """
     rows = load_rows(config)[:limit]
     problems = [
@@ -159,8 +174,9 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
         for row in rows
     ]
     for row, problem in zip(rows, problems, strict=True):
-        if not problem.gold:
-            raise ConfigError("a row to be scored on has no gold answer", where=f"{config.path}, row {row.index}")
+        if not (problem.question and problem.gold):
+            lacking = "gold answer" if problem.question else "question"
+            raise ConfigError(f"a row to be scored on has no {lacking}", where=f"{config.path}, row {row.index}")
     return problems, _report(config, rows, len(rows))
 
 
@@ -247,15 +263,18 @@ def _range(config: DataConfig) -> tuple[int, int | None]:
 def _row(index: int, record: dict[str, Any], config: DataConfig, known: set[str]) -> Row:
     values: dict[str, str] = {"rationale": ""}
     for ours, theirs in config.columns.items():
-        if ours == "rationale" and theirs in known and record.get(theirs) is None:
-            continue  # of a problem that the teacher did not solve
+        if theirs in known and record.get(theirs) is None:
+            values[ours] = ""  # counted, or refused, as what is missing
+            continue
         if theirs not in record:
             raise ConfigError(
                 f"the dataset has no column {theirs}",
                 where=f"{source_name(config)}, row {index}",
                 expected=f"data.columns.{ours} is one of: {', '.join(sorted(map(str, record)))}",
                 found=theirs,
-                next_step=f"data.columns.{ours}=<one of them>",
+                next_step="separate its columns by commas"
+                if len(record) == 1 and ";" in str(next(iter(record)))
+                else f"data.columns.{ours}=<one of them>",
             )
         value = record[theirs]
         if isinstance(value, list):
@@ -264,6 +283,7 @@ def _row(index: int, record: dict[str, Any], config: DataConfig, known: set[str]
             raise ConfigError(
                 "a value is neither text, nor a number, nor messages",
                 where=f"{source_name(config)}, row {index}, column {theirs}",
+                expected="of messages: a list of {role, content} or {from, value}, with text from user and assistant",
                 found=type(record[theirs]).__name__,
             )
         values[ours] = str(value)
@@ -288,11 +308,14 @@ def _of_messages(ours: str, messages: list[Any]) -> str | None:
     """
     role, said = "user" if ours == "question" else "assistant", None
     for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        if not isinstance(message, dict):
             return None
-        if message["role"] == role:
-            said = message["content"]
-    if not isinstance(said, str):
+        speaker, content = _spoken_by(message)
+        if speaker is None:
+            return None
+        if speaker == role:
+            said = content
+    if said is None:
         return None
     if ours != "answer":
         return said
@@ -301,6 +324,20 @@ def _of_messages(ours: str, messages: list[Any]) -> str | None:
         return said
     stated = extract(said)
     return stated.value if stated.value and stated.method != "last-number" else ""
+
+
+_SHAREGPT = {"human": "user", "gpt": "assistant"}
+
+
+def _spoken_by(message: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Who says a message, in OpenAI's terms, and its text, of parts the text ones; None where that cannot be told."""
+    speaker = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "\n".join(parts) if parts and all(isinstance(part, str) for part in parts) else None
+    speaker = _SHAREGPT.get(speaker, speaker) if isinstance(speaker, str) else None
+    return speaker, content if isinstance(content, str) else None
 
 
 def _sandbox(config: DataConfig, stop: int | None) -> list[dict[str, Any]]:

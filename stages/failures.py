@@ -128,8 +128,7 @@ def find_failures(
     sets = {name: _spread([stage.rationales[index] for index in indices], plan.config.seed)
             for name in SETS if (indices := [index for index, use in uses.items() if use == name])}  # fmt: skip
     rehearsed = _rehearsed(stage, mined, hashes, len(sets.get("trained", ())), plan.config.seed)
-    manifest = _manifest(plan, stage, mined, uses, hashes, policy, held_out)
-    _keep(path, manifest)
+    manifest = _keep(path, _manifest(plan, stage, mined, uses, hashes, policy, held_out))
     earlier = {question_hash(item.question) for other in plan.stages if other.number < stage.number
                for item in other.rationales}  # fmt: skip
     summary = summarise(mined, uses, [digest in earlier for digest in hashes], digest_json(manifest), len(rehearsed))
@@ -236,15 +235,26 @@ def _on_file(path: Path, problems: int, config: MiningConfig) -> Mined:
     return Mined.of(outcomes, config)
 
 
-def _keep(path: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest; with one there, checkpoints may rest on it, and it has to be the same."""
+def _keep(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest; one that is there stands, since checkpoints may rest on it, if it is of the same failures.
+
+    Rows are compared by their digest, whatever their file is called, and held-out rows not at all: whether these and
+    the mined ones differ is looked at anew in every run.
+
+    Returns:
+        The manifest on file, but for who verified its samples.
+    """
     if not path.is_file():
         write_json(path, {**manifest, "verifier": verifier()})
-        return
+        return manifest
     found = json.loads(path.read_bytes())
     expected = json.loads(json.dumps(manifest))
-    if different := [key for key, value in expected.items() if found.get(key) != value]:
-        raise _others(path, f"another {', '.join(different)}")
+    different = [key for key in expected.keys() - {"data", "held_out"} if found.get(key) != expected[key]]
+    if found.get("data", {}).get("sha256") != expected["data"]["sha256"]:
+        different.append("data")
+    if different:
+        raise _others(path, f"another {', '.join(sorted(different))}")
+    return {key: found[key] for key in expected}
 
 
 def _others(path: Path, found: str) -> IntegrityError:

@@ -122,26 +122,66 @@ def askable(
     return tuple(item for item in rationales if counter.prompt(protocol.prompt(item.question)) <= limit)
 
 
-def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, limit: int) -> None:
-    """Refuse a stage without a row, with fewer than one generation batch takes, or that GRPO cannot go through again.
+def require_room(name: str, stage: StageConfig, arguments: TrainingArguments, context: int) -> None:
+    """Refuse completions that leave no room for a prompt.
 
     Raises:
-        ConfigError: Too few of its rows fit, or `max_steps` asks for a second pass that starts within a cycle.
+        ConfigError: `max_completion_length` or `mining.max_new_tokens` is the whole context or more.
+    """
+    if stage.task in SUPERVISED:
+        return
+    asked = {"trainer.max_completion_length": int(arguments.max_completion_length)}
+    if stage.task == "rewrite":
+        asked["mining.max_new_tokens"] = stage.mining.max_new_tokens
+    for key, tokens in asked.items():
+        if tokens >= context:
+            raise ConfigError(
+                "a completion as long as the base's context leaves no room for a prompt",
+                where=f"stages.{name}.{key}",
+                found=tokens,
+                expected=f"well below {context}",
+            )
+
+
+def require_batch(
+    num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, limit: int | None = None
+) -> None:
+    """Refuse a stage without a row, or with fewer than one generation batch takes.
+
+    Args:
+        num_rows: Rows, of all epochs; as many as there can be at most, where that is all that is known.
+        name: Of the stage.
+        stage: Its config.
+        arguments: Its TRL arguments.
+        limit: Tokens that they were held to; null where they were not.
+
+    Raises:
+        ConfigError: There are too few.
     """
     supervised = stage.task in SUPERVISED
     needed = 1 if supervised else prompts_per_generation(arguments)
-    if num_rows < needed:
-        longer = "max_length" if supervised else "max_completion_length"
-        room = f"a {'larger' if supervised else 'smaller'} stages.{name}.trainer.{longer}, or a longer context"
-        more = f"more data or epochs, or a smaller stages.{name}.trainer.generation_batch_size"
-        raise ConfigError(
-            "too few rows for one generation batch" if needed > 1 else "no row fits",
-            where=f"stages.{name}",
-            found=f"{num_rows} rows of at most {limit} tokens",
-            expected=f"{needed} or more",
-            next_step=more if num_rows else room,
-        )
-    if supervised:
+    if num_rows >= needed:
+        return
+    longer = "max_length" if supervised else "max_completion_length"
+    room = f"a {'larger' if supervised else 'smaller'} stages.{name}.trainer.{longer}, or a longer context"
+    more = f"more data or epochs, or a smaller stages.{name}.trainer.generation_batch_size"
+    raise ConfigError(
+        "too few rows for one generation batch" if needed > 1 else "no row fits",
+        where=f"stages.{name}",
+        found=f"{num_rows} rows" + (f" of at most {limit} tokens" if limit is not None else ""),
+        expected=f"{needed} or more",
+        next_step=more if num_rows else room,
+    )
+
+
+def require_rows(num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, limit: int) -> None:
+    """Refuse rows as `require_batch` does, and rows that GRPO cannot go through again.
+
+    Raises:
+        ConfigError: Too few of them fit, or `max_steps` asks for a second pass that starts within a cycle.
+    """
+    require_batch(num_rows, name, stage, arguments, limit)
+    if stage.task in SUPERVISED:
         return
     micro_steps, times = count_micro_steps(arguments, num_rows), arguments.gradient_accumulation_steps
     if micro_steps % times and arguments.max_steps > -(-micro_steps // times):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from ..evaluation.answers import CURRENCY, normalise, same_answer
 from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers, find_operators
@@ -44,6 +45,7 @@ _DANGLING = re.compile(r"[*#_]+|-{3,}")
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
           "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_ONE = re.compile(r"\bone\b(?!\s+(?:of|by|another)\b)", re.IGNORECASE)
 _RATIO = re.compile(r"(?<![0-9./])[0-9]+\s?/\s?[0-9]+(?![0-9/]|\.[0-9])|\\[dt]?frac\s?\{[0-9]+\}\s?\{[0-9]+\}")
 
 
@@ -127,7 +129,8 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
     """Steps in which the gold number is replaced by the mask wherever it would tell the answer.
 
     Every number of its value is hidden, in digits whatever touches them (but for the power of a unit, `m^2`), in words
-    up to ninety-nine or, where it is no integer, as a ratio of two integers. Where the question gives
+    up to ninety-nine ("one" in the last step alone) or, where it is no integer, as a ratio of two integers; in the last
+    step so is a result that is the answer in cents or in the whole. Where the question gives
     that number too, hiding it as a given would tell more than it conceals ("2 dozen" in the question, "[MASK] dozen" in
     a step): then only what a calculation gives is hidden, and in the last step all that is no operand.
 
@@ -150,9 +153,10 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         spans = [
             (number.start, number.end)
             for number in find_digits(step)
-            if number.value == value and (not given or number.is_result or (last and not number.is_operand))
+            if (number.value == value and (not given or number.is_result or (last and not number.is_operand)))
+            or (last and number.is_result and _is_hundredfold(number.value, value))
         ]
-        if spelt and (last or not given):
+        if spelt and (last or not (given or value == "1")):
             spans += [match.span() for match in spelt.finditer(step)]
         if not value.isdecimal() and (last or not ratio_given):
             spans += [match.span() for match in _RATIO.finditer(step) if same_answer(match[0], value)]
@@ -160,9 +164,16 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
     return tuple(hidden)
 
 
+def _is_hundredfold(one: str, other: str) -> bool:
+    """Whether two numbers are the same in dollars and in cents, or as a share and in per cent."""
+    return Fraction(one) in (100 * Fraction(other), Fraction(other) / 100)
+
+
 def _spelt(value: str) -> re.Pattern[str] | None:
-    if not value.isdecimal() or not 2 <= int(value) < 100:  # "one" is seldom a number
+    if not value.isdecimal() or not 1 <= int(value) < 100:
         return None
+    if value == "1":
+        return _ONE
     tens, ones = divmod(int(value), 10)
     if tens < 2:
         word = rf"(?<!ty[\s-]){_WORDS[int(value)]}"

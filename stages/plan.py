@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from ..adapters.base import BaseRef, Quantisation
 from ..core.config import AdapterConfig, BaseConfig, CurriculumConfig, DataConfig, StageConfig
@@ -16,11 +19,12 @@ from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
 from ..evaluation.protocols import protocol
 from ..registry.graph import CHANGED, stale
+from ..registry.record import BaseRecord, first_fault
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, require_disjoint, require_train_split
-from .fit import TokenCounter, longest_prompts, token_counter
+from .fit import TokenCounter, fitting_rows, longest_prompts, require_batch, require_room, token_counter
 from .gates import parse_gate
 from .masking import check_masking
 from .memory import count_adapter, estimate_memory
@@ -31,7 +35,10 @@ from .rewards import check_reward
 from .rollout_check import check_rollout, check_sampling, plan_rollout
 from .shapes import ModelShape, find_shape
 from .stage_plan import CurriculumPlan, StagePlan
-from .tasks import SUPERVISED, check_stage
+from .tasks import SUPERVISED, check_stage, make_rows
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 Rows = tuple[list[Rationale], LoadReport, str]
 """Rows, what became of them, and why they are unknown where they are."""
@@ -81,6 +88,8 @@ def plan_curriculum(
     base, base_note = find_base(config.base, only_show)
     shape, shape_source = find_shape(config.base)
     quantisation = Quantisation.of(config.base)
+    if not base_note:
+        _check_recordable(config.base, base)
     _check_base(config, store, base, quantisation)
     held_out, eval_note = held_out_questions(config.eval.data, only_show)
     # Reading every prompt takes seconds.
@@ -127,11 +136,12 @@ def _plan_stage(
     prompt_tokens = None
     if full.task not in SUPERVISED:
         check_sampling(config.rollout, arguments, f"stages.{name}")
-        if shape and known.counter and rationales:
-            asked = protocol(config.eval.protocol)
-            prompt_tokens = max(
-                longest_prompts(rationales, full, asked, config.seed, arguments, shape.context, known.counter)
-            )
+    if shape:
+        require_room(name, full, arguments, shape.context)
+    if not unknown:
+        _require_rows(name, full, len(rationales), arguments)
+        if shape and known.counter:
+            prompt_tokens = _read_prompts(known, name, full, rationales, arguments, shape.context)
     adapter, earlier = full.adapter, [plan.adapter for plan in before]
     revision, quantisation = (base.repo, base.revision), known.quantisation
     return StagePlan(
@@ -154,6 +164,43 @@ def _plan_stage(
         gate=parse_gate(full.gate, f"stages.{name}.gate") if full.gate is not None else (),
         unknown=unknown,
     )
+
+
+def _require_rows(name: str, full: StageConfig, num_rows: int, arguments: TrainingArguments) -> None:
+    """Refuse rows that cannot be enough, however many of them fit and however many are failures."""
+    if full.task == "rewrite":
+        num_rows = min(num_rows, full.mining.problems or num_rows)
+        if num_rows < full.mining.minimum:
+            raise ConfigError(
+                "fewer problems to mine than failures to train on",
+                where=f"stages.{name}.mining",
+                found=f"{num_rows} problems",
+                expected=f"mining.minimum, which is {full.mining.minimum}, or more",
+                next_step="more rows or a larger mining.problems, or a smaller mining.minimum",
+            )
+    require_batch(num_rows * full.epochs, name, full, arguments)
+
+
+def _read_prompts(
+    known: _Known,
+    name: str,
+    full: StageConfig,
+    rationales: Sequence[Rationale],
+    arguments: TrainingArguments,
+    context: int,
+) -> int | None:
+    """Tokens of the longest prompt of a stage with rollouts; refuses a stage of which not one row fits."""
+    assert known.counter is not None
+    asked, seed = protocol(known.config.eval.protocol), known.config.seed
+    if full.task in SUPERVISED:
+        rows = make_rows(rationales, full, asked, seed, known.counter.text)
+        fitting, limit = fitting_rows(rows, full, arguments, context, known.counter)
+        require_batch(len(fitting), name, full, arguments, limit)
+        return None
+    longest = longest_prompts(rationales, full, asked, seed, arguments, context, known.counter)
+    if not all(longest[: 2 if full.task == "rewrite" else 1]):
+        require_batch(0, name, full, arguments, context - int(arguments.max_completion_length))
+    return max(longest)
 
 
 def _check_adapter(adapter: AdapterConfig, shape: ModelShape | None, where: str) -> None:
@@ -255,6 +302,20 @@ def _check_dtype(base: BaseConfig) -> None:
             expected="bfloat16 or float32",
             next_step="base.compute_dtype=bfloat16, or float32 on cards without it",
         )
+
+
+def _check_recordable(config: BaseConfig, base: BaseRef) -> None:
+    """Refuse a base that no record could name: it would be said after the training."""
+    try:
+        BaseRecord(repo=base.repo, revision=base.revision)
+    except ValidationError as error:
+        raise ConfigError(
+            "a record cannot name this base",
+            where="base",
+            found=f"{config.repo}@{config.revision}: {first_fault(error)}",
+            expected="a Hub id, and a commit of 40 hex digits or `auto`",
+            next_step="base.revision=auto, with base.repo the name it has or would have on the Hub",
+        ) from error
 
 
 def _check_base(config: CurriculumConfig, store: Store, base: BaseRef, quantisation: Quantisation) -> None:

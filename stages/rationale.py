@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError
-from ..evaluation.answers import extract, gold_answer, same_answer, spoken
+from ..evaluation.answers import extract, gold_answer, normalise, same_answer, spoken
 from .leaks import answer_at_end, calculates, marks_answer, strip_statements
 
 MIN_STEPS = 2
@@ -63,14 +63,16 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
         The rationale; `answer` is the gold one.
 
     Raises:
-        UnusableRationale: No question, no gold answer, no text (unless `bare`), no stated answer or a wrong one, or
-            fewer than two steps.
+        UnusableRationale: No question, no gold answer or one that is no number, no text (unless `bare`), no stated
+            answer or a wrong one, or fewer than two steps.
     """
     question, gold = question.strip(), read_gold(answer)
     if not question:
         raise UnusableRationale("no question")
     if not gold:
         raise UnusableRationale("no gold answer")
+    if normalise(gold) is None:  # no completion could be right
+        raise UnusableRationale("the gold answer is no number")
     if not text.strip():
         if bare:
             return Rationale(question=question, steps=(), answer=gold)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import save_config
 from ..core.console import progress, say
 from ..core.digest import sha256_bytes
-from ..core.errors import FailedError
+from ..core.errors import ConfigError, FailedError
 from ..core.files import staged_folder
 from .arguments import generation_cycle, trainer_arguments
 from .checkpoints import last_checkpoint
@@ -138,6 +138,13 @@ class _Training:
         if left := len(stage.rationales) - len(pool):
             say(f"{stage.label}: {left} of {len(stage.rationales)} questions leave no room for "
                 f"{stage.stage.mining.max_new_tokens} tokens in a context of {self.context}, not mined")  # fmt: skip
+        if not pool:
+            raise ConfigError(
+                "not one question leaves room in the base's context for a sample of mining",
+                where=f"stages.{stage.name}.mining.max_new_tokens",
+                found=stage.stage.mining.max_new_tokens,
+                expected=f"well below {self.context}",
+            )
         mined = replace(stage, rationales=pool)
         sampling = policy_sampler(plan, mined, self.model, self.tokenizer, engine, self.folder.path)
         with explained_sampling(stage.number, stage.name), sampling as sampler:

@@ -6,7 +6,8 @@ A random base solves nothing, so its samples are judged by a stand-in where outc
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from plyfold.adapters.stack import attach
 from plyfold.adapters.tensors import read_adapter
 from plyfold.cli.main import run as run_command
 from plyfold.core.config import BaseConfig, CurriculumConfig, load_config
-from plyfold.core.errors import FailedError
+from plyfold.core.errors import FailedError, IncompatibleError
 from plyfold.registry.store import Store
 from plyfold.stages import draws, policy
 from plyfold.stages.curriculum import train
 from plyfold.stages.mining import judge
+from plyfold.stages.plan import plan_curriculum
+from plyfold.stages.rollout import Completion, Request, Sampling
 from plyfold.stages.sampling import Sample, hf_sampler
 from plyfold.stages.sandbox.problems import make_problems
 
@@ -189,6 +192,48 @@ def test_no_memory_for_mining_says_what_would_need_less(
         train(config, Store(tmp_path / "store"), runs_dir=tmp_path / "runs")
     assert caught.value.where == "stage 1 remedy, its mining"
     assert "stages.remedy.mining.max_new_tokens" in caught.value.next_step
+
+
+class _Engine:
+    """Draws anything, and says how likely a model finds it."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def load(self, name: str, folder: Path) -> None: ...
+
+    def unload(self, name: str) -> None: ...
+
+    def close(self) -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "http"}
+
+    def sample(self, name: str, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        drawn = []
+        for request in requests:
+            ids = [random.Random(request.seed + place).randrange(200) for place in range(6)]
+            with torch.no_grad():
+                logits = self._model(torch.tensor([[*request.prompt_ids, *ids]])).logits[0, -7:-1]
+            logps = (logits / sampling.temperature).log_softmax(-1)[range(6), ids]
+            drawn.append([Completion(ids, logps.tolist())])
+        return drawn
+
+
+def test_an_engine_that_holds_another_model_is_refused_before_a_sample_is_kept(
+    config: CurriculumConfig, tiny_base: Any, tmp_path: Path
+) -> None:
+    config.stages["remedy"].mining.temperature = 0.7
+    plan = plan_curriculum(config, Store(tmp_path / "store"))
+    model, tokenizer = _policy(tiny_base)
+    prompts = ["Question: 1 + 1?\nSolution:\n"] * 6
+    with policy.policy_sampler(plan, plan.stages[0], model, tokenizer, _Engine(model), tmp_path) as sampler:
+        assert len(sampler(prompts, 0)) == 6
+    other = load_nf4(resolve_base(BaseConfig(repo="acme/other", revision="auto", path=str(tiny_base(seed=1)))),
+                     Quantisation(compute_dtype="float32"))  # fmt: skip
+    unfit = policy.policy_sampler(plan, plan.stages[0], model, tokenizer, _Engine(other), tmp_path)
+    with unfit as sampler, pytest.raises(IncompatibleError, match="does not sample from the model that is trained"):
+        sampler(prompts, 0)
 
 
 def test_a_question_that_leaves_no_room_for_a_sample_is_told_and_left_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from plyfold.core.config import CurriculumConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.stages.arguments import REPORTERS, check_trainer, count_steps, trainer_arguments
 from plyfold.stages.fit import require_rows
+from plyfold.stages.trainer_values import CHOICES
 
 
 def _config(report_to: str) -> CurriculumConfig:
@@ -76,9 +78,9 @@ def test_what_training_has_nothing_for_is_refused_at_once(task: str, key: str, v
 @pytest.mark.parametrize("key", ["per_device_train_batch_size", "gradient_accumulation_steps"])
 def test_a_batch_of_nothing_is_a_usage_error(stage: str, key: str) -> None:
     config = load_config("sandbox", [f"stages.{stage}.trainer.{key}=0"])
-    with pytest.raises(ConfigError, match=f"{key} has to be positive") as caught:
+    with pytest.raises(ConfigError, match="no such value") as caught:
         trainer_arguments(config, stage, Path("."), on_gpu=False)
-    assert caught.value.exit_code == 2
+    assert (caught.value.exit_code, caught.value.expected) == (2, "1 or more")
 
 
 def test_whatever_trl_ends_with_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,12 +130,43 @@ def test_grpo_passes_over_its_rows_only_where_they_divide_into_cycles() -> None:
         ("learning_rate", -1, "above 0"),
         ("max_steps", None, "a whole number"),
         ("max_steps", 1.5, "a whole number"),
-        ("num_generations", True, "a whole number, or null"),
+        ("num_generations", True, "a whole number"),
+        ("num_generations", None, "a whole number"),
+        ("max_completion_length", None, "a whole number"),
+        ("max_completion_length", 0, "1 or more"),
+        ("temperature", 0, "above 0"),
+        ("top_p", 2, "above 0, 1 at most"),
+        ("top_k", -5, "0 or more"),
+        ("min_p", 1.5, "0 to 1, or null"),
+        ("beta", -0.1, "0 or more"),
+        ("epsilon_high", 0, "above 0, or null"),
+        ("adam_beta1", 1, "0 or more and below 1"),
+        ("save_steps", 0, "above 0"),
+        ("gradient_checkpointing", "maybe", "true or false"),
+        ("loss_type", "daapo", "one of grpo, bnpo, dr_grpo, dapo, luspo, cispo, sapo, vespo"),
+        ("scale_rewards", "foo", "one of group, batch, none"),
+        ("importance_sampling_level", "word", "one of token, sequence"),
     ],
 )
 def test_what_is_no_number_is_refused_by_its_key(key: str, value: object, expected: str) -> None:
     stage = load_config("sandbox").stages["brevity"]
-    check_trainer(replace(stage, trainer=stage.trainer | {"epsilon_high": None, "learning_rate": 1}), "brevity")
+    sound = {"epsilon_high": None, "learning_rate": 1, "scale_rewards": False, "max_grad_norm": 0, "top_p": 1}
+    check_trainer(replace(stage, trainer=stage.trainer | sound), "brevity")
     with pytest.raises(ConfigError) as caught:
         check_trainer(replace(stage, trainer=stage.trainer | {key: value}), "brevity")
     assert (caught.value.where, caught.value.expected) == (f"stages.brevity.trainer.{key}", expected)
+
+
+def test_every_choice_is_one_that_trl_knows() -> None:
+    import inspect
+
+    from trl.trainer import grpo_trainer, sft_config, sft_trainer
+
+    source = {"SFTConfig": inspect.getsource(sft_config) + inspect.getsource(sft_trainer)}
+    source["GRPOConfig"] = inspect.getsource(grpo_trainer)
+    for kind, fields in CHOICES.items():
+        for key, values in fields.items():
+            assert f"self.{key}" in source[kind]
+            assert all(f'"{value}"' in source[kind] for value in values if isinstance(value, str)), key
+    known = re.findall(r'self\.loss_type (?:== |in )(\[[^]]*\]|"\w+")', source["GRPOConfig"])
+    assert set(re.findall(r'"(\w+)"', " ".join(known))) == set(CHOICES["GRPOConfig"]["loss_type"])

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from plyfold.core.config import config_dict, load_config, require_read_rows, save_config
+from plyfold.core.config import (
+    ALL_LINEAR,
+    MAX_STAGE,
+    build_config,
+    config_dict,
+    load_config,
+    require_read_rows,
+    save_config,
+)
 from plyfold.core.errors import ConfigError, NotFoundError
+from plyfold.registry.record import StageId
 
 MINIMAL = """
 curriculum: tiny
@@ -64,7 +74,11 @@ def test_a_stage_without_its_number_is_named(path: Path) -> None:
 
 
 def test_rows_that_no_stage_reads_are_no_override(path: Path) -> None:
-    for source, override in ((path, "data.rows=[0,9]"), ("gsm8k", "data.path=x.jsonl")):  # read by a stage
+    for source, override in (  # read by a stage
+        (path, "data.rows=[0,9]"),
+        ("gsm8k", "data.path=x.jsonl"),
+        ("paper", "data.columns.rationale=teacher_cot"),
+    ):
         require_read_rows(load_config(source, [override]), [override])
     with pytest.raises(ConfigError, match="no stage reads") as caught:
         require_read_rows(load_config("sandbox", ["data.rows=[0,9]"]), ["data.rows=[0,9]"])
@@ -89,6 +103,38 @@ def test_two_stages_of_one_number_are_refused(path: Path) -> None:
     path.write_text(MINIMAL + "  brevity: {number: 1, task: complete}\n")
     with pytest.raises(ConfigError, match="different numbers"):
         load_config(path)
+
+
+@pytest.mark.parametrize("name", ["Brevity", "2nd", "a stage", "a/../b", "x" * 64])
+def test_a_stage_that_no_record_could_name_is_refused(path: Path, name: str) -> None:
+    path.write_text(MINIMAL + f"  {name}: {{number: 2, task: complete}}\n")
+    with pytest.raises(ConfigError, match="not a stage name") as caught:
+        load_config(path)
+    assert caught.value.found == name
+    StageId(number=MAX_STAGE, name="a_stage-2")
+    for number in (0, MAX_STAGE + 1):
+        with pytest.raises(ConfigError, match="different numbers"):
+            load_config("sandbox", [f"stages.remedy.number={number}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=-1", "seed=4294967296", "threads=0", "eval.limit=0", "eval.batch_size=0", "eval.max_new_tokens=-1",
+     "eval.temperature=-1", "eval.temperature=.nan"],
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_refused_by_its_key(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("sandbox", [override])
+    assert caught.value.where == override.partition("=")[0]
+    assert caught.value.expected
+
+
+def test_what_an_adapter_of_a_stage_leaves_open_is_the_curriculums() -> None:
+    config = load_config("paper", ["stages.brevity.adapter.r=8", "adapter.alpha=64"])
+    assert config.stages["brevity"].adapter == replace(config.adapter, r=8)
+    assert config.adapter.alpha == 64
+    assert config.adapter.targets != ALL_LINEAR
+    assert build_config(config_dict(config)) == config
 
 
 def test_secrets_stay_unresolved_when_saved(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.core.config import load_config
-from plyfold.core.errors import OfflineError
+from plyfold.core.errors import ConfigError, OfflineError
 from plyfold.registry.store import Store
 from plyfold.stages import at_hand, rollout_check
 from plyfold.stages.data import load_rows
@@ -136,3 +136,24 @@ def test_every_shipped_config_plans_on_the_sandbox(name: str, local: list[str], 
         True,
     ]
     assert all(load_rows(stage.data or config.data) for stage in config.stages.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["stages.brevity.data.rows=[0,10]"], "stages.brevity"),
+        (["stages.remedy.mining.problems=4"], "stages.remedy.mining"),
+        (["stages.remedy.mining.minimum=2000"], "stages.remedy.mining"),
+        (["stages.brevity.trainer.max_completion_length=1024"], "stages.brevity.trainer.max_completion_length"),
+        (["stages.remedy.mining.max_new_tokens=1024"], "stages.remedy.mining.max_new_tokens"),
+        (["stages.structure.trainer.max_length=8"], "stages.structure"),
+        (["stages.brevity.trainer.max_completion_length=1020"], "stages.brevity"),
+        (["base.revision=main"], "base"),
+        (["base.repo=my model"], "base"),
+    ],
+)
+def test_what_could_only_fail_after_hours_is_refused_first(overrides: list[str], where: str, tmp_path: Path) -> None:
+    config = load_config("sandbox", overrides)
+    with pytest.raises(ConfigError) as caught:
+        plan_curriculum(config, Store(tmp_path / "registry"), only_show=True)
+    assert caught.value.where == where

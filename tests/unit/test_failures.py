@@ -240,6 +240,22 @@ def test_a_manifest_of_other_failures_is_not_trained_on(make_plan: MakePlan, tmp
         _find(made, tmp_path)
 
 
+def test_what_was_mined_stands_with_other_rows_to_be_scored_on_and_a_renamed_file(
+    make_plan: MakePlan, tmp_path: Path
+) -> None:
+    _, stage = made = make_plan()
+    first, _ = _find(made, tmp_path)
+    mined = (tmp_path / MINED).read_bytes()
+    plan, other = make_plan("eval.data.rows=[20,60]")
+    renamed = replace(other, report=replace(stage.report, source="moved.jsonl"))
+    again, sampler = _find((plan, renamed), tmp_path)
+    assert (sampler.drawn, again.rationales, again.summary) == (0, first.rationales, first.summary)
+    assert (tmp_path / MINED).read_bytes() == mined
+    with pytest.raises(IntegrityError, match="not those this run finds") as caught:
+        _find((plan, replace(other, report=replace(stage.report, sha256=f"sha256:{0:064}"))), tmp_path)
+    assert caught.value.found == "another data"
+
+
 def test_what_was_mined_stands_after_an_upgrade_or_with_another_engine(
     make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

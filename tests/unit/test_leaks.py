@@ -94,6 +94,14 @@ def test_marks_are_told_from_plain_numbers(text: str) -> None:
             "2",
             [f"6 / 3 = {MASK}", f"4 / 2 = {MASK}, so {MASK} eggs"],
         ),
+        # So do the same amount in dollars, and a one in words that is no pronoun.
+        (["2 * $.25 = $.50", "$.75 - $.50 = $0.25"], "Cents?", "25", ["2 * $.25 = $.50", f"$.75 - $.50 = ${MASK}"]),
+        (
+            ["one of 3 is one", "6/6=1, one pizza for one of them"],
+            "?",
+            "1",
+            ["one of 3 is one", f"6/6={MASK}, {MASK} pizza for one of them"],
+        ),
         ([r"Sold 10.", r"\frac{100}{10} = 10"], "10 toys?", "10", ["Sold 10.", rf"\frac{{100}}{{10}} = {MASK}"]),
     ],
 )

@@ -70,6 +70,39 @@ def test_messages_hold_question_solution_and_answer(tmp_path: Path, solution: st
     assert report.parsed == 1
 
 
+def test_chats_of_parts_and_of_sharegpt_are_read_as_the_same_messages(tmp_path: Path) -> None:
+    columns = dict.fromkeys(("question", "answer", "rationale"), "messages")
+    row = _chat("1+1+1?", "1+1=2\n2+1=3\n#### 3")
+    parts, sharegpt = [], []
+    for message in row["messages"]:  # type: ignore[attr-defined]
+        image = {"type": "image_url", "image_url": {"url": "a.png"}}
+        parts.append({**message, "content": [image, {"type": "text", "text": message["content"]}]})
+        speaker = {"user": "human", "assistant": "gpt"}.get(message["role"], message["role"])
+        sharegpt.append({"from": speaker, "value": message["content"]})
+    found = [
+        load_rationales(DataConfig(path=_write(tmp_path / "x.jsonl", [{"messages": messages}]), columns=columns))[0]
+        for messages in (row["messages"], parts, sharegpt)
+    ]
+    assert found[0] == found[1] == found[2] != []
+
+
+def test_a_null_is_counted_or_refused_as_what_is_missing(tmp_path: Path) -> None:
+    rows = [GOOD, {**GOOD, "question": None}, {**GOOD, "answer": None}]
+    data = DataConfig(path=_write(tmp_path / "x.jsonl", rows))
+    assert load_rationales(data)[1].skipped == {"no question": 1, "no gold answer": 1}
+    for row, lacking in ((1, "question"), (2, "gold answer")):
+        with pytest.raises(ConfigError, match=f"no {lacking}"):
+            load_problems(replace(data, rows=[row, row + 1]))
+
+
+@pytest.mark.parametrize("gold", ["yes", "2x + 3", r"\sqrt{2}", "B"])
+def test_an_answer_that_no_completion_can_give_is_no_problem_to_mine(tmp_path: Path, gold: str) -> None:
+    columns = {"question": "question", "answer": "gold", "rationale": "answer"}
+    rows = [{**GOOD, "gold": "3"}, {"question": "?", "gold": gold, "answer": None}]
+    data = DataConfig(path=_write(tmp_path / "x.jsonl", rows), columns=columns)
+    assert load_rationales(data, bare=True)[1].skipped == {"the gold answer is no number": 1}
+
+
 def test_messages_without_an_answer_or_a_turn_are_counted_or_refused(tmp_path: Path) -> None:
     columns = dict.fromkeys(("question", "answer", "rationale"), "messages")
     unsaid = ["1+1=2\nand 2+1=3", "<think>1+1=2\n2+1=3\nAnswer: 3</think>"]
@@ -215,6 +248,13 @@ def test_no_usable_row_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_rationales(DataConfig(path=_write(tmp_path / "x.jsonl", [ONE_STEP])))
     assert "1 rows: fewer than 2 steps" in caught.value.found
+    assert "</think>" in caught.value.next_step
+    columns = {"question": "question", "answer": "gold", "rationale": "answer"}
+    for gold, answer, column in (("", "3", "answer"), ("B", "3", "answer"), ("3", "and so on", "rationale")):
+        path = _write(tmp_path / "y.jsonl", [{"question": "?", "gold": gold, "answer": answer}])
+        with pytest.raises(ConfigError, match="can be taught from") as caught:
+            load_rationales(DataConfig(path=path, columns=columns))
+        assert f"data.columns.{column}" in caught.value.next_step
 
 
 def test_rows_without_a_rationale_are_counted_and_of_use_to_rewards_only(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_the_file_is_trained_on_as_it_is(teacher: Teacher, ask: Any, tmp_path: P
     assert rationales[0].steps == ("1 + 1 = 2", "2 + 1000 = 1002")
     assert [known.answer for known in rationales] == [str(2 * n + 1000) for n in range(1, 13)]
     own = [f"stages.{name}.data=null" for name in ("structure", "brevity", "remedy")]
-    config = load_config("sandbox", [f"data.path={out}", "data.rows=null", *own])
+    config = load_config("sandbox", [f"data.path={out}", "data.rows=null", "stages.brevity.epochs=2", *own])
     plan = plan_curriculum(config, find_store(tmp_path / "registry", create=True), only_show=True)
     assert [len(stage.rationales) for stage in plan.stages] == [12, 12, 12]
 
@@ -308,6 +308,9 @@ def test_people_are_shown_the_same(teacher: Teacher, ask: Any, tmp_path: Path) -
         shown
     )
     assert f"next: data.path={tmp_path / 'out.jsonl'}" in "".join(shown)
+    shown = ask("--attempts", "2", "--stage", "2", "stages.brevity.data.rows=[4,12]", plain=True)
+    own = "stages.brevity.data"
+    assert f"next: {own}.path={tmp_path / 'out.jsonl'} {own}.rows=null" in " ".join(shown)
 
 
 def test_more_attempts_ask_further(teacher: Teacher, ask: Any) -> None:
