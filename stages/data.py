@@ -334,8 +334,8 @@ def _spoken_by(message: dict[str, Any]) -> tuple[str | None, str | None]:
     speaker = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "\n".join(parts) if parts and all(isinstance(part, str) for part in parts) else None
+        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "\n".join(map(str, texts)) if texts else None
     speaker = _SHAREGPT.get(speaker, speaker) if isinstance(speaker, str) else None
     return speaker, content if isinstance(content, str) else None
 
