@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -111,6 +112,7 @@ def plyfold() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of design's table: 0, or that of the error."""
+    _open_streams()
     try:
         code = run(sys.argv[1:] if arguments is None else list(arguments))
     except SystemExit as exit_request:  # a process that ends for the first one's error
@@ -118,6 +120,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _end_at_once(code)
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Let nothing fail for where its output goes: into a closed stream (`>&-`), or one that cannot spell a letter."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if name == "stderr" else "replace")
 
 
 def _end_at_once(code: int) -> NoReturn:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,17 @@ def test_running_out_of_memory_anywhere_is_told_as_such(
     shown = capsys.readouterr().err
     assert "out of memory" in shown
     assert "unexpected" not in shown
+
+
+@pytest.mark.parametrize("into", [">&-", "2>&-", ">&- 2>&-", "| cat"])
+def test_a_closed_stream_or_a_poor_encoding_ends_no_command(into: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$0" -m plyfold data preview structure -n 1 {into}', sys.executable],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PLYFOLD_REGISTRY": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    assert ("=== row 1" in done.stdout) == (">&-" not in into.replace("2>&-", ""))
