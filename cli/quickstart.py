@@ -37,7 +37,7 @@ def quickstart_command(
 ) -> None:
     """Train the embedded sandbox's three stages, compose them, score every step, draw the lineage.
 
-    A few minutes on two cores, without a network. The sandbox is a tiny base with generated word problems: it shows
+    About ten minutes on two cores, without a network. The sandbox is a tiny base with generated word problems: it shows
     that every part works, and says nothing about GSM8K. Run it again and it continues, or finds all done.
     """
     from ..core.config import load_config
