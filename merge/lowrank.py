@@ -80,8 +80,12 @@ def size(B_OR: Tensor, A_RI: Tensor) -> Size:
     frobenius = float((G_RR * H_RR).sum().clamp_min(0).sqrt())
     if frobenius == 0:
         return Size(0.0, 0.0)
-    w_R, V_RR = torch.linalg.eigh(H_RR)
-    K_RR = V_RR * w_R.clamp_min(0).sqrt()
+    # Each column of B and its row of A as long as one another: beside a row of length 1 the eigenvalues of one of 1e-7
+    # drown, whose column may be as long as it is short.
+    b_R, a_R = G_RR.diagonal(), H_RR.diagonal()
+    scale_R = torch.where((b_R > 0) & (a_R > 0), (a_R / b_R) ** 0.25, 1.0)
+    w_R, V_RR = torch.linalg.eigh(H_RR / torch.outer(scale_R, scale_R))
+    K_RR = scale_R[:, None] * (V_RR * w_R.clamp_min(0).sqrt())
     largest = torch.linalg.eigvalsh(K_RR.T @ G_RR @ K_RR)[-1]
     return Size(frobenius, min(frobenius, float(largest.clamp_min(0).sqrt())))
 

@@ -210,8 +210,10 @@ def test_one_process_that_sees_several_gpus_trains_on_its_own(tmp_path: Path, mo
         self._n_gpu = 2
 
     monkeypatch.setattr(GRPOConfig, "__post_init__", with_two)
-    arguments = trainer_arguments(load_config("sandbox"), "brevity", tmp_path, on_gpu=False)
-    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 64)
+    config = load_config("sandbox")
+    arguments = trainer_arguments(config, "brevity", tmp_path, on_gpu=False)
+    batch = config.stages["brevity"].trainer["per_device_train_batch_size"]
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, batch)
 
 
 def test_an_adapter_on_the_head_is_refused(ref: BaseRef) -> None:

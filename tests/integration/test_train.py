@@ -323,7 +323,7 @@ def test_too_few_failures_and_too_few_rows_are_clear_errors(
     make_config: MakeConfig, store: Store, tmp_path: Path
 ) -> None:
     quick = [f"stages.{name}.trainer.max_steps=1" for name in ("structure", "brevity", "remedy")]
-    config = make_config(*quick, "stages.remedy.mining.minimum=13")
+    config = make_config(*quick, "stages.remedy.mining.minimum=12", "stages.remedy.mining.wrong_share=1")
     config.stages = {"remedy": config.stages["remedy"]}  # first of its curriculum: nothing to train before it
     with pytest.raises(FailedError, match="too few persistent failures"):
         train(config, store, None, tmp_path / "runs")

@@ -63,6 +63,17 @@ def test_norms_from_gram_matrices_are_the_dense_ones():
         assert found.spectral == pytest.approx(float(torch.linalg.matrix_norm(B_OR @ A_RI, 2)), rel=1e-13)
 
 
+def test_the_spectral_norm_of_a_rounding_keeps_its_digits():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        B_OR, A_RI = torch.randn(6, 12, dtype=torch.float64), torch.randn(12, 20, dtype=torch.float64)
+        B_OK, A_KI, _ = truncate(B_OR, A_RI, 6)
+        rounded_B_OK, rounded_A_KI = B_OK.float().double(), A_KI.float().double()
+        dense = (B_OK - rounded_B_OK) @ A_KI + rounded_B_OK @ (A_KI - rounded_A_KI)
+        found = difference(B_OK, A_KI, rounded_B_OK, rounded_A_KI)
+        assert found.spectral == pytest.approx(float(torch.linalg.matrix_norm(dense, 2)), rel=1e-10)
+
+
 def test_a_tiny_difference_keeps_its_digits():
     B_OR, A_RI = random_stack(24, 20, 4)
     rounded = B_OR.float().double(), A_RI.float().double()
