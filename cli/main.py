@@ -125,11 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _open_streams() -> None:
     """Let nothing fail for where its output goes: into a closed stream (`>&-`), or one that cannot spell a letter."""
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
+        if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace" if name == "stderr" else "replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr spells what it lacks as it is
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _end_at_once(code: int) -> NoReturn:

@@ -271,7 +271,7 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
     _check_stage_names(values, overrides, where)
     try:
         schema = OmegaConf.structured(CurriculumConfig)
-        plain = OmegaConf.merge(dict(values), OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.merge({}, values, OmegaConf.from_dotlist(list(overrides)))
         merged = OmegaConf.merge(schema, _with_whole_adapters(plain))
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError) as error:

@@ -148,7 +148,7 @@ def load_rationales(config: DataConfig, *, bare: bool = False) -> tuple[list[Rat
 
 def _mend(reason: str) -> str:
     """What to do where most rows are left out for one reason."""
-    if "gold answer" in reason and "not the gold" not in reason:
+    if "gold answer" in reason:
         return "map data.columns.answer to final answers that are numbers, or to solutions that end with `#### 72`"
     if "steps" in reason:
         return ("solutions need two steps or more, a line or a sentence each; what stands between <think> and </think> "

@@ -32,7 +32,7 @@ from .data import (
     require_train_split,
     source_name,
 )
-from .fit import TokenCounter, context_tokens, fitting_rows, require_rows, token_counter
+from .fit import TokenCounter, context_tokens, fitting_rows, require_possible, require_rows, token_counter
 from .leaks import hide_answer
 from .masking import check_masking
 from .overlap import find_shared
@@ -193,7 +193,7 @@ def check_data(config: CurriculumConfig) -> DataCheck:
         questions[label] = {question_hash(row.question) for row, _ in usable}
         checked = _check_rows(label, data, read[key], scored, counter.text if counter else len)
         learnable = any(rationale.steps for _, rationale in usable)
-        if counter and context and learnable:
+        if learnable:
             checked, refusal = _fit(checked, config, name, [item for _, item in usable], counter, context)
             late.append(refusal)
         stages.append(checked)
@@ -217,18 +217,21 @@ def _fit(
     config: CurriculumConfig,
     name: str,
     rationales: Sequence[Rationale],
-    counter: TokenCounter,
-    context: int,
+    counter: TokenCounter | None,
+    context: int | None,
 ) -> tuple[RowsCheck, ConfigError | None]:
-    """The check with the rows that do not fit counted, and what training says if too few do."""
+    """The check with the rows that do not fit counted, where that can be, and what training says if too few do."""
     stage = config.stages[name]
     try:
         arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
     except ConfigError as error:
         return checked, error
+    impossible = _refusal(require_possible, len(rationales), name, stage, arguments, context)
+    if counter is None or context is None:
+        return checked, impossible
     rows = make_rows(rationales, stage, protocol(config.eval.protocol), config.seed, counter.text)
     fitting, limit = fitting_rows(rows, stage, arguments, context, counter)
-    refusal = _refusal(require_rows, len(fitting), name, stage, arguments, limit)
+    refusal = impossible or _refusal(require_rows, len(fitting), name, stage, arguments, limit)
     return replace(checked, training_rows=len(rows), too_long=len(rows) - len(fitting)), refusal
 
 

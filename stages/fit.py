@@ -122,25 +122,43 @@ def askable(
     return tuple(item for item in rationales if counter.prompt(protocol.prompt(item.question)) <= limit)
 
 
-def require_room(name: str, stage: StageConfig, arguments: TrainingArguments, context: int) -> None:
-    """Refuse completions that leave no room for a prompt.
+def require_possible(
+    num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, context: int | None
+) -> None:
+    """Refuse what cannot train however short its prompts and however many of its problems are failures.
+
+    Args:
+        num_rows: Rows that the stage reads.
+        name: Of the stage.
+        stage: Its config.
+        arguments: Its TRL arguments.
+        context: Positions of the base, in tokens; null where they are not known.
 
     Raises:
-        ConfigError: `max_completion_length` or `mining.max_new_tokens` is the whole context or more.
+        ConfigError: Completions as long as the context, fewer problems to mine than failures to train on, or fewer
+            rows than one generation batch takes.
     """
-    if stage.task in SUPERVISED:
-        return
-    asked = {"trainer.max_completion_length": int(arguments.max_completion_length)}
-    if stage.task == "rewrite":
-        asked["mining.max_new_tokens"] = stage.mining.max_new_tokens
-    for key, tokens in asked.items():
-        if tokens >= context:
+    mined = stage.task == "rewrite"
+    lengths = {} if stage.task in SUPERVISED else {"trainer.max_completion_length": arguments.max_completion_length}
+    lengths |= {"mining.max_new_tokens": stage.mining.max_new_tokens} if mined else {}
+    for key, tokens in lengths.items():
+        if context is not None and tokens >= context:
             raise ConfigError(
                 "a completion as long as the base's context leaves no room for a prompt",
                 where=f"stages.{name}.{key}",
                 found=tokens,
                 expected=f"well below {context}",
             )
+    tried = min(num_rows, stage.mining.problems or num_rows) if mined else num_rows
+    if mined and tried < stage.mining.minimum:
+        raise ConfigError(
+            "fewer problems to mine than failures to train on",
+            where=f"stages.{name}.mining",
+            found=f"{tried} problems",
+            expected=f"mining.minimum, which is {stage.mining.minimum}, or more",
+            next_step="more rows or a larger mining.problems, or a smaller mining.minimum",
+        )
+    require_batch(tried * stage.epochs, name, stage, arguments)
 
 
 def require_batch(

@@ -8,6 +8,7 @@ are a matter of form. Knows neither models nor files.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -92,7 +93,7 @@ def check_mining(config: MiningConfig, where: str) -> None:
     """
     for name in ("samples", "max_new_tokens", "minimum", "temperature", "problems", "unaided_problems"):
         value = getattr(config, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"mining.{name} has to be positive", where=where, found=value)
     if config.confirm is not None and config.confirm < config.samples:
         raise ConfigError(

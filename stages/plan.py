@@ -24,7 +24,7 @@ from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, require_disjoint, require_train_split
-from .fit import TokenCounter, fitting_rows, longest_prompts, require_batch, require_room, token_counter
+from .fit import TokenCounter, fitting_rows, longest_prompts, require_batch, require_possible, token_counter
 from .gates import parse_gate
 from .masking import check_masking
 from .memory import count_adapter, estimate_memory
@@ -136,12 +136,10 @@ def _plan_stage(
     prompt_tokens = None
     if full.task not in SUPERVISED:
         check_sampling(config.rollout, arguments, f"stages.{name}")
-    if shape:
-        require_room(name, full, arguments, shape.context)
     if not unknown:
-        _require_rows(name, full, len(rationales), arguments)
+        require_possible(len(rationales), name, full, arguments, shape.context if shape else None)
         if shape and known.counter:
-            prompt_tokens = _read_prompts(known, name, full, rationales, arguments, shape.context)
+            prompt_tokens = _longest_prompt(known, name, full, rationales, arguments, shape.context)
     adapter, earlier = full.adapter, [plan.adapter for plan in before]
     revision, quantisation = (base.repo, base.revision), known.quantisation
     return StagePlan(
@@ -166,22 +164,7 @@ def _plan_stage(
     )
 
 
-def _require_rows(name: str, full: StageConfig, num_rows: int, arguments: TrainingArguments) -> None:
-    """Refuse rows that cannot be enough, however many of them fit and however many are failures."""
-    if full.task == "rewrite":
-        num_rows = min(num_rows, full.mining.problems or num_rows)
-        if num_rows < full.mining.minimum:
-            raise ConfigError(
-                "fewer problems to mine than failures to train on",
-                where=f"stages.{name}.mining",
-                found=f"{num_rows} problems",
-                expected=f"mining.minimum, which is {full.mining.minimum}, or more",
-                next_step="more rows or a larger mining.problems, or a smaller mining.minimum",
-            )
-    require_batch(num_rows * full.epochs, name, full, arguments)
-
-
-def _read_prompts(
+def _longest_prompt(
     known: _Known,
     name: str,
     full: StageConfig,
@@ -189,7 +172,7 @@ def _read_prompts(
     arguments: TrainingArguments,
     context: int,
 ) -> int | None:
-    """Tokens of the longest prompt of a stage with rollouts; refuses a stage of which not one row fits."""
+    """Tokens of the longest prompt that is sampled from, None without rollouts; refuses a stage that no row fits."""
     assert known.counter is not None
     asked, seed = protocol(known.config.eval.protocol), known.config.seed
     if full.task in SUPERVISED:

@@ -12,6 +12,7 @@ from typing import Any
 from ..core.errors import ConfigError
 
 _Range = tuple[Callable[[float], bool], str]
+_ANY: _Range = (lambda value: True, "")
 _ABOVE_0: _Range = (lambda value: value > 0, "above 0")
 _FROM_0: _Range = (lambda value: value >= 0, "0 or more")
 _FROM_1: _Range = (lambda value: value >= 1, "1 or more")
@@ -82,6 +83,6 @@ def _check_number(key: str, types: set[str], value: Any, where: str) -> None:
     if not number or (whole and value != int(value)):
         expected = "a whole number" if whole else "a number"
         raise ConfigError("no such value", where=where, found=value, expected=f"{expected}{null}")
-    within, words = _RANGES.get(key, (math.isfinite, ""))
+    within, words = _RANGES.get(key, _ANY)
     if not within(value):
         raise ConfigError("no such value", where=where, found=value, expected=f"{words}{null}")

@@ -148,6 +148,14 @@ def test_secrets_stay_unresolved_when_saved(path: Path, tmp_path: Path, monkeypa
     assert config_dict(config)["stages"]["structure"]["task"] == "reconstruct"
 
 
+def test_a_secret_at_the_top_stays_unresolved_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLYFOLD_TEST_NAME", "hunter2")
+    path.write_text(MINIMAL.replace("curriculum: tiny", "curriculum: ${oc.env:PLYFOLD_TEST_NAME}"))
+    config = load_config(path)
+    assert config.curriculum == "hunter2"
+    assert config_dict(config)["curriculum"] == "${oc.env:PLYFOLD_TEST_NAME}"
+
+
 def test_the_saved_config_reads_back_equal(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     save_config(config, tmp_path / "saved.yaml")

@@ -187,6 +187,14 @@ def test_rows_that_training_leaves_out_are_counted(capsys: pytest.CaptureFixture
     assert found["refusal"]["where"] == "stages.brevity"
 
 
+def test_problems_that_can_never_be_enough_are_refused_as_train_refuses_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = _json(capsys, "check", "stages.remedy.mining.problems=4", code=2)
+    assert (found["trainable"], found["refusal"]["where"]) == (False, "stages.remedy.mining")
+    assert _json(capsys, "check", "stages.remedy.mining.problems=8")["trainable"]
+
+
 def test_no_network_is_asked_for_a_tokenizer(
     config: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
