@@ -130,7 +130,8 @@ def test_how_a_sample_ends(text: str, complete: bool, outcome: str) -> None:
 @pytest.mark.parametrize(
     "values",
     [{"samples": 0}, {"samples": 4, "confirm": 3}, {"temperature": 0.0}, {"temperature": float("nan")},
-     {"wrong_share": 1.1}, {"held_out_share": 1.0}, {"rehearsal_share": 1.0}, {"rehearsal_share": -0.1}, {"unaided_samples": -1}, {"unaided_problems": 0},
+     {"wrong_share": 1.1}, {"held_out_share": 1.0}, {"rehearsal_share": 1.0}, {"rehearsal_share": -0.1},
+     {"unaided_samples": -1}, {"unaided_problems": 0},
      {"minimum": 0}, {"problems": 0}],
 )  # fmt: skip
 def test_what_cannot_be_mined_with_is_refused(values: dict[str, float]) -> None:
