@@ -33,10 +33,12 @@ def held_out_questions(config: DataConfig, only_show: bool) -> tuple[list[str], 
         return [], f"{source_name(config)}: {error.what}"
 
 
-def find_rationales(config: DataConfig, only_show: bool, *, bare: bool) -> tuple[list[Rationale], LoadReport, str]:
+def find_rationales(
+    config: DataConfig, section: str, only_show: bool, *, bare: bool
+) -> tuple[list[Rationale], LoadReport, str]:
     """A stage's rows and what became of them, or an empty report and why they are not known."""
     try:
-        return *load_rationales(config, bare=bare), ""
+        return *load_rationales(config, bare=bare, section=section), ""
     except OfflineError as error:
         if not only_show:
             raise

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..core.config import DataConfig
+from ..core.config import CurriculumConfig, DataConfig
 from ..core.digest import digest_json, sha256_bytes
 from ..core.errors import ConfigError
 from ..evaluation.answers import extract, spoken
@@ -73,8 +73,14 @@ class LoadReport:
         return DataRef(id=self.source, revision=self.revision, split=self.split, rows=self.parsed, sha256=self.sha256)
 
 
-def load_rows(config: DataConfig) -> list[Row]:
-    """Read the rows a config names.
+def data_of(config: CurriculumConfig, name: str) -> tuple[DataConfig, str]:
+    """The rows a stage reads, its own or the curriculum's, and the section of the configuration that says so."""
+    own = config.stages[name].data
+    return (config.data, "data") if own is None else (own, f"stages.{name}.data")
+
+
+def load_rows(config: DataConfig, *, section: str = "data") -> list[Row]:
+    """Read the rows a config names; errors name its keys as keys of `section`.
 
     Raises:
         ConfigError: A column is missing, a value is no text (or not in Unicode) or number, the range is empty, or
@@ -85,14 +91,14 @@ def load_rows(config: DataConfig) -> list[Row]:
     """
     unknown = set(config.columns) - set(OUR_COLUMNS)
     if unknown:
-        raise ConfigError("unknown names in data.columns", found=sorted(unknown), expected=", ".join(OUR_COLUMNS))
+        raise ConfigError(f"unknown names in {section}.columns", found=sorted(unknown), expected=", ".join(OUR_COLUMNS))
     missing = {"question", "answer"} - set(config.columns)
     if missing:
-        raise ConfigError("data.columns lacks a name", where=config.path, expected=", ".join(sorted(missing)))
+        raise ConfigError(f"{section}.columns lacks a name", where=config.path, expected=", ".join(sorted(missing)))
     start, stop = _range(config)
     if config.rationales is not None and config.rationales < 1:
         raise ConfigError(
-            "not a number of rows", where="data.rationales", found=config.rationales, expected="1 or more"
+            "not a number of rows", where=f"{section}.rationales", found=config.rationales, expected="1 or more"
         )
     if config.path == SANDBOX:
         records = _sandbox(config, stop)
@@ -106,26 +112,29 @@ def load_rows(config: DataConfig) -> list[Row]:
             "no rows",
             where=config.path,
             found=f"range {config.rows} of {len(records)} rows" if config.rows else "an empty dataset",
-            next_step="data.rows=null (stages.NAME.data.rows=null of a stage's own) reads all" if config.rows else "",
+            next_step=f"{section}.rows=null reads all" if config.rows else "",
         )
     known = {str(name) for _, record in chosen for name in record}
-    return [_row(index, record, config, known) for index, record in chosen]
+    return [_row(index, record, config, known, section) for index, record in chosen]
 
 
-def load_rationales(config: DataConfig, *, bare: bool = False) -> tuple[list[Rationale], LoadReport]:
+def load_rationales(
+    config: DataConfig, *, bare: bool = False, section: str = "data"
+) -> tuple[list[Rationale], LoadReport]:
     """Read rows and parse each teacher solution; unusable rows are counted by reason.
 
     Args:
         config: Which rows.
         bare: Whether rows without any rationale are usable, as they are where only the gold answer is needed. At
             least one row has to have one all the same: how short a solution is, is measured against the teacher's.
+        section: Of the configuration, for errors that name its keys.
 
     Raises:
         ConfigError: As `load_rows`; no `rationale` column; or not one row with a usable rationale.
     """
     if "rationale" not in config.columns:
-        raise ConfigError("data.columns names no rationale to learn from", where=config.path)
-    rows = load_rows(config)
+        raise ConfigError(f"{section}.columns names no rationale to learn from", where=config.path)
+    rows = load_rows(config, section=section)
     rationales: list[Rationale] = []
     skipped: Counter[str] = Counter()
     for row in rows:
@@ -141,19 +150,21 @@ def load_rationales(config: DataConfig, *, bare: bool = False) -> tuple[list[Rat
             "not one row can be taught from",
             where=report.source,
             found=", ".join(f"{count} rows: {reason}" for reason, count in reasons.items()),
-            next_step=_mend(reasons.most_common(1)[0][0]),
+            next_step=_mend(reasons.most_common(1)[0][0], section),
         )
     return rationales, report
 
 
-def _mend(reason: str) -> str:
+def _mend(reason: str, section: str) -> str:
     """What to do where most rows are left out for one reason."""
     if "gold answer" in reason:
-        return "map data.columns.answer to final answers that are numbers, or to solutions that end with `#### 72`"
+        return (
+            f"map {section}.columns.answer to final answers that are numbers, or to solutions that end with `#### 72`"
+        )
     if "steps" in reason:
         return ("solutions need two steps or more, a line or a sentence each; what stands between <think> and </think> "
                 "is not taught, so they have to follow it")  # fmt: skip
-    return ("map data.columns.rationale to worked solutions that end by stating their answer, as `#### 72`, "
+    return (f"map {section}.columns.rationale to worked solutions that end by stating their answer, as `#### 72`, "
             "`Answer: 72`, `\\boxed{72}` or `the answer is 72`")  # fmt: skip
 
 
@@ -168,7 +179,7 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     Raises:
         ConfigError: As `load_rows`, or a row without a question or a gold answer.
     """
-    rows = load_rows(config)[:limit]
+    rows = load_rows(config, section="eval.data")[:limit]
     problems = [
         Problem(id=f"{config.split}-{row.index}", question=row.question.strip(), gold=read_gold(row.answer))
         for row in rows
@@ -260,7 +271,7 @@ def _range(config: DataConfig) -> tuple[int, int | None]:
     return config.rows[0], config.rows[1]
 
 
-def _row(index: int, record: dict[str, Any], config: DataConfig, known: set[str]) -> Row:
+def _row(index: int, record: dict[str, Any], config: DataConfig, known: set[str], section: str) -> Row:
     values: dict[str, str] = {"rationale": ""}
     for ours, theirs in config.columns.items():
         if theirs in known and record.get(theirs) is None:
@@ -270,11 +281,11 @@ def _row(index: int, record: dict[str, Any], config: DataConfig, known: set[str]
             raise ConfigError(
                 f"the dataset has no column {theirs}",
                 where=f"{source_name(config)}, row {index}",
-                expected=f"data.columns.{ours} is one of: {', '.join(sorted(map(str, record)))}",
+                expected=f"{section}.columns.{ours} is one of: {', '.join(sorted(map(str, record)))}",
                 found=theirs,
                 next_step="separate its columns by commas"
                 if len(record) == 1 and ";" in str(next(iter(record)))
-                else f"data.columns.{ours}=<one of them>",
+                else f"{section}.columns.{ours}=<one of them>",
             )
         value = record[theirs]
         if isinstance(value, list):

@@ -24,6 +24,7 @@ from ..evaluation.protocols import protocol
 from .arguments import trainer_arguments
 from .data import (
     Row,
+    data_of,
     load_problems,
     load_rationales,
     load_rows,
@@ -174,9 +175,9 @@ def check_data(config: CurriculumConfig) -> DataCheck:
         check_stage(stage, f"stages.{name}")
         check_masking(stage.masking, f"stages.{name}")
         if stage.task == "rewrite":
-            require_train_split(stage.data or config.data, f"stages.{name}")
+            require_train_split(data_of(config, name)[0], f"stages.{name}")
     counter = token_counter(config.base)
-    held_out = load_rows(config.eval.data)
+    held_out = load_rows(config.eval.data, section="eval.data")
     scored = [row.question for row in held_out]
     context = context_tokens(config.base) if counter else None
     refusals, late = [_refusal(load_problems, config.eval.data)], list[ConfigError | None]()
@@ -184,11 +185,11 @@ def check_data(config: CurriculumConfig) -> DataCheck:
     stages: list[RowsCheck] = []
     questions: dict[str, set[str]] = {}
     for name, stage in named:
-        data, label = stage.data or config.data, f"{stage.number} {name}"
+        (data, section), label = data_of(config, name), f"{stage.number} {name}"
         bare = stage.task not in SUPERVISED
         key = digest_json([asdict(data), bare])
         if key not in read:
-            read[key] = _read(data, bare)
+            read[key] = _read(data, bare, section)
         usable = read[key].usable
         questions[label] = {question_hash(row.question) for row, _ in usable}
         checked = _check_rows(label, data, read[key], scored, counter.text if counter else len)
@@ -198,7 +199,7 @@ def check_data(config: CurriculumConfig) -> DataCheck:
             late.append(refusal)
         stages.append(checked)
         if not learnable:
-            refusals.append(_refusal(partial(load_rationales, bare=bare), data))
+            refusals.append(_refusal(partial(load_rationales, bare=bare, section=section), data))
         train = [rationale.question for _, rationale in usable]
         refusals.append(_refusal(require_disjoint, train, scored, f"stages.{name}"))
     pairs = {pair: len(questions[pair[0]] & questions[pair[1]]) for pair in combinations(questions, 2)}
@@ -243,10 +244,10 @@ def _refusal(check: Callable[..., object], *arguments: object) -> ConfigError | 
     return None
 
 
-def _read(data: DataConfig, bare: bool) -> _Read:
+def _read(data: DataConfig, bare: bool, section: str) -> _Read:
     if "rationale" not in data.columns:
-        load_rationales(data)  # refuses
-    read = _Read(load_rows(data), [], {})
+        load_rationales(data, section=section)  # refuses
+    read = _Read(load_rows(data, section=section), [], {})
     for row in read.rows:
         try:
             read.usable.append((row, parse_rationale(row.question, row.rationale, row.answer, bare=bare)))

@@ -23,7 +23,7 @@ from ..registry.record import BaseRecord, first_fault
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
-from .data import LoadReport, require_disjoint, require_train_split
+from .data import LoadReport, data_of, require_disjoint, require_train_split
 from .fit import TokenCounter, fitting_rows, longest_prompts, require_batch, require_possible, token_counter
 from .gates import parse_gate
 from .masking import check_masking
@@ -105,7 +105,7 @@ def plan_curriculum(
         supervised = full.task in SUPERVISED
         key = digest_json([asdict(full.data), supervised])
         if key not in loaded:
-            loaded[key] = find_rationales(full.data, only_show, bare=not supervised)
+            loaded[key] = find_rationales(*data_of(config, name), only_show, bare=not supervised)
             require_disjoint([item.question for item in loaded[key][0]], held_out, f"stages.{name}")
         plans.append(_plan_stage(known, name, full, loaded[key], plans, selected=full.number in selected))
     done = _with_state(plans, known, store)

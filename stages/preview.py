@@ -9,7 +9,7 @@ from typing import Any
 from ..core.config import CurriculumConfig
 from ..core.errors import ConfigError
 from ..evaluation.protocols import protocol
-from .data import load_rationales, require_train_split
+from .data import data_of, load_rationales, require_train_split
 from .fit import token_counter
 from .masking import check_masking, describe_masking
 from .rationale import Rationale
@@ -71,10 +71,10 @@ def preview_stage(config: CurriculumConfig, stage: str, num_rows: int = 3, seed:
     full, where = config.stages[name], f"stages.{name}"
     check_stage(full, where)
     check_masking(full.masking, where)
-    data = full.data or config.data
+    data, section = data_of(config, name)
     if full.task == "rewrite":
         require_train_split(data, where)
-    rationales, _ = load_rationales(data, bare=full.task not in SUPERVISED)
+    rationales, _ = load_rationales(data, bare=full.task not in SUPERVISED, section=section)
     counter = token_counter(config.base)
     drawn_seed = config.seed if seed is None else seed
     asked = protocol(config.eval.protocol)

@@ -25,7 +25,7 @@ from ..core.files import disk_errors, held
 from ..evaluation.answers import normalise, spoken
 from .at_hand import held_out_questions
 from .chat import Answer, Chat, Endpoint, RefusedRequestError
-from .data import Row, load_rows, question_hash, require_disjoint, revision_of, source_name
+from .data import Row, data_of, load_rows, question_hash, require_disjoint, revision_of, source_name
 from .rationale import UnusableRationale, parse_rationale, read_gold
 from .rationale_files import (
     REFUSED,
@@ -163,13 +163,14 @@ def find_questions(config: CurriculumConfig, stage: str | None = None) -> DataCo
         ConfigError: Questions that variants are scored on are among them.
     """
     name = find_stage(config, stage) if stage else None
-    data = (config.stages[name].data if name else None) or config.data
+    data, section = data_of(config, name) if name else (config.data, "data")
     columns = {ours: theirs for ours, theirs in data.columns.items() if ours != "rationale"}
     data = replace(data, columns=columns)
     held_out, unknown = held_out_questions(config.eval.data, only_show=True)
     if unknown:
         warn(f"whether these questions are among the evaluation rows is not known: {unknown}")
-    require_disjoint([row.question for row in load_rows(data)], held_out, f"stages.{name}" if name else "data")
+    questions = [row.question for row in load_rows(data, section=section)]
+    require_disjoint(questions, held_out, f"stages.{name}" if name else "data")
     return data
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from plyfold.core.config import DataConfig
+from plyfold.core.config import DataConfig, load_config
 from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
+from plyfold.registry.store import Store
 from plyfold.stages.data import load_problems, load_rationales, load_rows, question_hash, require_disjoint
+from plyfold.stages.data_check import check_data
 from plyfold.stages.overlap import find_shared
+from plyfold.stages.plan import plan_curriculum
 
 GOOD = {"question": "1+1+1?", "answer": "1+1=2\n2+1=3\n#### 3"}
 ONE_STEP = {"question": "1+1?", "answer": "1+1=2\n#### 2"}
@@ -383,3 +386,18 @@ def test_names_of_questions_on_record_stay() -> None:
     assert question_hash("Tom pays $2.00, 12 \u2013 3 times?") == (
         "sha256:01f1a281cb0c885f71a1541eb5c7863bb2b73efe143178905994281e76a944c9"
     )
+
+
+def test_errors_name_the_section_the_rows_come_from(tmp_path: Path) -> None:
+    path = _write(tmp_path / "x.jsonl", [GOOD])
+    own = [f"stages.brevity.data.path={path}", "stages.brevity.data.columns.answer=gold"]
+    for overrides, section in (
+        (["stages.structure.data=null", f"data.path={path}", "data.columns.answer=gold"], "data"),
+        (own, "stages.brevity.data"),
+        ([f"eval.data.path={path}", "eval.data.columns.answer=gold"], "eval.data"),
+    ):
+        for plan in (lambda config: plan_curriculum(config, Store(tmp_path)), check_data):
+            with pytest.raises(ConfigError, match="no column gold") as caught:
+                plan(load_config("sandbox", overrides))
+            assert caught.value.next_step == f"{section}.columns.answer=<one of them>"
+            assert f"{section}.columns.answer is one of" in caught.value.expected
