@@ -187,10 +187,13 @@ def check_weights(path: Path) -> list[Path]:
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base or twin folder."""
+    """The tokenizer of a base or twin folder; one without a padding token pads with its end token, as TRL does."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def load_nf4(ref: BaseRef, quantisation: Quantisation, device: str | None = None) -> PreTrainedModel:

@@ -159,11 +159,18 @@ def recast_fp32(model: PeftModel) -> None:
 
 
 def frozen_digest(model: PeftModel) -> str:
-    """Digest of every parameter but default's, by name: equal before and after training, bit for bit."""
+    """Digest of all numbers but default's, by name: equal before and after training, bit for bit.
+
+    Parameters, buffers, and what a 4-bit weight is read with: its scales, their scales and offset, and the code.
+    """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    numbers: dict[str, torch.Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, parameter in model.named_parameters():
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            numbers |= {f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}
+    for name, value in sorted(numbers.items()):
         if not _is_default(name):
-            data = parameter.detach().cpu().contiguous()
+            data = value.detach().cpu().contiguous()
             digest.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
             digest.update(data.view(-1).view(torch.uint8).numpy().tobytes())
     return PREFIX + digest.hexdigest()

@@ -33,6 +33,7 @@ from .rollout import FOLDER, RolloutEngine, RolloutMeter, TrlRollouts, check_agr
 
 with quiet_libraries():
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+    from trl.trainer.utils import RepeatSampler
 
 
 class _StageTrainer:
@@ -103,6 +104,23 @@ class _StageTrainer:
         load_default(self.model, Path(resume_from_checkpoint))
 
 
+class _Passes(TrainerCallback):
+    """Gives each pass over the rows the order it has in a run that was not interrupted.
+
+    TRL's sampler draws the orders one after another and keeps no state, so that a resumed run would begin with the
+    first pass's.
+    """
+
+    def __init__(self, sampler: RepeatSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        if self.sampler.shuffle:
+            generator = self.sampler.generator.manual_seed(self.sampler.seed)
+            for _ in range(int((state.epoch or 0) + 1e-6)):  # a sum of shares of a pass
+                torch.randperm(self.sampler.num_samples, generator=generator)
+
+
 class StageSFTTrainer(_StageTrainer, SFTTrainer):
     """Supervised training of the trainable adapter on prompt and completion rows; loss on the completion only."""
 
@@ -165,6 +183,11 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
             self.use_vllm, self._last_loaded_step = True, -1
             self.vllm_generation = TrlRollouts(engine, self, Path(args.output_dir) / FOLDER, self.meter)
         self.meter.start()
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> RepeatSampler:
+        sampler: RepeatSampler = super()._get_train_sampler(*args, **kwargs)
+        self.add_callback(_Passes(sampler))
+        return sampler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's, with where the time since the last line went."""

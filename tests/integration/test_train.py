@@ -160,7 +160,15 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("extra", [[], ["stages.brevity.trainer.num_iterations=2"]], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["stages.brevity.trainer.num_iterations=2"],
+        ["stages.brevity.data.path=sandbox", "stages.brevity.data.rows=[0,5]"],  # two steps a pass over the rows
+    ],
+    ids=["once", "twice", "in another pass"],
+)
 def test_a_killed_run_continues_to_the_very_same_adapter(
     extra: list[str],
     make_config: MakeConfig,

@@ -117,6 +117,18 @@ def test_the_frozen_digest_sees_one_flipped_bit_of_base_and_prior(stacked: Any) 
     assert frozen_digest(stacked) == frozen
 
 
+def test_the_frozen_digest_sees_the_scales_of_a_4_bit_weight(ref: BaseRef) -> None:
+    model = attach(load_nf4(ref, Quantisation()), CONFIG, None, seed=0)
+    frozen = frozen_digest(model)
+    state = next(p.quant_state for _, p in model.named_parameters() if hasattr(p, "quant_state"))
+    for number in (state.absmax, state.state2.absmax, state.offset):
+        before = number.clone()
+        number += 1
+        assert frozen_digest(model) != frozen
+        number.copy_(before)
+    assert frozen_digest(model) == frozen
+
+
 def test_default_is_float32_and_stays_so_after_trls_cast(stacked: Any) -> None:
     trainable = [p for p in stacked.parameters() if p.requires_grad]
     assert {p.dtype for p in trainable} == {torch.float32}
