@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,13 @@ def preview_command(
 @click.option("--temperature", type=float, default=0.6, show_default=True)
 @click.option("--top-p", type=float, default=0.95, show_default=True)
 @click.option("--max-tokens", type=int, default=4096, show_default=True, help="Longest completion, thoughts included.")
+@click.option(
+    "--request",
+    "fields",
+    multiple=True,
+    metavar="FIELD=JSON",
+    help="Another field of each request, such as reasoning_effort=low; nothing after = leaves one out.",
+)
 @click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a completion has.")
 @dry_run_option
 @json_option
@@ -99,6 +107,7 @@ def rationales_command(
     temperature: float,
     top_p: float,
     max_tokens: int,
+    fields: tuple[str, ...],
     timeout_s: float,
     dry_run: bool,
     as_json: bool,
@@ -129,6 +138,7 @@ def rationales_command(
         top_p=top_p,
         max_tokens=max_tokens,
         seed=loaded.seed,
+        request=dict(map(_request_field, fields)),
     )
     questions = find_questions(loaded, stage)
     plan = plan_rationales(questions, out, asked, asking)
@@ -144,6 +154,17 @@ def rationales_command(
     else:
         section = f"stages.{find_stage(loaded, stage)}.data" if stage else "data"
         _show_collected(plan, result, _training_on(out, section, questions))
+
+
+def _request_field(text: str) -> tuple[str, object]:
+    """A field of a request and its value: JSON, or else the text itself; None where there is none."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise click.BadParameter(f"{text!r} is not FIELD=JSON", param_hint="--request")
+    try:
+        return name, json.loads(value or "null")
+    except ValueError:
+        return name, value
 
 
 def _show_check(check: DataCheck) -> None:

@@ -80,6 +80,9 @@ _ALGEBRA = re.compile(
     r"\\sqrt|\u221a|\\pi\b|\u03c0|[0-9)]\s?\^"
     r"|(?<![A-Za-z\\])[0-9]{0,9}[a-z]\s*[-+*]\s*[0-9(]|[0-9)]\s*[-+*]\s*[0-9.]{0,9}[a-z](?![A-Za-z])"
 )
+# Where nothing follows that they could count, or they are zeros, digits after a blank go on (`3 400`); `5 100 g bags` may
+# be five bags.
+_SPACED = re.compile(r"(?<![0-9.,/])[0-9]{1,3}(?:(?: [0-9]{3}){1,4}(?=[\s.*_)\]}$]*\Z)|(?: 000){1,4}(?![0-9]))")
 _HEADING = re.compile(r"[.):]\s+\S")
 
 
@@ -207,7 +210,7 @@ def _boxes(text: str) -> list[str]:
 
 def _read(span: str) -> Fraction | None:
     """The number a short span states: its box, what its `=` gives, the number it starts with, or its last."""
-    span = next(iter(_boxes(span)), span)
+    span = _SPACED.sub(lambda grouped: grouped[0].replace(" ", ""), next(iter(_boxes(span)), span))
     leading = _LEADING.match(span)
     head, equals, tail = span.rpartition("=")
     result = _LEADING.match(tail) if equals and (leading is None or _EXPRESSION.fullmatch(head)) else None

@@ -139,7 +139,7 @@ class Chat:
 
         Args:
             messages: As the protocol has them, `{role, content}`.
-            sampling: Further fields of the request: temperature, top_p, max_tokens, seed.
+            sampling: Further fields of the request, such as temperature, top_p, max_tokens, seed.
 
         Raises:
             RefusedRequestError: The endpoint does not take this request; others may do.

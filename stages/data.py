@@ -19,12 +19,12 @@ from typing import Any
 from ..core.config import CurriculumConfig, DataConfig
 from ..core.digest import digest_json, sha256_bytes
 from ..core.errors import ConfigError
-from ..evaluation.answers import extract, spoken
+from ..evaluation.answers import spoken
 from ..evaluation.problems import Problem
 from ..registry.record import DataRef
 from .data_files import is_local, read_dataset, read_file
 from .overlap import find_shared, letters_and_signs
-from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold
+from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold, stated_answer
 
 SANDBOX = "sandbox"
 SANDBOX_ROWS = 2000
@@ -331,10 +331,7 @@ def _of_messages(ours: str, messages: list[Any]) -> str | None:
     if ours != "answer":
         return said
     said = spoken(said)
-    if "####" in said:
-        return said
-    stated = extract(said)
-    return stated.value if stated.value and stated.method != "last-number" else ""
+    return said if "####" in said else stated_answer(said)
 
 
 _SHAREGPT = {"human": "user", "gpt": "assistant"}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from ..evaluation.answers import CURRENCY, normalise, same_answer
-from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers, find_operators
+from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers, find_operators, find_spaced
 
 _ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
 # Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
@@ -144,7 +144,7 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         words = re.compile(rf"(?<!\w){re.escape(gold.strip())}(?!\w)", re.IGNORECASE)
         return tuple(words.sub(MASK, step) if gold.strip() else step for step in steps)
     value = value.removeprefix("-")
-    given = any(number.value == value for number in find_numbers(question))
+    given = any(number.value == value for number in [*find_numbers(question), *find_spaced(question)])
     ratio_given = any(same_answer(match[0], value) for match in _RATIO.finditer(question))
     spelt = _spelt(value)
     hidden = []
@@ -152,7 +152,7 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         last = place == len(steps) - 1
         spans = [
             (number.start, number.end)
-            for number in find_digits(step)
+            for number in [*find_digits(step), *find_spaced(step)]
             if (number.value == value and (not given or number.is_result or (last and not number.is_operand)))
             or (last and number.is_result and _is_hundredfold(number.value, value))
         ]

@@ -30,6 +30,15 @@ _ITEM = re.compile(r"[ \t*#>(-]*(?P<number>\d{1,2})\\?[.):]\**[ \t]+(?=\S)")
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?<!\b[A-Z][a-z]\.)(?<!\b[A-Z][a-z]{2}\.)\s+(?=[A-Z])")
 _MARK = re.compile(r"<<[^<>\n]*>>")
 _MARKUP = re.compile(r"^[ \t]*```\w*[ \t]*$|</?think(?:ing)?>", re.MULTILINE | re.IGNORECASE)
+# Displayed mathematics is one line however many it is written on, with the line that introduces it.
+_DISPLAY = re.compile(
+    r"(?P<cue>[:,][ \t]*\n\s*)?"
+    r"(?P<math>\\\[.{0,2000}?\\\]|\$\$.{0,2000}?\$\$|\\begin\{(?P<name>\w+\*?)\}.{0,2000}?\\end\{(?P=name)\})",
+    re.DOTALL,
+)
+_WORKED = re.compile(r"\n|=[^=]*=")
+"""A text that is more than a short answer: several lines, or several equations."""
+_VERIFIES = re.compile(r"\b(?:verif|check\b|confirm)", re.IGNORECASE)
 _HASHED = re.compile(r"^[ \t]*####(?P<rest>.*)$", re.MULTILINE)
 
 
@@ -78,11 +87,11 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
             return Rationale(question=question, steps=(), answer=gold)
         raise UnusableRationale("no rationale")
     text = spoken(text)
-    stated = extract(text)
     # A last number in mid-calculation states nothing: a cut-off solution must not pass for a right one.
-    if stated.value is None or stated.method == "last-number":
+    stated = stated_answer(text)
+    if not stated:
         raise UnusableRationale("the rationale states no answer")
-    if not same_answer(stated.value, gold):
+    if not same_answer(stated, gold):
         raise UnusableRationale("the rationale's answer is not the gold one")
     pieces, numbered = _pieces(text)
     steps = _steps(pieces, gold)
@@ -96,13 +105,22 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
 
 
 def read_gold(answer: str) -> str:
-    """The gold answer of a dataset's answer column: the number after `####`, or the whole text; empty if neither."""
+    """The gold answer of a dataset's answer column: what a worked solution states, or a short answer as it is.
+
+    Empty for a worked solution that states none: its first number, or its last, would be a guess.
+    """
     if "####" not in answer:
-        return answer.strip()
+        return stated_answer(answer) or ("" if _WORKED.search(answer.strip()) else answer.strip())
     try:
         return gold_answer(answer)
     except ConfigError:  # callers count such rows, or name the row they refuse
         return ""
+
+
+def stated_answer(text: str) -> str:
+    """The number that a worked solution says is its answer; empty where the last one of all is all there is."""
+    found = extract(text)
+    return found.value if found.value and found.method != "last-number" else ""
 
 
 def render_steps(steps: Sequence[str]) -> str:
@@ -132,14 +150,15 @@ def answer_in_step(text: str, gold: str) -> bool:
 
 
 def _steps(pieces: Sequence[str], gold: str) -> tuple[str, ...]:
-    return tuple(step for piece in pieces if (step := strip_statements(_unmarked(piece), gold)))
+    steps = (strip_statements(_unmarked(piece), gold) for piece in pieces)
+    return tuple(step for step in steps if any(map(str.isalnum, step)))  # rules and lone brackets are no steps
 
 
 def _pieces(text: str) -> tuple[list[str], bool]:
     """The texts of the last numbered run of steps, or else the lines, and whether they are numbered."""
-    headings = list(_STEP.finditer(text))
+    headings = list(_STEP.finditer(text := _without_verification(text)))
     if not headings:
-        return _without_numbers(text.splitlines()), False
+        return _without_numbers(_DISPLAY.sub(_on_one_line, text).splitlines()), False
     # Without a first step, the numbers went on from those of the thoughts.
     first = max((index for index, heading in enumerate(headings) if heading["number"] == "1"), default=0)
     run = headings[first:]
@@ -149,6 +168,21 @@ def _pieces(text: str) -> tuple[list[str], bool]:
         piece = text[heading.end() : end]
         pieces.append(piece.replace("**", "", 1) if heading[0].count("**") == 1 else piece)  # **Step 1: Title**
     return _without_numbers(pieces), True
+
+
+def _without_verification(text: str) -> str:
+    """Without the numbered run that only verifies an answer already stated: the solution is the run before it."""
+    starts = [heading.start() for heading in _STEP.finditer(text) if heading["number"] == "1"]
+    for start in reversed(starts[1:]):
+        before = text[:start].rstrip()
+        cut = before.rfind("\n") + 1
+        if _VERIFIES.search(before[cut:]) and stated_answer(before[:cut]):
+            text = before[:cut]
+    return text
+
+
+def _on_one_line(display: re.Match[str]) -> str:
+    return ((display["cue"] or "").rstrip() + " " if display["cue"] else "") + " ".join(display["math"].split())
 
 
 def _without_numbers(lines: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from ..registry.record import Record
 from .mining import MEASURING
 from .tasks import UNUSED
 
-RECIPE_FORMAT = 3
+RECIPE_FORMAT = 4
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
 
 _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "report_to",

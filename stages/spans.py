@@ -18,7 +18,12 @@ _GROUP = r"(?:,|\{,\}|,?\\[!,]|[\u2009\u202f])"  # 1,000  1{,}000  1,\!000  1\,0
 _WHOLE = rf"(?:[0-9]{{1,3}}(?:{_GROUP}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
 NUMBER_TEXT = rf"{_WHOLE}|(?<![0-9])\.[0-9]+"
 """Pattern of a number without sign, currency or unit."""
-_NUMBER = re.compile(rf"(?<![0-9A-Za-z_^])(?<![0-9]\.)(?:{NUMBER_TEXT})(?![0-9])")
+# A cross and a command of LaTeX touch an operand without being part of its name: `16x8`, `\times5`.
+_NUMBER = re.compile(
+    r"(?:(?<![0-9A-Za-z_^])|(?<=[0-9]x)|(?<=\\times)|(?<=\\cdot)|(?<=\\div)|(?<=\\pm)|(?<=\\approx))(?<![0-9]\.)"
+    rf"(?:{NUMBER_TEXT})(?![0-9])"
+)
+_SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?(?![0-9])")
 # Whatever touches it; but the full stop of `Rs.45` is no decimal point, and the 2 of `m^2` tells the unit alone.
 _DIGITS = re.compile(
     r"(?<![0-9])(?<![0-9]\.)(?<![A-Za-z}]\^)(?<![A-Za-z}]\^\{)"
@@ -26,7 +31,7 @@ _DIGITS = re.compile(
 )
 _MARKUP = r"(?:[\s&~*$({\[]|\\[$()\[\],;:! ]|\\(?:text|textbf|mathbf|mathrm|boxed)\s?\{|-)*"
 _EQUALS = re.compile(rf"(?:=|≈|≃|\\approx|\\equiv)\s?{_MARKUP}\Z")
-_SIGN = r"(?:[+*/×÷−]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"  # noqa: RUF001
+_SIGN = r"(?:[+*×÷−]|/(?!\s*[A-Za-z])|\\(?:times|cdot|div|pm)(?![A-Za-z]))"  # noqa: RUF001
 _OPERATOR_AFTER = re.compile(rf"(?:\s|\\?%|\\[,;! ]|\}}|\))*(?:{_SIGN}|\^|-\s*[0-9\\$(]|x\s*[0-9])")
 _OPERATOR_BEFORE = re.compile(rf"(?:{_SIGN}|\^\{{?|[0-9)}}\]%A-Za-z]\s*-|[0-9]\s*x)\s*(?:[\s${{(]|\\[$,! ])*\Z")
 _OPERATOR = re.compile(
@@ -76,6 +81,15 @@ def find_digits(text: str) -> list[Number]:
     r"""As `find_numbers`, with those that a word, a command or a power touches (`Rs45`, `\approx45`, `2^4`)."""
     plain = text.translate(DIGITS)
     return [Number(plain, match.start(), match.end(), _value(match[0])) for match in _DIGITS.finditer(plain)]
+
+
+def find_spaced(text: str) -> list[Number]:
+    """Numbers whose digits are grouped by blanks (`3 400`), which may as well be several numbers."""
+    plain = text.translate(DIGITS)
+    return [
+        Number(plain, match.start(), match.end(), _value(match[0].replace(" ", "")))
+        for match in _SPACED.finditer(plain)
+    ]
 
 
 def find_operators(text: str) -> list[tuple[int, int]]:

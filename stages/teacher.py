@@ -43,7 +43,8 @@ line "Answer: " and the number alone.
 
 {question}"""
 MOST_REFUSED = 5
-"""Requests refused before any is answered, after which the settings are what is wrong."""
+"""Requests refused before any is answered, after which the settings are what is wrong; where none ever was, all there
+are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,19 @@ class Asking:
     """Longest completion, thoughts included; a longer one is not kept."""
     seed: int = 0
     """With the attempt's number added, sent along; an endpoint may pass over it."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the request, or other values of those above; null leaves a field out, as some endpoints want
+    (`{"max_tokens": null, "max_completion_tokens": 4096}`)."""
 
     def check(self) -> None:
         """Refuse values that cannot be meant.
 
         Raises:
-            ConfigError: A count below one, a temperature below zero, or a top_p outside (0, 1].
+            ConfigError: A count below one, a temperature below zero, a top_p outside (0, 1], or a field of the request
+                that is not to be chosen.
         """
+        if chosen := sorted({"model", "messages", "stream", "n"} & set(self.request)):
+            raise ConfigError("a field of the request that this command fills in itself", found=", ".join(chosen))
         for name in ("attempts", "concurrency", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} has to be positive", found=getattr(self, name))
@@ -85,7 +92,14 @@ class Asking:
 
     def sampling(self) -> dict[str, Any]:
         """What decides a completion, but for the attempt's number."""
-        return {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
+        named = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
+        return {name: value for name, value in (named | self.request).items() if value is not None}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a completion at most, by whichever name the endpoint knows them."""
+        limits = [self.sampling().get(name) for name in ("max_tokens", "max_completion_tokens")]
+        return next((limit for limit in limits if isinstance(limit, int)), self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -134,7 +148,7 @@ class RationalesPlan:
     @property
     def most_completion_tokens(self) -> int:
         """If every completion were as long as it may be."""
-        return self.most_requests * self.asking.max_tokens
+        return self.most_requests * self.asking.longest
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -277,7 +291,9 @@ async def _ask_all(plan: RationalesPlan, problems: Sequence[Problem], endpoint: 
         progress(f"asking {endpoint.model}", len(problems)) as task,
     ):
         async with Chat(endpoint, plan.asking.concurrency) as chat, asyncio.TaskGroup() as group:
-            run = _Run(plan, chat, kept, rejected, task)
+            proven = plan.kept or plan.given_up or any(problem.used for problem in problems)
+            most_refused = MOST_REFUSED if proven else min(MOST_REFUSED, len(problems))
+            run = _Run(plan, chat, kept, rejected, task, most_refused)
             for _ in range(min(plan.asking.concurrency, len(problems))):
                 group.create_task(run.work(waiting))
         return run.requests, chat.retries
@@ -286,8 +302,11 @@ async def _ask_all(plan: RationalesPlan, problems: Sequence[Problem], endpoint: 
 class _Run:
     """What the workers share. They run on one thread, so a line is never cut by another's."""
 
-    def __init__(self, plan: RationalesPlan, chat: Chat, kept: BinaryIO, rejected: BinaryIO, task: Task) -> None:
+    def __init__(
+        self, plan: RationalesPlan, chat: Chat, kept: BinaryIO, rejected: BinaryIO, task: Task, most_refused: int
+    ) -> None:
         self.asking, self.chat, self.kept, self.rejected, self.task = plan.asking, chat, kept, rejected, task
+        self.most_refused = most_refused
         self.requests = self.answered = self.taken = self.solved = 0
 
     async def work(self, waiting: Iterator[Problem]) -> None:
@@ -304,19 +323,21 @@ class _Run:
     async def _try(self, problem: Problem, attempt: int) -> str:
         """Ask once and write down what came; why it was not kept, empty if it was."""
         question, gold = problem.row.question, problem.gold
-        sampling = {**self.asking.sampling(), "seed": self.asking.seed + attempt}
+        sampling = self.asking.sampling()
+        if isinstance(sampling.get("seed"), int):
+            sampling["seed"] += attempt
         self.requests += 1
         try:
             answer = await self.chat.ask([{"role": "user", "content": _prompt(question)}], sampling)
             self.answered += 1
             reason = why_not(question, answer, gold)
         except RefusedRequestError as error:
-            if not self.answered and self.requests >= MOST_REFUSED:
+            if not self.answered and self.requests >= self.most_refused:
                 raise ConfigError(
                     "the endpoint refuses whatever it is asked",
                     where=self.chat.endpoint.host,
                     found=error,
-                    next_step="change the sampling or the model",
+                    next_step="change the sampling or the model; --request max_tokens= leaves a field out",
                 ) from None
             answer, reason = Answer(str(error), "refused"), REFUSED
         line = {"question": question, "index": problem.row.index, "attempt": attempt}

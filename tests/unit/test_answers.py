@@ -216,3 +216,18 @@ def test_renderings_of_all_golds(real_data: Callable[[str], Path]) -> None:
     for gold in sorted(set(golds)):
         wrong += [(name, text) for name, text in _renderings(gold) if not same_answer(extract_answer(text), gold)]
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Answer: 100 000", "100000"),
+        ("Answer: $3 400.", "3400"),
+        ("Answer: 1 000 000 dollars", "1000000"),
+        ("So \\boxed{16 300}", "16300"),
+        ("Answer: 5 100 g bags", "5"),
+        ("Answer: 2020 300", "2020"),
+    ],
+)
+def test_digits_grouped_by_blanks_are_read_where_they_can_count_nothing(text: str, value: str) -> None:
+    assert extract_answer(text) == value

@@ -114,7 +114,9 @@ def test_the_value_is_hidden_wherever_it_would_tell(
 def _told(text: str, value: str) -> bool:
     """Whether the digits of a value stand in a text, whatever is around them but other digits or a unit's letter."""
     plain = re.sub(
-        r"(?<=[0-9])(?:,|\{,\}|,?\\[!,])(?=[0-9]{3})", "", unicodedata.normalize("NFKC", re.sub("[¼½¾]", "", text))
+        r"(?<=[0-9])(?:,|\{,\}|,?\\[!,]| )(?=[0-9]{3}(?![0-9]))",
+        "",
+        unicodedata.normalize("NFKC", re.sub("[¼½¾]", "", text)),
     )
     return bool(re.search(rf"(?<![^A-Za-z]\.)(?<![0-9])(?<![A-Za-z]\^){re.escape(value)}(?:\.0+)?(?!\.?[0-9])", plain))
 
@@ -202,3 +204,19 @@ def test_gsm8k_prompts_show_the_answer_only_as_a_given(real_data: Callable[[str]
 )
 def test_the_value_is_hidden_however_it_is_spelt(gold: str, step: str, hidden: str) -> None:
     assert hide_answer([step, "so be it"], "How many?", gold)[0] == hidden
+
+
+def test_digits_grouped_by_blanks_tell_the_answer_too() -> None:
+    assert hide_answer(["It is 17 000/5 = 3 400."], "q", "3400") == (f"It is 17 000/5 = {MASK}.",)
+    assert hide_answer(["He takes 3 400 g bags."], "q", "400") == (f"He takes 3 {MASK} g bags.",)
+    assert hide_answer(["So $100 000 in all"], "of $100 000", "100000") == (f"So ${MASK} in all",)
+
+
+def test_a_rate_is_a_result_and_no_quotient() -> None:
+    assert hide_answer(["90/2 = $45/week"], "She earns 45 on Monday.", "45") == (f"90/2 = ${MASK}/week",)
+    assert [number.is_result for number in find_numbers("= 45/week = 45/9 = 45 / x")] == [True, False, False, True]
+
+
+def test_numbers_that_a_cross_or_a_command_touches_are_numbers() -> None:
+    text = r"16x8=128 and 20 \times5 = \approx100, A_1, m^2, x2"
+    assert [number.value for number in find_numbers(text)] == ["16", "8", "128", "20", "5", "100"]

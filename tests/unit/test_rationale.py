@@ -177,6 +177,50 @@ def test_equal_numbers_in_other_spellings_agree() -> None:
     assert read_gold("x\n#### 1,800") == "1800"
 
 
+WORKED = "He sold 48/2 = 24 clips in May.\nIn all 48+24 = 72 clips."
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        (f"{WORKED}\nAnswer: 72", "72"),
+        (f"{WORKED} So \\boxed{{72}}.", "72"),
+        (f"{WORKED}\nThe answer is 72.", "72"),
+        (WORKED, ""),  # neither 24, its first number, nor its last
+        ("48/2 = 24, 48+24 = 72", ""),
+        ("72 clips", "72 clips"),
+        ("x = -3", "x = -3"),
+    ],
+)
+def test_a_gold_answer_is_what_a_worked_solution_states_or_a_short_text(answer: str, gold: str) -> None:
+    assert read_gold(answer) == gold
+    if "72" in gold:
+        assert render_solution(parse_rationale("q", f"{WORKED}\nAnswer: 72", answer)).endswith(f"\nAnswer: {gold}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "First:\n\\[\n20+20=40\n\\]\n\nThen,\n\\[\n40+5\n=45\n\\]",
+        "First:\n$$\n20+20=40\n$$\n---\nThen,\n$$ 40+5\n=45 $$",
+        "First:\n\\begin{align*}\n20+20=40\n\\end{align*}\nThen,\n\\begin{align*} 40+5\n=45 \\end{align*}",
+    ],
+)
+def test_displayed_mathematics_is_one_line_with_what_introduces_it(text: str) -> None:
+    first, then = parse_rationale("q", f"{text}\nAnswer: 45", "45").steps
+    assert (first.split()[0], then.split()[0]) == ("First:", "Then,")
+    assert ("20+20=40" in first, "40+5 =45" in then) == (True, True)
+
+
+def test_a_verification_is_not_the_solution() -> None:
+    steps = "Step 1: 20+20=40\nStep 2: 40+5=45"
+    for check in ("Verification:", "**Let me double-check this:**", "We verify."):
+        text = f"{steps}\nAnswer: 45\n\n{check}\nStep 1: 45-5=40 holds\nStep 2: 40/2=20 holds\nAnswer: 45"
+        assert parse_rationale("q", text, "45").steps == ("20+20=40", "40+5=45")
+    text = f"Step 1: I think 7\nStep 2: let me check\n{steps}\nAnswer: 45"  # nothing was stated before it
+    assert parse_rationale("q", text, "45").steps == ("20+20=40", "40+5=45")
+
+
 step = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=40)
 
 

@@ -103,7 +103,9 @@ def taught(draw: st.DrawFn) -> tuple[Rationale, list[str]]:
         left, right, result = 100 + 3 * number, 101 + 3 * number, 102 + 3 * number
         if number == num_steps - 1:
             result = gold
-        spelt = draw(st.sampled_from(SPELLINGS)).format(draw(st.sampled_from([f"{result:,}", f"{result}"])))
+        spelt = draw(st.sampled_from(SPELLINGS)).format(
+            draw(st.sampled_from([f"{result:,}", f"{result:,}".replace(",", " "), f"{result}"]))
+        )
         lines.append(f"Step {number + 1}: {word} \\[ {left} {draw(st.sampled_from(OPERATORS))} {right} = {spelt} \\]")
     if draw(st.booleans()):
         lines[-1] += f" In all she has {gold:,} eggs."
@@ -113,7 +115,7 @@ def taught(draw: st.DrawFn) -> tuple[Rationale, list[str]]:
 
 
 def _digits(prompt: str) -> set[str]:
-    return set(re.findall(r"[0-9]+", re.sub(r"(?<=[0-9])(?:,|\{,\}|\\[!,])(?=[0-9]{3})", "", prompt)))
+    return set(re.findall(r"[0-9]+", re.sub(r"(?<=[0-9])(?:,|\{,\}|\\[!,]| )(?=[0-9]{3}(?![0-9]))", "", prompt)))
 
 
 @pytest.mark.parametrize("hide", HIDES)

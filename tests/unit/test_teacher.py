@@ -271,6 +271,23 @@ def test_settings_that_every_request_is_refused_for_are_named(teacher: Teacher, 
     assert "HTTP 400: no, not with [key]" in ask(code=2)
 
 
+def test_one_problem_refused_is_no_success_and_what_is_refused_can_be_left_out(
+    teacher: Teacher, ask: Any, tmp_path: Path
+) -> None:
+    teacher.faults = {"*": ["400"]}
+    assert "--request max_tokens= leaves a field out" in ask("data.rows=[0,1]", code=2)
+    fields = ("max_tokens=", "seed=", "max_completion_tokens=99", "reasoning_effort=low", 'extra={"a": 1}')
+    options = [part for field in fields for part in ("--request", field)]
+    assert ask("data.rows=[0,1]", "--dry-run", *options)["at_most"]["completion_tokens"] == 4 * 99
+    found = ask("data.rows=[0,1]", *options)
+    sent = {name: value for name, value in teacher.asked[-1].items() if name not in ("model", "messages")}
+    assert sent == {"temperature": 0.6, "top_p": 0.95, "max_completion_tokens": 99, "reasoning_effort": "low",
+                    "extra": {"a": 1}}  # fmt: skip
+    assert (found["kept"], found["teacher"]["sampling"]) == (1, sent)
+    teacher.faults = {"*": ["400"] * 9}
+    assert ask("data.rows=[0,2]", *options)["rejected"] == {"refused by the endpoint": 1}  # it answers others
+
+
 def test_a_mistyped_model_can_be_put_right(teacher: Teacher, ask: Any) -> None:
     teacher.faults = {"*": ["404"] * 9}
     ask("--model", "mistyped", code=3)
@@ -348,6 +365,8 @@ def test_other_rationales_are_not_mixed_in(teacher: Teacher, ask: Any, tmp_path:
         (["--timeout", "0"], "has to be positive"),
         (["--timeout", "nan"], "has to be positive"),
         (["-o", "out.parquet"], ".jsonl"),
+        (["--request", "model=x"], "fills in itself"),
+        (["--request", "=1"], "is not FIELD=JSON"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_a_request(
