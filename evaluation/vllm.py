@@ -265,7 +265,11 @@ def start_llm(twin: Path, options: EngineOptions, **arguments: Any) -> Any:
 @contextmanager
 def _environment(options: EngineOptions) -> Iterator[None]:
     """Set what vLLM reads from the environment while its processes start, and put it back."""
-    wanted = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", **options.environment()}
+    wanted = {
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "PLYFOLD_SERVER_PARENT": str(os.getpid()),  # so that they end with this one; serving.resolver
+        **options.environment(),
+    }
     if verbosity() <= 0:
         wanted["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         wanted["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning")

@@ -30,13 +30,16 @@ def map_version() -> None:
     importlib.metadata.version = version
 
 
-def follow_parent() -> None:
-    """End with the process that launched this one, so that a killed launcher leaves no server behind (Linux)."""
+def follow_parent(how: signal.Signals = signal.SIGTERM) -> None:
+    """End with the process that launched this one, so that a killed launcher leaves no server behind (Linux).
+
+    The launcher says who it is by PLYFOLD_SERVER_PARENT; what others started is left alone.
+    """
     if sys.platform != "linux" or os.environ.get("PLYFOLD_SERVER_PARENT") != str(os.getppid()):
         return
     import ctypes
 
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, how)
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ One engine serves the whole module. The reference is transformers + PEFT with th
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -241,3 +243,29 @@ def test_the_engine_says_what_it_is(engine: VllmEngine) -> None:
     said = engine.describe()
     assert (said["engine"], said["dtype"], said["max_lora_rank"]) == ("vllm", "float32", 32)
     assert said["max_loras"] == 3 + (said["device"] == "cpu")
+
+
+def test_an_engine_ends_with_a_process_that_was_killed(world: World) -> None:
+    import psutil
+
+    if sys.platform != "linux":
+        pytest.skip("parent-death signals are Linux's")
+    script = f"""
+import pathlib, time
+from plyfold.evaluation.vllm import VllmEngine
+if __name__ == "__main__":
+    engine = VllmEngine(pathlib.Path({str(world.twin)!r}), {{"base": None}}, max_new_tokens=4)
+    print("up", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert any(line.strip() == "up" for line in iter(parent.stdout.readline, ""))
+        engines = [child for child in psutil.Process(parent.pid).children(recursive=True)
+                   if "resource_tracker" not in " ".join(child.cmdline())]  # fmt: skip
+        assert engines
+        parent.kill()
+        _, left = psutil.wait_procs(engines, timeout=10)
+        for process in left:
+            process.kill()
+        assert not left
