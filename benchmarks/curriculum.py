@@ -30,6 +30,7 @@ from curriculum_report import render
 from curriculum_results import collect, write
 from curriculum_rows import GRPO, REWARDS, SFT
 
+from plyfold.core.config import load_config, save_config
 from plyfold.core.console import print_error
 from plyfold.core.digest import digest_json, sha256_bytes
 from plyfold.core.errors import PlyfoldError
@@ -40,6 +41,8 @@ ROOMS = ("adapters", "core", "evaluation", "merge", "serving", "stages")
 ROWS = (SFT, GRPO, "curriculum", *REWARDS)
 """What --rows can name; the base is always there."""
 SETTINGS = "settings.json"
+CONFIG = "curriculum.yaml"
+"""As it was when the rows were trained: a packaged config may have changed when they are reported."""
 
 
 def code_digest() -> str:
@@ -86,8 +89,10 @@ def open_bench(args: argparse.Namespace) -> Bench:
         "code": codes or [code],
         "command": f"python benchmarks/curriculum.py {shlex.join(map(_public, args.argv))}",
     }
+    bench = Bench(out, settings, load_config(args.config, args.overrides))
     write_json(out / SETTINGS, settings)
-    return Bench(out, settings)
+    save_config(bench.config, out / CONFIG)
+    return bench
 
 
 def tell(message: str) -> None:
@@ -120,7 +125,7 @@ def report_command(args: argparse.Namespace) -> int:
     settings = read_json(args.out / SETTINGS)
     if not settings:
         raise SystemExit(f"{args.out} holds no benchmark: `run` makes one")
-    bench = Bench(args.out.resolve(), settings)
+    bench = Bench(args.out.resolve(), settings, load_config(args.out.resolve() / CONFIG))
     results = collect(bench)
     print(render(results, args.note))
     if args.results:

@@ -38,7 +38,7 @@ from curriculum_rows import (
     template_stage,
 )
 
-from plyfold.core.config import CurriculumConfig, config_dict, load_config, save_config
+from plyfold.core.config import CurriculumConfig, config_dict, save_config
 from plyfold.core.digest import digest_json
 from plyfold.core.files import write_json
 from plyfold.stages.metrics import read_metrics
@@ -53,9 +53,8 @@ MODES = ("greedy", "sampled")
 class Bench:
     """One benchmark in its folder."""
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.out, self.settings = out, settings
-        self.config = load_config(settings["config"], settings["overrides"])
+    def __init__(self, out: Path, settings: dict[str, Any], config: CurriculumConfig) -> None:
+        self.out, self.settings, self.config = out, settings, config
         self.seeds: list[int] = settings["seeds"]
         self.threads: int | None = settings["threads"]
         self.problems: int = settings["problems"]

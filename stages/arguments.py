@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.config import CurriculumConfig, StageConfig
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, first_line
 from .quiet import quiet_libraries
 from .tasks import SUPERVISED
 from .trainer_values import check_value
@@ -39,6 +39,7 @@ _REFUSED = {
     "logging_nan_inf_filter": "it hides a NaN loss",
     "eval_strategy": "a stage has no rows to evaluate on: its `gate`, or `eval` afterwards",
     "eval_on_start": "a stage has no rows to evaluate on: its `gate`, or `eval` afterwards",
+    "reward_weights": "there is one reward: its parts are weighed under `reward`",
     "sync_ref_model": "the reference is the base with the earlier stages",
     "use_vllm": _MERGES,
     "push_to_hub": "adapters are published from the registry",
@@ -176,6 +177,7 @@ def trainer_arguments(config: CurriculumConfig, name: str, output_dir: Path, *, 
     except Exception as error:  # also what transformers misses, cannot import or divides by
         found = str(error) or type(error).__name__
         raise ConfigError("TRL refuses the trainer's arguments", where=where, found=found) from error
+    _check_optimiser(arguments, where)
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # the base is on one; TRL refuses a process that sees more, lest it copies the model
     cycle = generation_cycle(arguments)
@@ -189,6 +191,40 @@ def trainer_arguments(config: CurriculumConfig, name: str, output_dir: Path, *, 
             expected=f"a multiple of {cycle}",
         )
     return arguments
+
+
+def _check_optimiser(arguments: TrainingArguments, where: str) -> None:
+    """Refuse an optimiser or a schedule that could not be made, on a parameter of its own."""
+    import torch
+
+    with quiet_libraries():
+        from transformers import Trainer, get_scheduler
+
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except Exception as error:  # a package that is missing, an argument it does not take
+        raise ConfigError(
+            "the optimiser cannot be made",
+            where=f"{where}.optim",
+            found=first_line(error),
+            next_step=f"{where}.optim=adamw_torch",
+        ) from error
+    kind = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
+    try:
+        get_scheduler(
+            kind,
+            optimizer=torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate),
+            num_warmup_steps=arguments.get_warmup_steps(100),
+            num_training_steps=100,
+            scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}),
+        )
+    except Exception as error:
+        raise ConfigError(
+            "the schedule of the learning rate cannot be made",
+            where=f"{where}.lr_scheduler_type",
+            found=f"{kind}: {first_line(error)}",
+            next_step=f"{where}.lr_scheduler_kwargs gives a schedule what it needs, as {{min_lr_rate: 0.1}}",
+        ) from error
 
 
 def generation_cycle(arguments: TrainingArguments) -> int:

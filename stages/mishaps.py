@@ -58,6 +58,26 @@ def explained_training(number: int, name: str, recorder: RunRecorder, arguments:
 
 
 @contextmanager
+def explained_loading(number: int, name: str) -> Iterator[None]:
+    """The same of the base with its adapters, before anything is computed.
+
+    Raises:
+        FailedError: It does not fit.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise FailedError(
+            "out of memory",
+            where=f"stage {number} {name}, as its base was loaded",
+            found=first_line(error)[:300],
+            next_step="free the device of what else it holds; plyfold train --dry-run estimates what a stage needs",
+        ) from error
+
+
+@contextmanager
 def explained_sampling(number: int, name: str) -> Iterator[None]:
     """The same for mining, and for what is measured before and after training.
 

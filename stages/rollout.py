@@ -152,8 +152,11 @@ class TrlRollouts:
         before, self._version = self.name, self._version + 1
         self._processes.on_first(self._publish)
         # The processes have met: none samples from the version before any more.
-        if self._processes.is_first and self._version > 1:
+        if not self._processes.is_first:  # the engine has it by now; it is for a server that forgets it in a restart
+            self._engine.load(self.name, (self._folder / self.name).resolve())
+        if self._version > 1:
             self._engine.unload(before)
+        if self._processes.is_first:
             shutil.rmtree(self._folder / before, ignore_errors=True)
         self._meter.sync_s += time.perf_counter() - start_s
 

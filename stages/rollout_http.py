@@ -208,10 +208,12 @@ class HttpRollouts:
         data = json.dumps(body).encode() if body is not None else None
         try:
             request = urllib.request.Request(f"{self._url}{path}", data=data, headers=headers)
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            try:
+                answered = urllib.request.urlopen(request, timeout=timeout_s)
+            except urllib.error.HTTPError as error:
+                answered = error
+            with answered as response:
                 status, raw = response.status, response.read()
-        except urllib.error.HTTPError as error:
-            status, raw = error.code, error.read()
         except (*_GONE, ValueError) as error:  # ValueError: not a URL
             raise self._gone(str(getattr(error, "reason", error)) or type(error).__name__) from error
         if status in _DENIED:

@@ -23,7 +23,7 @@ from .checkpoints import last_checkpoint
 from .draws import draw_seed
 from .fit import TokenCounter, askable, fitting_rows, longest_prompts, needed_context, require_rows
 from .metrics import final_means, read_metrics, rollout_totals
-from .mishaps import explained_sampling, explained_training
+from .mishaps import explained_loading, explained_sampling, explained_training
 from .processes import Processes, join
 from .quiet import quiet_libraries
 from .rationale import Rationale
@@ -113,7 +113,8 @@ class _Training:
         if config.rollout.engine == "vllm" and stage.stage.task not in SUPERVISED:
             ensure_twin(plan.base, plan.quantisation, plan.cache)  # before the base is there a second time
         seed = draw_seed(config.seed, f"A of stage {stage.number}")
-        self.model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, seed)
+        with explained_loading(stage.number, stage.name):
+            self.model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, seed)
         self.context = int(self.model.config.max_position_embeddings)
         self.frozen = frozen_digest(self.model)
         self.arguments = trainer_arguments(config, stage.name, folder.path, on_gpu=self.model.device.type == "cuda")

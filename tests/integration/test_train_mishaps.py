@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from plyfold.adapters import base as bases
 from plyfold.cli.main import run as run_command
 from plyfold.core.config import CurriculumConfig, load_config
 from plyfold.core.errors import FailedError, IntegrityError, NotFoundError
@@ -192,6 +193,11 @@ def test_memory_that_no_device_has_is_told_as_such(
             train(config, store, None, tmp_path / "runs")
     assert caught.value.where == "stage 2 brevity, step 1"
     assert "per_device_train_batch_size=2" in caught.value.next_step
+    with monkeypatch.context() as patch:
+        patch.setattr(bases, "load_nf4", too_much)
+        with pytest.raises(FailedError, match="out of memory") as caught:
+            train(config, store, None, tmp_path / "runs")
+    assert caught.value.where == "stage 2 brevity, as its base was loaded"
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", too_much)
     with pytest.raises(FailedError, match="out of memory") as caught:
         train(config, store, None, tmp_path / "runs")

@@ -170,3 +170,22 @@ def test_every_choice_is_one_that_trl_knows() -> None:
             assert all(f'"{value}"' in source[kind] for value in values if isinstance(value, str)), key
     known = re.findall(r'self\.loss_type (?:== |in )(\[[^]]*\]|"\w+")', source["GRPOConfig"])
     assert set(re.findall(r'"(\w+)"', " ".join(known))) == set(CHOICES["GRPOConfig"]["loss_type"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "where"),
+    [
+        ("lr_scheduler_type", "cosine_with_min_lr", "lr_scheduler_type"),
+        ("lr_scheduler_type", "warmup_stable_decay", "lr_scheduler_type"),
+        ("lr_scheduler_kwargs", "{no_such: 1}", "lr_scheduler_type"),
+        ("optim", "galore_adamw", "optim"),
+        ("reward_weights", "[0.5, 0.5]", ""),
+    ],
+)
+def test_what_could_not_be_made_is_refused_when_it_is_planned(field: str, value: str, where: str) -> None:
+    trainer = "stages.brevity.trainer"
+    with pytest.raises(ConfigError) as caught:
+        trainer_arguments(load_config("sandbox", [f"{trainer}.{field}={value}"]), "brevity", Path("."), on_gpu=False)
+    assert caught.value.where == (f"{trainer}.{where}" if where else trainer)
+    sound = [f"{trainer}.lr_scheduler_type=cosine_with_min_lr", f"{trainer}.lr_scheduler_kwargs={{min_lr_rate: 0.1}}"]
+    trainer_arguments(load_config("sandbox", sound), "brevity", Path("."), on_gpu=False)

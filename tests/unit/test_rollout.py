@@ -138,6 +138,22 @@ def test_every_sync_brings_a_new_name_and_lets_the_old_one_go_after_it(trl_train
     assert meter.sync_s > 0
 
 
+def test_another_process_tells_the_engine_of_the_adapter_too_and_leaves_its_folder(
+    trl_trainer: Any, tmp_path: Path
+) -> None:
+    engine = Recorder()
+    rollouts = TrlRollouts(engine, trl_trainer, tmp_path, RolloutMeter())
+    rollouts._processes = SimpleNamespace(is_first=False, on_first=lambda work: None)
+    for version in (1, 2):
+        folder = tmp_path / f"{rollouts.name[:-1]}{version}"
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").touch()
+        rollouts.sync_weights()
+    first, second = f"{rollouts.name[:-1]}1", rollouts.name
+    assert engine.events == [("load", first), ("load", second), ("unload", first)]
+    assert {path.name for path in tmp_path.iterdir()} == {first, second}
+
+
 def test_an_adapter_goes_over_in_the_dtype_of_the_base(trl_trainer: Any, tiny_base: Any, tmp_path: Path) -> None:
     from plyfold.adapters.base import load_nf4
     from plyfold.adapters.header import read_header

@@ -103,7 +103,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
                 return
             data = json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) + (status == 503)))  # cut off
             self.end_headers()
             self.wfile.write(data)
 
