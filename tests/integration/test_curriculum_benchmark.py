@@ -55,9 +55,12 @@ def test_from_nothing_to_the_table_and_nothing_twice(tiny_base: Any, tmp_path: P
     assert "train full, seed 0: trained stage 1, 2" in done.stderr
 
     results.mkdir()
-    config.unlink()  # what was run is what is reported, whatever the configuration is by then
+    aside = config.rename(
+        tmp_path / "aside.yaml"
+    )  # what was run is what is reported, whatever the configuration is by then
     done = _bench("report", out, "--results", results, "--hardware", "here", "--note", "A sentence on the diet.")
     assert done.returncode == 0, done.stderr
+    aside.rename(config)
     (found,) = results.glob("*-curriculum-here.json")
     table = found.with_suffix(".md").read_text()
     assert "A sentence on the diet." in table

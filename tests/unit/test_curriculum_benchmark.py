@@ -99,7 +99,7 @@ def test_baselines_get_the_compute_of_the_curriculum(config: CurriculumConfig) -
     assert rows.processed_tokens([{"num_tokens": 10}, {"num_tokens": 6}, {"num_tokens": 12}]) == 22  # resumed
     batch = sft.trainer["per_device_train_batch_size"]
     assert rows.supervised_steps(3 * batch * 150 * 40, sft, 150) == 40
-    batch = grpo.trainer["per_device_train_batch_size"]
+    batch = rows.completions_a_step(grpo)
     compute = 4 * batch * ((60 + 100) + (60 + 50) * 9)
     assert rows.grpo_steps(compute, grpo, 60, [100, 50]) == 10
     assert rows.grpo_steps(compute + 1, grpo, 60, [100, 50]) == 11  # never less than the curriculum's
