@@ -100,12 +100,13 @@ def load_rows(config: DataConfig, *, section: str = "data") -> list[Row]:
         raise ConfigError(
             "not a number of rows", where=f"{section}.rationales", found=config.rationales, expected="1 or more"
         )
+    path = Path(config.path).expanduser()
     if config.path == SANDBOX:
         records = _sandbox(config, stop)
-    elif Path(config.path).is_dir() or not is_local(config.path):
+    elif path.is_dir() or not is_local(config.path):
         records = read_dataset(config)
     else:
-        records = read_file(Path(config.path))
+        records = read_file(path)
     chosen = list(islice(enumerate(records), start, stop))
     if not chosen:
         raise ConfigError(
@@ -297,7 +298,8 @@ def _row(index: int, record: dict[str, Any], config: DataConfig, known: set[str]
                 expected="of messages: a list of {role, content} or {from, value}, with text from user and assistant",
                 found=type(record[theirs]).__name__,
             )
-        values[ours] = str(value)
+        whole = isinstance(value, float) and value.is_integer()  # a column of whole numbers with gaps in it
+        values[ours] = str(int(value) if whole else value)
         try:
             values[ours].encode()
         except UnicodeEncodeError as error:  # half of an emoji: neither a digest nor a tokenizer takes it

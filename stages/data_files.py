@@ -143,7 +143,9 @@ def read_dataset(config: DataConfig) -> list[dict[str, Any]]:
         ConfigError: The split, name or format cannot be read.
         OfflineError: A Hub dataset that is not cached, without a network.
     """
-    return _load(config.path, config.path, config.name, split=config.split, revision=config.revision)
+    return _load(
+        config.path, str(Path(config.path).expanduser()), config.name, split=config.split, revision=config.revision
+    )
 
 
 def _load(where: str, *arguments: Any, **options: Any) -> list[dict[str, Any]]:

@@ -49,6 +49,16 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     assert rationales[0].answer == "3"
 
 
+def test_a_whole_number_is_one_however_the_file_holds_it_and_home_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _write(tmp_path / "x.jsonl", [{**GOOD, "gold": 3.0}, {**GOOD, "gold": 2.5}])
+    columns = {"question": "question", "answer": "gold", "rationale": "answer"}
+    assert [row.answer for row in load_rows(DataConfig(path="~/x.jsonl", columns=columns))] == ["3", "2.5"]
+    assert len(load_rows(DataConfig(path="~", split="train"))) == 2  # a folder of data files
+
+
 def _chat(question: str, solution: object) -> dict[str, object]:
     said = [("system", "Be right."), ("user", "Hello"), ("assistant", "Ask. Answer: 9"), ("user", question)]
     turns = [{"role": role, "content": text} for role, text in [*said, ("assistant", solution)]]
