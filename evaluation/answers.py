@@ -80,8 +80,8 @@ _ALGEBRA = re.compile(
     r"\\sqrt|\u221a|\\pi\b|\u03c0|[0-9)]\s?\^"
     r"|(?<![A-Za-z\\])[0-9]{0,9}[a-z]\s*[-+*]\s*[0-9(]|[0-9)]\s*[-+*]\s*[0-9.]{0,9}[a-z](?![A-Za-z])"
 )
-# Where nothing follows that they could count, or they are zeros, digits after a blank go on (`3 400`); `5 100 g bags` may
-# be five bags.
+# Digits behind a blank go on where nothing follows that they could count, or they are zeros (`3 400`, `5 000 g`):
+# `5 100 g bags` may be five bags.
 _SPACED = re.compile(r"(?<![0-9.,/])[0-9]{1,3}(?:(?: [0-9]{3}){1,4}(?=[\s.*_)\]}$]*\Z)|(?: 000){1,4}(?![0-9]))")
 _HEADING = re.compile(r"[.):]\s+\S")
 

@@ -114,7 +114,7 @@ class _Passes(TrainerCallback):
     def __init__(self, sampler: RepeatSampler) -> None:
         self.sampler = sampler
 
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **others: Any) -> None:
         if self.sampler.shuffle:
             generator = self.sampler.generator.manual_seed(self.sampler.seed)
             for _ in range(int((state.epoch or 0) + 1e-6)):  # a sum of shares of a pass
