@@ -156,7 +156,7 @@ def _choice(choice: dict[str, Any]) -> str:
 
 def _cost_table(costs: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "Means over seeds, with the rows at a time and threads named above. Training is the trainer's own time; the "
+        "Means over seeds, with the rows at a time and threads named above. Training is the time of its steps; the "
         "stage is all of it, base loading, mining and unaided measurements included; peak is the process's resident "
         "memory, libraries included.",
         "",

@@ -14,6 +14,7 @@ from plyfold.core.config import CurriculumConfig, load_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import curriculum_results as results
 import curriculum_rows as rows
 import curriculum_statistics as statistics
 from curriculum_jobs import Job, JobError, measure, run_jobs
@@ -197,3 +198,10 @@ def test_a_process_is_measured_and_its_failure_is_shown(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"(?s)exit 3.*told why"):
         measure([sys.executable, "-c", "import sys; print('told why', file=sys.stderr); sys.exit(3)"],
                 tmp_path / "logs" / "two.log", None)  # fmt: skip
+
+
+def test_the_seconds_of_a_resumed_training_are_those_of_all_its_steps() -> None:
+    killed = [{"step": step, "loss": 1.0, "wall_s": 10.0 * step} for step in (1, 2, 3)]
+    resumed = [*killed, {"step": 4, "loss": 1.0, "wall_s": 40.0}, {"step": 4, "train_runtime": 10.0}]
+    assert results._training_s(resumed, 4) == 40.0
+    assert results._training_s(resumed[-2:], 1) == 10.0
