@@ -34,12 +34,14 @@ with quiet_libraries():
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import PreTrainedModel, Trainer, TrainingArguments
     from trl import GRPOConfig, GRPOTrainer, SFTTrainer
+    from trl.trainer.utils import RepeatSampler
 
 SIGNATURES: dict[Any, str] = {
     GRPOTrainer._generate_and_score_completions: "self inputs",
     GRPOTrainer._get_per_token_logps_and_entropies: "self model input_ids attention_mask logits_to_keep batch_size …",
     GRPOTrainer._calculate_rewards: "self inputs prompts completions completion_ids_list",
     GRPOTrainer._generate_single_turn: "self prompt_ids images …",
+    GRPOTrainer._get_train_sampler: "self dataset",
     GRPOTrainer._log_metric: "self name value",
     GRPOTrainer.log: "self logs start_time",
     GRPOTrainer.training_step: "self model inputs num_items_in_batch",
@@ -62,6 +64,7 @@ ATTRIBUTES: dict[str, type] = {
     "_metrics": GRPOTrainer, "_last_loaded_step": GRPOTrainer, "use_vllm": GRPOTrainer, "vllm_generation": GRPOTrainer,
     "num_generations_eval": GRPOTrainer, "beta": GRPOTrainer, "_active_adapter": BaseTunerLayer,
     "_n_gpu": TrainingArguments,
+    "generator": RepeatSampler, "num_samples": RepeatSampler, "seed": RepeatSampler, "shuffle": RepeatSampler,
 }  # fmt: skip
 """Attribute that instances get -> the class that gives it."""
 
