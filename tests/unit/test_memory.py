@@ -134,9 +134,11 @@ def test_parts_follow_the_stage() -> None:
     beta = estimate("brevity", "stages.brevity.trainer.beta=0.1")
     assert grpo.logprobs == 0 < beta.logprobs
     assert estimate("brevity", earlier=2).prior == 2 * estimate("brevity", earlier=1).prior > 0
-    half = estimate("brevity", "stages.brevity.trainer.per_device_train_batch_size=64")
-    assert grpo.rollout == 2 * half.rollout
-    assert grpo.tokens == 2 * half.tokens
+    half = estimate("brevity", "stages.brevity.trainer.gradient_accumulation_steps=2")
+    assert grpo.rollout == 2 * half.rollout  # all completions of a step are drawn at once,
+    assert grpo.tokens == half.tokens  # and trained on batch by batch
+    batch = estimate("brevity", "stages.brevity.trainer.per_device_train_batch_size=16")
+    assert (grpo.rollout, grpo.tokens) == (2 * batch.rollout, 2 * batch.tokens)
     off = estimate("structure", "stages.structure.trainer.gradient_checkpointing=false")
     assert off.activations == sft.other_activations > sft.activations
     assert sft.total == sft.held + sft.activations + sft.logits
