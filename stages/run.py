@@ -27,6 +27,7 @@ from .mishaps import explained_loading, explained_sampling, explained_training
 from .processes import Processes, join
 from .quiet import quiet_libraries
 from .rationale import Rationale
+from .reports import own_report
 from .rollout_engines import rollout_engine
 from .run_folder import ADAPTER, RunFolder, StageRun, fingerprint
 from .stage_plan import CurriculumPlan, StagePlan
@@ -170,6 +171,7 @@ class _Training:
             with (
                 explained_training(stage.number, stage.name, self.recorder, self.arguments),
                 stop.listening() if alone else nullcontext(),
+                own_report(self.arguments, self.plan.config.curriculum),
             ):
                 trainer = self._trainer(rows, engine, [self.recorder, stop])
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
