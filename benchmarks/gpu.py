@@ -225,9 +225,8 @@ def in_turns(bench: Bench, stage: str) -> dict[str, Any]:
     from trl import GRPOTrainer, SFTTrainer
 
     supervised, shape = stage == "structure", bench.shape
-    row = {"prompt": "a" * shape.prompt}
-    if supervised:
-        row["completion"] = "b" * (shape.length - shape.prompt - 1)  # and the end token
+    completion = {"completion": "b" * (shape.length - shape.prompt - 1)} if supervised else {}  # and the end token
+    row = {"prompt": "a" * shape.prompt, **completion}
     rows = [row] * ((WARM_UP + bench.steps) * max(shape.batch, shape.completions))
     clocks = {name: Clock(checked=name == "plyfold") for name in ("plyfold", "stock")}
     rewards, trainers, held = {name: Reward() for name in clocks}, {}, {}
