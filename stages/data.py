@@ -333,7 +333,7 @@ def _of_messages(ours: str, messages: list[Any]) -> str | None:
     if ours != "answer":
         return said
     said = spoken(said)
-    return said if "####" in said else stated_answer(said)
+    return said if "####" in said else stated_answer(said) and read_gold(said)
 
 
 _SHAREGPT = {"human": "user", "gpt": "assistant"}

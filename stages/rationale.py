@@ -38,6 +38,7 @@ _DISPLAY = re.compile(
 )
 _WORKED = re.compile(r"\n|=[^=]*=")
 """A text that is more than a short answer: several lines, or several equations."""
+_TOLD = re.compile(r"answer|\\f?box", re.IGNORECASE)
 _VERIFIES = re.compile(r"\b(?:verif|check\b|confirm)", re.IGNORECASE)
 _HASHED = re.compile(r"^[ \t]*####(?P<rest>.*)$", re.MULTILINE)
 
@@ -110,7 +111,11 @@ def read_gold(answer: str) -> str:
     Empty for a worked solution that states none: its first number, or its last, would be a guess.
     """
     if "####" not in answer:
-        return stated_answer(answer) or ("" if _WORKED.search(answer.strip()) else answer.strip())
+        stated = stated_answer(answer)
+        if not stated:
+            return "" if _WORKED.search(answer.strip()) else answer.strip()
+        told = answer[max(cue.start() for cue in _TOLD.finditer(answer)) :]
+        return told.strip() if normalise(told) is None else stated  # `\boxed{2x + 3}` is not 2
     try:
         return gold_answer(answer)
     except ConfigError:  # callers count such rows, or name the row they refuse
@@ -182,7 +187,8 @@ def _without_verification(text: str) -> str:
 
 
 def _on_one_line(display: re.Match[str]) -> str:
-    return ((display["cue"] or "").rstrip() + " " if display["cue"] else "") + " ".join(display["math"].split())
+    cue, line = display["cue"], " ".join(display["math"].split())
+    return f"{cue.rstrip()} {line}" if cue else line
 
 
 def _without_numbers(lines: list[str]) -> list[str]:
