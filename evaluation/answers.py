@@ -16,7 +16,7 @@ words (`1.5 million`) are not read. Every pattern is linear in the text, since r
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from ..core.errors import ConfigError
@@ -94,6 +94,8 @@ class Extracted:
     """Canonical number (`18`, `-3`, `0.75`, `1/3`), or None."""
     method: str
     """Layer that found it: answer-line, boxed, answer-is, last-number or none."""
+    span: str = field(default="", compare=False)
+    """What a statement was read from; of `\\boxed{2x + 3}`, whose value here is 2, `2x + 3`."""
 
 
 def extract_answer(text: str) -> str | None:
@@ -176,7 +178,7 @@ def _layers(text: str) -> Extracted:
         for span in spans:
             value = _read(span)
             if value is not None:
-                return Extracted(_spell(value), method)
+                return Extracted(_spell(value), method, span)
     last = _last(text)
     return Extracted(None, "none") if last is None else Extracted(_spell(last), "last-number")
 

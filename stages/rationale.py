@@ -38,7 +38,6 @@ _DISPLAY = re.compile(
 )
 _WORKED = re.compile(r"\n|=[^=]*=")
 """A text that is more than a short answer: several lines, or several equations."""
-_TOLD = re.compile(r"answer|\\f?box", re.IGNORECASE)
 _VERIFIES = re.compile(r"\b(?:verif|check\b|confirm)", re.IGNORECASE)
 _HASHED = re.compile(r"^[ \t]*####(?P<rest>.*)$", re.MULTILINE)
 
@@ -111,11 +110,10 @@ def read_gold(answer: str) -> str:
     Empty for a worked solution that states none: its first number, or its last, would be a guess.
     """
     if "####" not in answer:
-        stated = stated_answer(answer)
-        if not stated:
-            return "" if _WORKED.search(answer.strip()) else answer.strip()
-        told = answer[max(cue.start() for cue in _TOLD.finditer(answer)) :]
-        return told.strip() if normalise(told) is None else stated  # `\boxed{2x + 3}` is not 2
+        found, text = extract(answer), answer.strip()
+        if not found.span:
+            return "" if _WORKED.search(text) else text
+        return found.span.strip() if normalise(found.span) is None else str(found.value)  # an expression stays one
     try:
         return gold_answer(answer)
     except ConfigError:  # callers count such rows, or name the row they refuse
@@ -125,7 +123,7 @@ def read_gold(answer: str) -> str:
 def stated_answer(text: str) -> str:
     """The number that a worked solution says is its answer; empty where the last one of all is all there is."""
     found = extract(text)
-    return found.value if found.value and found.method != "last-number" else ""
+    return str(found.value) if found.span else ""
 
 
 def render_steps(steps: Sequence[str]) -> str:
@@ -161,7 +159,8 @@ def _steps(pieces: Sequence[str], gold: str) -> tuple[str, ...]:
 
 def _pieces(text: str) -> tuple[list[str], bool]:
     """The texts of the last numbered run of steps, or else the lines, and whether they are numbered."""
-    headings = list(_STEP.finditer(text := _without_verification(text)))
+    text = _without_verification(text)
+    headings = list(_STEP.finditer(text))
     if not headings:
         return _without_numbers(_DISPLAY.sub(_on_one_line, text).splitlines()), False
     # Without a first step, the numbers went on from those of the thoughts.

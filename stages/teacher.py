@@ -291,9 +291,7 @@ async def _ask_all(plan: RationalesPlan, problems: Sequence[Problem], endpoint: 
         progress(f"asking {endpoint.model}", len(problems)) as task,
     ):
         async with Chat(endpoint, plan.asking.concurrency) as chat, asyncio.TaskGroup() as group:
-            proven = plan.kept or plan.given_up or any(problem.used for problem in problems)
-            most_refused = MOST_REFUSED if proven else min(MOST_REFUSED, len(problems))
-            run = _Run(plan, chat, kept, rejected, task, most_refused)
+            run = _Run(plan, chat, kept, rejected, task)
             for _ in range(min(plan.asking.concurrency, len(problems))):
                 group.create_task(run.work(waiting))
         return run.requests, chat.retries
@@ -302,11 +300,10 @@ async def _ask_all(plan: RationalesPlan, problems: Sequence[Problem], endpoint: 
 class _Run:
     """What the workers share. They run on one thread, so a line is never cut by another's."""
 
-    def __init__(
-        self, plan: RationalesPlan, chat: Chat, kept: BinaryIO, rejected: BinaryIO, task: Task, most_refused: int
-    ) -> None:
+    def __init__(self, plan: RationalesPlan, chat: Chat, kept: BinaryIO, rejected: BinaryIO, task: Task) -> None:
         self.asking, self.chat, self.kept, self.rejected, self.task = plan.asking, chat, kept, rejected, task
-        self.most_refused = most_refused
+        answered_before = plan.kept or plan.given_up or any(problem.used for problem in plan.problems)
+        self.most_refused = MOST_REFUSED if answered_before else min(MOST_REFUSED, len(plan.problems))
         self.requests = self.answered = self.taken = self.solved = 0
 
     async def work(self, waiting: Iterator[Problem]) -> None:

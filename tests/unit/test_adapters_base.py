@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from plyfold.adapters.base import BaseRef, Quantisation, content_revision, resolve_base, sandbox_folder
+from plyfold.adapters.base import (
+    BaseRef,
+    Quantisation,
+    content_revision,
+    load_tokenizer,
+    resolve_base,
+    sandbox_folder,
+)
 from plyfold.core.config import BaseConfig
 from plyfold.core.errors import AuthError, ConfigError, IntegrityError, NotFoundError, OfflineError, PlyfoldError
 
@@ -62,6 +69,16 @@ def test_an_automatic_revision_changes_with_every_byte_that_counts(base: Path) -
         (base / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         assert content_revision(base) != revision, name
         (base / name).write_bytes(whole)
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sandbox_folder(), tmp_path / "base"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["pad_token"] = None
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+    tokenizer(["1 + 2", "3"], padding=True)
 
 
 def test_folders_that_are_no_base_are_refused(tmp_path: Path, base: Path) -> None:

@@ -190,8 +190,8 @@ WORKED = "He sold 48/2 = 24 clips in May.\nIn all 48+24 = 72 clips."
         ("48/2 = 24, 48+24 = 72", ""),
         ("72 clips", "72 clips"),
         (f"{WORKED}\n**Answer:**\n72\nWell done.", "72"),
-        ("So\n\\boxed{2x + 3}", "\\boxed{2x + 3}"),  # an expression, which is counted as no number
-        ("The answer is \\boxed{\\frac{\\sqrt{3}}{2}}.", "\\boxed{\\frac{\\sqrt{3}}{2}}."),
+        ("So\n\\boxed{2x + 3}", "2x + 3"),  # an expression, which is counted as no number
+        ("The answer is \\boxed{\\frac{\\sqrt{3}}{2}}.", "\\frac{\\sqrt{3}}{2}"),
         ("x = -3", "x = -3"),
     ],
 )
