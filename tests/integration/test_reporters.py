@@ -75,3 +75,13 @@ def test_every_stage_is_a_run_of_its_own_at_wandb(
         again.mkdir()
         _train("wandb", tiny_base(), again)
         assert wandb.run is theirs
+
+
+def test_trackio_gets_what_metrics_jsonl_has(tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    storage = pytest.importorskip("trackio.sqlite_storage", reason="trackio is not installed").SQLiteStorage
+    for run_dir in _train("trackio", tiny_base(), tmp_path):
+        reported = storage.get_logs("tiny", f"tiny-{run_dir.name}")
+        losses = {line["train/global_step"]: line["train/loss"] for line in reported if "train/loss" in line}
+        assert losses == _losses(run_dir)
+        assert len(losses) == 3
