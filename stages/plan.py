@@ -1,7 +1,8 @@
 """What `train` would do, decided before anything expensive starts: the base, each stage's rows, and what is stale.
 
 What can be refused without the base is refused here: bad values, unknown trainer fields, missing columns, training rows
-among the evaluation rows, another base than the curriculum's, an earlier stage that does not exist.
+among the evaluation rows, a stage for which too few rows fit, another base than the curriculum's, an earlier stage that
+does not exist.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -24,7 +24,15 @@ from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, data_of, require_disjoint, require_train_split
-from .fit import TokenCounter, fitting_rows, longest_prompts, require_batch, require_possible, token_counter
+from .fit import (
+    TokenCounter,
+    fitting_rows,
+    longest_prompts,
+    require_batch,
+    require_possible,
+    require_rows,
+    token_counter,
+)
 from .gates import parse_gate
 from .masking import check_masking
 from .memory import count_adapter, estimate_memory
@@ -36,9 +44,6 @@ from .rollout_check import check_rollout, check_sampling, plan_rollout
 from .shapes import ModelShape, find_shape
 from .stage_plan import CurriculumPlan, StagePlan
 from .tasks import SUPERVISED, check_stage, make_rows
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 Rows = tuple[list[Rationale], LoadReport, str]
 """Rows, what became of them, and why they are unknown where they are."""
@@ -54,7 +59,7 @@ class _Known:
     shape: ModelShape | None
     quantisation: Quantisation
     counter: TokenCounter | None
-    """Counts prompts; None where they are not read."""
+    """Counts prompts; None where the base's tokenizer is not on this disk."""
 
 
 def plan_curriculum(
@@ -92,10 +97,13 @@ def plan_curriculum(
         _check_recordable(config.base, base)
     _check_base(config, store, base, quantisation)
     held_out, eval_note = held_out_questions(config.eval.data, only_show)
-    # Reading every prompt takes seconds.
-    counter = token_counter(config.base) if only_show else None
     known = _Known(
-        config=config, base=base, base_note=base_note, shape=shape, quantisation=quantisation, counter=counter
+        config=config,
+        base=base,
+        base_note=base_note,
+        shape=shape,
+        quantisation=quantisation,
+        counter=token_counter(config.base),
     )
     loaded: dict[str, Rows] = {}
     plans: list[StagePlan] = []
@@ -108,7 +116,10 @@ def plan_curriculum(
             loaded[key] = find_rationales(*data_of(config, name), only_show, bare=not supervised)
             require_disjoint([item.question for item in loaded[key][0]], held_out, f"stages.{name}")
         plans.append(_plan_stage(known, name, full, loaded[key], plans, selected=full.number in selected))
-    done = _with_state(plans, known, store)
+    done = [
+        _with_lengths(known, plan, plans[:place]) if only_show or plan.will_train else plan
+        for place, plan in enumerate(_with_state(plans, known, store))
+    ]
     return CurriculumPlan(
         config=config,
         base=base,
@@ -133,15 +144,11 @@ def _plan_stage(
     assert full.adapter is not None
     _check_adapter(full.adapter, shape, "adapter" if config.stages[name].adapter is None else f"stages.{name}.adapter")
     arguments = trainer_arguments(config, name, Path("."), on_gpu=False)
-    prompt_tokens = None
     if full.task not in SUPERVISED:
         check_sampling(config.rollout, arguments, f"stages.{name}")
     if not unknown:
         require_possible(len(rationales), name, full, arguments, shape.context if shape else None)
-        if shape and known.counter:
-            prompt_tokens = _longest_prompt(known, name, full, rationales, arguments, shape.context)
-    adapter, earlier = full.adapter, [plan.adapter for plan in before]
-    revision, quantisation = (base.repo, base.revision), known.quantisation
+    adapter, revision = full.adapter, (base.repo, base.revision)
     return StagePlan(
         name=name,
         stage=full,
@@ -149,40 +156,53 @@ def _plan_stage(
         report=report,
         steps=count_steps(arguments, (_most_rows(full.data) if unknown else len(rationales)) * full.epochs),
         trainable=_trainable(base, known.base_note, shape, adapter),
-        config_digest=recipe_digest(full, config, revision, quantisation, report.sha256),
+        config_digest=recipe_digest(full, config, revision, known.quantisation, report.sha256),
         digest=None,
         reasons=("not trained yet",),
         selected=selected,
         arguments=arguments,
         parents=tuple(plan.number for plan in before),
-        prior_rank=sum(item.r for item in earlier),
-        memory=estimate_memory(shape, quantisation, full, adapter, earlier, arguments, config.rollout, prompt_tokens)
-        if shape
-        else None,
+        prior_rank=sum(plan.adapter.r for plan in before),
+        memory=None,
         gate=parse_gate(full.gate, f"stages.{name}.gate") if full.gate is not None else (),
         unknown=unknown,
     )
 
 
-def _longest_prompt(
-    known: _Known,
-    name: str,
-    full: StageConfig,
-    rationales: Sequence[Rationale],
-    arguments: TrainingArguments,
-    context: int,
-) -> int | None:
-    """Tokens of the longest prompt that is sampled from, None without rollouts; refuses a stage that no row fits."""
+def _with_lengths(known: _Known, plan: StagePlan, before: Sequence[StagePlan]) -> StagePlan:
+    """A stage with its memory, as far as shape and rows are at hand; refuses one for which too few rows fit.
+
+    Reads every prompt, which takes seconds for some thousands.
+    """
+    if not known.shape:
+        return plan
+    prompt_tokens = None if plan.unknown or not known.counter else _longest_prompt(known, plan, known.shape.context)
+    memory = estimate_memory(
+        known.shape,
+        known.quantisation,
+        plan.stage,
+        plan.adapter,
+        [earlier.adapter for earlier in before],
+        plan.arguments,
+        known.config.rollout,
+        prompt_tokens,
+    )
+    return replace(plan, memory=memory)
+
+
+def _longest_prompt(known: _Known, plan: StagePlan, context: int) -> int | None:
+    """Tokens of the longest prompt that is sampled from, None without rollouts; refuses where too few rows fit."""
     assert known.counter is not None
+    stage, arguments, rationales = plan.stage, plan.arguments, plan.rationales
     asked, seed = protocol(known.config.eval.protocol), known.config.seed
-    if full.task in SUPERVISED:
-        rows = make_rows(rationales, full, asked, seed, known.counter.text)
-        fitting, limit = fitting_rows(rows, full, arguments, context, known.counter)
-        require_batch(len(fitting), name, full, arguments, limit)
-        return None
-    longest = longest_prompts(rationales, full, asked, seed, arguments, context, known.counter)
-    if not all(longest[: 2 if full.task == "rewrite" else 1]):
-        require_batch(0, name, full, arguments, context - int(arguments.max_completion_length))
+    if stage.task != "rewrite":
+        rows = make_rows(rationales, stage, asked, seed, known.counter.text)
+        fitting, limit = fitting_rows(rows, stage, arguments, context, known.counter)
+        require_rows(len(fitting), plan.name, stage, arguments, limit)
+        return None if stage.task in SUPERVISED else max(known.counter.prompt(row["prompt"]) for row in fitting)
+    longest = longest_prompts(rationales, stage, asked, seed, arguments, context, known.counter)
+    if not all(longest):
+        require_batch(0, plan.name, stage, arguments, context - int(arguments.max_completion_length))
     return max(longest)
 
 

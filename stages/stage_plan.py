@@ -48,7 +48,7 @@ class StagePlan:
     prior_rank: int
     """Sum of their ranks."""
     memory: MemoryEstimate | None
-    """None where the base's shape is not known."""
+    """None where the base's shape is not known, or the plan is to be carried out and leaves the stage alone."""
     gate: tuple[Condition, ...] = ()
     """What it has to reach before a later stage trains."""
     unknown: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,20 @@ def test_every_shipped_config_plans_on_the_sandbox(name: str, local: list[str], 
         (["base.repo=my model"], "base"),
     ],
 )
-def test_what_could_only_fail_after_hours_is_refused_first(overrides: list[str], where: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("only_show", [True, False])
+def test_what_could_only_fail_after_hours_is_refused_first(
+    overrides: list[str], where: str, only_show: bool, tmp_path: Path
+) -> None:
     config = load_config("sandbox", overrides)
     with pytest.raises(ConfigError) as caught:
-        plan_curriculum(config, Store(tmp_path / "registry"), only_show=True)
+        plan_curriculum(config, Store(tmp_path / "registry"), only_show=only_show)
     assert caught.value.where == where
+
+
+def test_fewer_rows_that_fit_than_a_batch_takes_are_refused_before_an_earlier_stage_trains(tmp_path: Path) -> None:
+    few = ["stages.brevity.trainer.max_completion_length=985", "stages.brevity.data.rows=[0,40]"]
+    with pytest.raises(ConfigError, match="too few rows for one generation batch") as caught:
+        plan_curriculum(load_config("sandbox", few), Store(tmp_path / "registry"))
+    found = re.fullmatch(r"(\d+) rows of at most 39 tokens", str(dict(caught.value.fields())["found"]))
+    assert found
+    assert 0 < int(found[1]) < 16
