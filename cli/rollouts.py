@@ -36,6 +36,7 @@ def rollouts_command(
 
     One server draws the completions of any number of training processes, on GPUs of its own. Ctrl-C stops it.
     """
+    import shlex
     import sys
 
     from ..core.config import load_config
@@ -47,14 +48,17 @@ def rollouts_command(
 
     loaded = load_config(config or DEFAULT_CONFIG, overrides)
     store = find_store(registry, create=True, dry_run=dry_run)
-    server = plan_rollout_server(loaded, store.cache, host=host, port=port, max_model_len=max_model_len, gpus=gpus)
+    server = plan_rollout_server(
+        loaded, store.cache, host=host, port=port, max_model_len=max_model_len, gpus=gpus, only_show=dry_run
+    )
     if as_json:
         emit_json({"dry_run": dry_run, **server.to_json()})
     else:
         print(f"base     {server.base.repo}@{server.base.revision[:12]} as twin, {server.twin}")
         print(f"rank     {server.rank}")
         print(f"command  {server.shell_command}")
-        print(f"then     plyfold train {f'-c {config} ' if config else ''}{server.overrides}")
+        own = shlex.join([*(["-c", config] if config else []), *overrides])
+        print(f"then     plyfold train {f'{own} ' if own else ''}{server.overrides}")
     sys.stdout.flush()
     if dry_run:
         return 0

@@ -57,7 +57,7 @@ def train_command(
         from ..stages.run_folder import unfinished
 
         plan = plan_curriculum(loaded, store, numbers, only_show=True)
-        begun = unfinished(plan, runs)
+        begun = unfinished(plan, store, runs)
         if as_json:
             places = {"run_folder": str(runs / loaded.curriculum), "registry": str(store.root)}
             emit_json(plan.to_json() | places | {"continues_from": {str(key): step for key, step in begun.items()}})

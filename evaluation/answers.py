@@ -9,13 +9,15 @@ What is thought aloud before `</think>` (`...done thinking.` in a transcript of 
 said after it, and text that runs on after the answer (`\n\nQuestion: ...`, an end token written out) is cut off first.
 
 Comparison is exact on rationals: no tolerance, no rounding. Currency signs, thousands separators, units and `%` are
-dropped, so `$1,800.00` equals `1800` and `18%` equals `18`. Numbers in words, mixed fractions, exponents and scale
-words (`1.5 million`) are not read. Every pattern is linear in the text, since rewards run it too.
+dropped, so `$1,800.00` equals `1800` and `18%` equals `18`. Numbers in words, exponents and scale words
+(`1.5 million`) are not read. Every pattern is linear in the text, since rewards run it too.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -32,7 +34,7 @@ DIGITS = {start + digit: str(digit) for start in (0x660, 0x6F0, 0x966, 0xFF10) f
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f"), "\u202f")  # kept apart: they may group digits
 _CURRENCIES = dict.fromkeys(map(ord, "\uff04€£¥₹₱₩₦฿₫₺₽₪"), "$")
-_MARKS = {ord("\uff1a"): ":", ord("\uff0c"): ",", ord("\uff05"): "%"}
+_MARKS = {ord("\u2044"): "/", ord("\uff1a"): ":", ord("\uff0c"): ",", ord("\uff05"): "%"}
 _CHARACTERS = DIGITS | _DASHES | _SPACES | _CURRENCIES | _MARKS
 
 CURRENCY = (
@@ -41,12 +43,22 @@ CURRENCY = (
 )
 """Pattern of a currency's name as it is written before an amount; `Rs.5` is five."""
 
-_REWRITTEN = [
+_PART = r"(?:\{([^{}\n]*)\}|([0-9]))"
+_REWRITTEN: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # GSM8K's calculator marks
     (re.compile(r"\{,\}|\\,(?=[0-9])"), ","),
     (re.compile(r"\\!"), ""),
     (re.compile(r"\\([$%#])"), r"\1"),
-    (re.compile(r"\\[dt]?frac\s?\{([^{}\n]*)\}\s?\{([^{}\n]*)\}"), r"\1/\2"),
+    (re.compile(r"(?<=[0-9])\s?(?=\\[cdt]?frac)"), " "),  # 1\frac{1}{2}
+    (
+        re.compile(rf"\\[cdt]?frac\s?{_PART}\s?{_PART}"),
+        lambda found: "/".join(part for part in found.groups() if part is not None),
+    ),
+    (re.compile("(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])"), " "),
+    (
+        re.compile("[\u00bc-\u00be\u2150-\u215e]"),
+        lambda found: unicodedata.normalize("NFKC", found[0]).replace("\u2044", "/"),
+    ),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}\n]*)\}"), r" \1 "),
     (re.compile(r"\\[()\[\];: ]"), " "),
     (re.compile(r"(?<=[A-Za-z}])\s?\^\{?[0-9]+\}?"), ""),  # the exponent of a unit, m^2
@@ -57,33 +69,51 @@ _REWRITTEN = [
 ]
 
 _PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+"
-_VALUE = rf"(?P<value>{_PLAIN})(?:/(?P<over>{_PLAIN}))?"
+_VALUE = rf"(?:(?P<whole>[0-9]{{1,9}}) (?=[0-9]{{1,9}}/[0-9]))?(?P<value>{_PLAIN})(?:/(?P<over>{_PLAIN}))?"
 # A minus is a sign only where nothing it could subtract from stands before it; `x2` and `^2` are no numbers.
 _NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])(?P<sign>-))?(?:\$\s?(?P<inner>-)?)?(?<![0-9A-Za-z_^]){_VALUE}")
 # At the start of a span markup and a spaced minus may stand before the number.
 _LEADING = re.compile(rf"[\s*_\\(\[{{\"'`~≈:>]*(?P<sign>-\s?)?(?:\$\s?){{0,2}}(?P<inner>-)?{_VALUE}")
-_EXPRESSION = re.compile(r"(?:[0-9\s.,+\-*/\u00d7\u00f7%$()]|\\times|\\cdot|\bof\b|\btimes\b|\bx\b)*")
+_EXPRESSION = re.compile(r"(?:[0-9\s.,+\-*/\u00d7\u00f7\u00b7^{}%$()]|\\times|\\cdot|\bof\b|\btimes\b|\bx\b)*")
+# With units: `9 eggs x $2`, `36 divided by 2`. Words between two numbers without a sign are prose.
+_OPERATOR = r"(?:[-+*/x\u00d7\u00f7\u00b7]|\\times|\\cdot|\\div|times|plus|minus|of|(?:divided|multiplied)\sby)"
+_TERM = rf"[\s$(]*(?:{_PLAIN})[\s%)]*(?:[A-Za-z]+\s+){{0,3}}"
+_CALCULATION = re.compile(rf"{_TERM}(?:{_OPERATOR}{_TERM})+")
+_GOES_ON = re.compile(r"[\s%)]*(?:[A-Za-z]+\s)?(?:[-+*x\u00d7\u00f7\u00b7^]|\\times|\\cdot)\s*[$(]?\s*[0-9]")
 
 _RUN_ON = re.compile(
-    r"\n[ \t]*(?:\*\*|#{1,4} ?)?(?:Question|Problem|Human|User|Instruction|Q)[ \t]?[0-9]{0,4}\s?:"
+    r"\n[ \t]*(?:\*\*|#{1,4} ?)?(?:Question|Problem|Human|User|Instruction|Q)[ \t]?[0-9]{0,4}(?:\*\*)?\s?:"
+    r"|\n[ \t]*#{1,4} ?(?:Question|Problem)[ \t]?[0-9]{0,4}[ \t]*\n"
     r"|<\|(?:im_end|im_start|endoftext|eot_id|end)\|>|</s>",
     re.IGNORECASE,
 )
-_THOUGHTS_BEGIN = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
-_THOUGHTS_END = re.compile(r"</think(?:ing)?>|(?:\.\.\.|\u2026)done thinking\.", re.IGNORECASE)
-_ANSWER_LINE = re.compile(r"\banswer[*_ \t]{0,4}:|####", re.IGNORECASE)
+_THOUGHTS_BEGIN = re.compile(r"<think(?:ing)?>|<thought>|\[THINK\]|<\|begin_of_thought\|>", re.IGNORECASE)
+_THOUGHTS_END = re.compile(
+    r"</think(?:ing)?>|</thought>|\[/THINK\]|<\|end_of_thought\|>|(?:\.\.\.|\u2026)done thinking\.", re.IGNORECASE
+)
+_ANSWER_LINE = re.compile(
+    r"(?:\b(?:(?P<checks>check|verify)|(?P<seeks>find|calculate|compute|determine|get))(?:ing)?\s{1,3}"
+    r"(?:[a-z]{2,7}\s{1,3}){0,3})?\banswer[*_ \t]{0,4}:"
+    r"|^[#*_> \t]{0,8}(?:final[ \t]+)?answer[*_ \t]{0,4}$|<answer>|####",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""`find the answer:` states it on the last line alone, `check the answer:` never; a heading is `Answer` and no more."""
 _ANSWER_IS = re.compile(r"\banswer\s{1,3}(?:is|was|equals|=)\b\s?:?", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{")
-_AFTER_HASHES = re.compile(r"[.\s%*]*[A-Za-z ]{0,40}[.\s*]*$")
-# A root, a power of a number, or a sum of or with a letter; `5 m/s` and `-3 m` are none.
-_ALGEBRA = re.compile(
-    r"\\sqrt|\u221a|\\pi\b|\u03c0|[0-9)]\s?\^"
+_AFTER_HASHES = re.compile(r"[.\s%*]*[A-Za-z ]{0,40}[.\s*]*(?:[(,;].*)?$")
+# A root, a power of a number, or a sum of or with a letter; `5 m/s` and `-3 m` are none. A time, a ratio, several
+# numbers and one in words of scale are none that could be read, either.
+_NO_NUMBER = re.compile(
+    r"[0-9]\s?:\s?[0-9]|[0-9],[0-9]{2},[0-9]|[0-9]\s*[,;]\s+\$?-?[0-9]|[0-9]\s(?:or|and)\s\$?-?[0-9]|[0-9][xyz]\b|[0-9]e[-+]?[0-9]"
+    r"|[0-9]\s?(?i:hundred|thousand|[mb]illion)\b|^\D{0,3}[0-9.]+\s?[A-Za-z]+\s(?:and\s)?[0-9.]+\s?[A-Za-z]+\W*$"
+    r"|\\sqrt|\u221a|\\pi\b|\u03c0|[0-9)]\s?\^"
     r"|(?<![A-Za-z\\])[0-9]{0,9}[a-z]\s*[-+*]\s*[0-9(]|[0-9)]\s*[-+*]\s*[0-9.]{0,9}[a-z](?![A-Za-z])"
 )
 # Digits behind a blank go on where nothing follows that they could count, or they are zeros (`3 400`, `5 000 g`):
 # `5 100 g bags` may be five bags.
 _SPACED = re.compile(r"(?<![0-9.,/])[0-9]{1,3}(?:(?: [0-9]{3}){1,4}(?=[\s.*_)\]}$]*\Z)|(?: 000){1,4}(?![0-9]))")
 _HEADING = re.compile(r"[.):]\s+\S")
+_BULLET = re.compile(r"^[-*\u2022]\s+")
 
 
 @dataclass(frozen=True)
@@ -105,16 +135,23 @@ def extract_answer(text: str) -> str | None:
 
 def extract(text: str) -> Extracted:
     """The answer of a completion, and the layer that found it."""
-    text = _clean(text)
-    run_on = _RUN_ON.search(text)
-    began, ended = _THOUGHTS_BEGIN.search(text), _THOUGHTS_END.search(text)
-    if run_on and ended and run_on.start() < ended.start() and not (began and began.start() > run_on.start()):
-        run_on = _RUN_ON.search(text, ended.end())  # the problem, restated in thought
-    if run_on:
-        found = _layers(_said_in(text[: run_on.start()]))
-        if found.value is not None:
-            return found
-    return _layers(_said_in(text))
+    ended = _without_run_on(text)
+    found = _layers(_clean(_said_in(ended)))
+    return _layers(_clean(_said_in(text))) if found.value is None and ended != text else found
+
+
+def extract_solution(text: str) -> tuple[str, Extracted]:
+    """What of a teacher's text is its solution, and the answer that is read from it.
+
+    The text without thoughts and without what it runs on to after it has stated an answer: another problem, or the
+    same one where all before it was a preamble.
+    """
+    said = spoken(_without_run_on(text))
+    found = _layers(_clean(said))
+    if not found.span:
+        said = spoken(text)
+        found = _layers(_clean(said))
+    return said, found
 
 
 def spoken(text: str) -> str:
@@ -126,9 +163,9 @@ def spoken(text: str) -> str:
 def normalise(text: str) -> str | None:
     """Canonical spelling of a short answer such as `$1,800.00`, `18 eggs` or `x = -3`.
 
-    None without a number, and for an expression (`2x + 3`, `sqrt{3}`), whose first number is not its value.
+    None without a number, and for what its first number is not the value of: `2x + 3`, `sqrt{3}`, `3 or 4`, `5:30`.
     """
-    value = None if _ALGEBRA.search(text) else _read(_clean(text))
+    value = None if _NO_NUMBER.search(text) else _read(_clean(text))
     return None if value is None else _spell(value)
 
 
@@ -164,6 +201,15 @@ def gold_answer(text: str) -> str:
     return value
 
 
+def _without_run_on(text: str) -> str:
+    plain = text.translate(_CHARACTERS)
+    run_on = _RUN_ON.search(plain)
+    began, ended = _THOUGHTS_BEGIN.search(text), _THOUGHTS_END.search(text)
+    if run_on and ended and run_on.start() < ended.start() and not (began and began.start() > run_on.start()):
+        run_on = _RUN_ON.search(plain, ended.end())  # the problem, restated in thought
+    return text[: run_on.start()] if run_on else text
+
+
 def _said_in(text: str) -> str:
     said = spoken(text)
     return said if said.strip() else text
@@ -188,7 +234,12 @@ def _lines_after(text: str, cue: re.Pattern[str]) -> list[str]:
     spans = []
     for match in reversed(list(cue.finditer(text))[-MAX_CUES:]):
         rest = text[match.end() : match.end() + 500].lstrip(" \t*_")
-        line = rest.lstrip().split("\n", 1)[0] if rest[:1] in ("\n", "\r") else rest.split("\n", 1)[0]
+        line = rest.split("\n", 1)[0]
+        if rest[:1] in ("\n", "\r"):
+            line = _BULLET.sub("", rest.lstrip().split("\n", 1)[0])
+        cued = match.groupdict()
+        if cued.get("checks") or (cued.get("seeks") and "\n" in text[match.end() :].strip()):
+            continue
         if match.group() == "####":
             number = _LEADING.match(line)
             after = line[number.end() :] if number else ""
@@ -215,7 +266,10 @@ def _read(span: str) -> Fraction | None:
     span = _SPACED.sub(lambda grouped: grouped[0].replace(" ", ""), next(iter(_boxes(span)), span))
     leading = _LEADING.match(span)
     head, equals, tail = span.rpartition("=")
-    result = _LEADING.match(tail) if equals and (leading is None or _EXPRESSION.fullmatch(head)) else None
+    given = equals and (leading is None or _EXPRESSION.fullmatch(head) or _CALCULATION.fullmatch(head))
+    result = _LEADING.match(tail) if given else None
+    if result and leading and _GOES_ON.match(tail, result.end()):  # `18 = 9 * 2` says how
+        result = None
     for match in (result, leading):
         value = _value(match) if match else None
         if value is not None:
@@ -241,6 +295,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
         if over == 0:
             return None
         value /= over
+    if match["whole"]:  # `1 1/2`; of `3 4/2` the first number counts
+        value = Fraction(match["whole"]) + (value if value < 1 else 0)
     return -value if match["sign"] or match["inner"] else value
 
 

@@ -166,7 +166,8 @@ class Chat:
                     answer = _read(response)
                     if answer is not None:
                         return answer
-                    problem = "an answer that is no chat completion"
+                    problem = self._said(response)  # some gateways answer 200 with an error inside
+                    problem = "an answer that is no chat completion" if ":" not in problem else problem
                 elif response.status_code in PASSING or response.status_code >= 500:
                     problem = self._said(response)
                     wait_s = self._asked_wait_s(response, wait_s)
@@ -241,6 +242,8 @@ def _read(response: httpx2.Response) -> Answer | None:
         found = response.json()
         choice, usage = found["choices"][0], found.get("usage") or {}
         text = choice["message"].get("content") or ""
+        if isinstance(text, list):
+            text = "".join(part["text"] for part in text if part.get("type") == "text")
         counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from ..core.console import warn
@@ -38,6 +39,16 @@ def last_checkpoint(run_dir: Path, fingerprint: str) -> Path | None:
             return path
         warn(f"{path} is damaged and passed over: {', '.join(damaged)} is not as it was written")
     return None
+
+
+def sweep_checkpoints(run_dir: Path, keep: Path | None) -> None:
+    """Remove what a run does not go on from: half-written, damaged and later ones than the one it takes up.
+
+    They would be counted among those that are kept, and the last sound one would go for them.
+    """
+    for path in (run_dir / CHECKPOINTS).glob("checkpoint-*"):
+        if not (path / COMPLETE).is_file() or step_of(path) > (step_of(keep) if keep else -1):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is(file: Path, digest: str) -> bool:

@@ -159,7 +159,7 @@ def _train_stage(plan: CurriculumPlan, stage: StagePlan, store: Store, run_dir: 
         return composed.entries, composed.path
 
     entries, prior = processes.on_first(compose)
-    run = run_stage(plan, stage, prior, [entry.digest for entry in entries], run_dir)
+    run = run_stage(plan, stage, prior, [entry.record.weights.digest for entry in entries], run_dir)
 
     def publish() -> str:
         digest = store.publish(run.folder, _record(plan, stage, entries, run))

@@ -25,7 +25,7 @@ from ..core.config import MiningConfig
 from ..core.console import say
 from ..core.digest import digest_json
 from ..core.errors import FailedError, IntegrityError
-from ..core.files import write_json
+from ..core.files import write_bytes, write_json
 from .data import load_problems, question_hash, require_disjoint, require_train_split
 from .draws import Draws, verifier
 from .metrics import METRICS, read_metrics
@@ -310,6 +310,6 @@ def _note(path: Path, step: int, measured: dict[str, PassRates]) -> None:
         f"unaided/{name}/pass@{k}": round(found.pass_at(k), 6) for name, found in measured.items() for k in found.ks
     }
     line = {"step": step, **rates}
-    if rates and line not in read_metrics(path):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    lines = read_metrics(path)
+    if rates and line not in lines:  # written anew: a kill may have cut the last line
+        write_bytes(path, "".join(f"{json.dumps(each)}\n" for each in [*lines, line]).encode())

@@ -122,6 +122,21 @@ def askable(
     return tuple(item for item in rationales if counter.prompt(protocol.prompt(item.question)) <= limit)
 
 
+def require_askable(num_problems: int, name: str, stage: StageConfig, context: int) -> None:
+    """Refuse a stage that no problem can be mined for.
+
+    Raises:
+        ConfigError: There is none whose prompt leaves room for a sample.
+    """
+    if not num_problems:
+        raise ConfigError(
+            "not one question leaves room in the base's context for a sample of mining",
+            where=f"stages.{name}.mining.max_new_tokens",
+            found=stage.mining.max_new_tokens,
+            expected=f"well below {context}",
+        )
+
+
 def require_possible(
     num_rows: int, name: str, stage: StageConfig, arguments: TrainingArguments, context: int | None
 ) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from ..evaluation.answers import CURRENCY, normalise, same_answer
-from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_numbers, find_operators, find_spaced
+from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_operators, find_spaced
 
 _ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
 # Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
@@ -26,8 +26,9 @@ _ANSWER_TAIL = re.compile(
 )
 _FINAL_SECTION = re.compile(r"(?:\A|\s)(?:-{3,}\s*|[#*]+\s*)?Final Answer\b(?P<rest>.*)\Z", re.DOTALL)
 _ANSWER_IS = re.compile(
-    r"(?:\b(?:so|thus|hence|therefore),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
-    rf"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?[\s*\\(\[{{$]*(?:[A-Za-z]\s*=\s*)?(?:{CURRENCY}\s?)?(?P<number>{NUMBER_TEXT})",
+    r"(?:\b(?:so|thus|hence|therefore|finally|in\s+(?:conclusion|summary)),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
+    r"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?[\s*\\(\[{$]*(?:(?:boxed|fbox)\s?\{[\s\\$]*)?"
+    rf"(?:[A-Za-z]\s*=\s*)?(?:{CURRENCY}\s?)?(?P<number>{NUMBER_TEXT})",
     re.IGNORECASE,
 )
 _MARKED = re.compile(
@@ -46,7 +47,22 @@ _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
           "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _ONE = re.compile(r"\bone\b(?!\s+(?:of|by|another)\b)", re.IGNORECASE)
-_RATIO = re.compile(r"(?<![0-9./])[0-9]+\s?/\s?[0-9]+(?![0-9/]|\.[0-9])|\\[dt]?frac\s?\{[0-9]+\}\s?\{[0-9]+\}")
+_RATIO = re.compile(  # `1/2`, `1 1/2`, `1\frac{1}{2}`, `1½`
+    r"(?<![0-9./])(?:[0-9]{1,9}\s)?[0-9]{1,9}\s?/\s?[0-9]{1,9}(?![0-9/]|\.[0-9])"
+    r"|(?<![0-9])(?:[0-9]{1,9}\s?)?(?:\\[cdt]?frac\s?(?:\{[0-9]+\}|[0-9])\s?(?:\{[0-9]+\}|[0-9])|[\u00bc-\u00be\u2150-\u215e])"
+)
+_COUNTS = dict(zip(_WORDS, range(20), strict=True)) | {
+    f"{word}{one and '-'}{one}": 20 + 10 * place + ones
+    for place, word in enumerate(_TENS)
+    for ones, one in enumerate(["", *_WORDS[1:10]])
+}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3, "million": 10**6, "m": 10**6, "billion": 10**9}
+_WORDED = "|".join(sorted(_COUNTS, reverse=True)).replace("-", "[ -]")
+_SCALED = re.compile(
+    rf"(?<![0-9A-Za-z])(?:(?P<digits>{NUMBER_TEXT})|(?P<words>a|{_WORDED}))[\s-]?(?P<scale>{'|'.join(_SCALES)})\b",
+    re.IGNORECASE,
+)
+"""`$2 million`, `two hundred`, `3k`; a word comes after the longer ones that begin with it."""
 
 
 def states_answer(text: str) -> bool:
@@ -106,7 +122,7 @@ def _without_dangling(text: str) -> str:
         before, _, last = text.rpartition(" ")
         if _DANGLING.fullmatch(last) and (before or last.startswith("---")):
             text = before.rstrip()
-        elif text.endswith("**"):
+        elif text.endswith("**") and text.count("**") % 2:
             text = text.removesuffix("**").rstrip()
         else:
             return text
@@ -128,11 +144,11 @@ def answer_at_end(piece: str) -> tuple[str, int]:
 def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ...]:
     """Steps in which the gold number is replaced by the mask wherever it would tell the answer.
 
-    Every number of its value is hidden, in digits whatever touches them (but for the power of a unit, `m^2`), in words
-    up to ninety-nine ("one" in the last step alone) or, where it is no integer, as a ratio of two integers; in the last
-    step so is a result that is the answer in cents or in the whole. Where the question gives
-    that number too, hiding it as a given would tell more than it conceals ("2 dozen" in the question, "[MASK] dozen" in
-    a step): then only what a calculation gives is hidden, and in the last step all that is no operand.
+    Every number of its value is hidden: in digits, whatever touches them (but for the power of a unit, `m^2`), in words
+    up to ninety-nine ("one" in the last step alone), as a count of hundreds or dozens and, where it is no integer, as a
+    ratio of two integers; in the last step so is a result that is the answer in cents or in the whole. Where the
+    question gives that number too, hiding it as a given would tell more than it conceals ("2 dozen" in the question,
+    "[MASK] dozen" in a step): then only what a calculation gives is hidden, in the last step all that is no operand.
 
     Args:
         steps: Of one rationale, in order, without statements of the answer.
@@ -144,9 +160,11 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         words = re.compile(rf"(?<!\w){re.escape(gold.strip())}(?!\w)", re.IGNORECASE)
         return tuple(words.sub(MASK, step) if gold.strip() else step for step in steps)
     value = value.removeprefix("-")
-    given = any(number.value == value for number in [*find_numbers(question), *find_spaced(question)])
-    ratio_given = any(same_answer(match[0], value) for match in _RATIO.finditer(question))
     spelt = _spelt(value)
+    given = any(number.value == value for number in [*find_digits(question), *find_spaced(question)])
+    given = given or bool(spelt and value != "1" and spelt.search(question))
+    scaled_given = given or bool(_scaled(question, value))
+    ratio_given = any(same_answer(match[0], value) for match in _RATIO.finditer(question))
     hidden = []
     for place, step in enumerate(steps):
         last = place == len(steps) - 1
@@ -158,6 +176,8 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         ]
         if spelt and (last or not (given or value == "1")):
             spans += [match.span() for match in spelt.finditer(step)]
+        if last or not scaled_given:
+            spans += _scaled(step, value)
         if not value.isdecimal() and (last or not ratio_given):
             spans += [match.span() for match in _RATIO.finditer(step) if same_answer(match[0], value)]
         hidden.append(cover(step, spans))
@@ -167,6 +187,17 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
 def _is_hundredfold(one: str, other: str) -> bool:
     """Whether two numbers are the same in dollars and in cents, or as a share and in per cent."""
     return Fraction(one) in (100 * Fraction(other), Fraction(other) / 100)
+
+
+def _scaled(text: str, value: str) -> list[tuple[int, int]]:
+    """Where a count and a word of scale come to a value."""
+    found = []
+    for match in _SCALED.finditer(text):
+        words = (match["words"] or "").lower().replace(" ", "-")
+        count = normalise(match["digits"]) if match["digits"] else 1 if words == "a" else _COUNTS[words]
+        if count is not None and Fraction(count) * _SCALES[match["scale"].lower()] == Fraction(value):
+            found.append(match.span())
+    return found
 
 
 def _spelt(value: str) -> re.Pattern[str] | None:
@@ -204,7 +235,9 @@ def _without_sentences(text: str, gold: str) -> str:
             continue
         if "=" in text[number:end]:
             start, end = match.start(), number
-        text = f"{text[:start].rstrip()} {text[end:].lstrip()}"
+        elif calculates(text[start : match.start()]):  # `9 * 2 = 18, so the answer is 18`
+            start = match.start()
+        text = f"{text[:start].rstrip(' ,;')} {text[end:].lstrip()}"
     return text.strip()
 
 

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from ..adapters.base import BaseRef, Quantisation
 from ..core.config import AdapterConfig, BaseConfig, CurriculumConfig, DataConfig, StageConfig
 from ..core.digest import digest_json, short
-from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
+from ..core.errors import BaseMismatchError, ConfigError, IntegrityError, NotFoundError
 from ..evaluation.protocols import protocol
-from ..registry.graph import CHANGED, stale
+from ..registry.graph import CHANGED, parent_numbers, stale
 from ..registry.record import BaseRecord, first_fault
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
@@ -28,6 +28,7 @@ from .fit import (
     TokenCounter,
     fitting_rows,
     longest_prompts,
+    require_askable,
     require_batch,
     require_possible,
     require_rows,
@@ -201,8 +202,9 @@ def _longest_prompt(known: _Known, plan: StagePlan, context: int) -> int | None:
         require_rows(len(fitting), plan.name, stage, arguments, limit)
         return None if stage.task in SUPERVISED else max(known.counter.prompt(row["prompt"]) for row in fitting)
     longest = longest_prompts(rationales, stage, asked, seed, arguments, context, known.counter)
-    if not all(longest):
+    if not longest[0]:
         require_batch(0, plan.name, stage, arguments, context - int(arguments.max_completion_length))
+    require_askable(longest[1], plan.name, stage, context)
     return max(longest)
 
 
@@ -243,6 +245,8 @@ def _with_state(plans: list[StagePlan], about: _Known, store: Store) -> list[Sta
         reasons = list(outdated.get(plan.number, [])) if plan.number in known else ["not trained yet"]
         if CHANGED in reasons:
             reasons[reasons.index(CHANGED)] = _changed(plan, about, store, known[plan.number])
+        elif plan.number in known and (moved := _other_parents(plan, store, curriculum, known[plan.number])):
+            reasons.append(moved)
         again = [str(earlier.number) for earlier in done if earlier.will_train and earlier.digest]
         if again and plan.number in known and not reasons:
             reasons = [f"stage {', '.join(again)} is trained again"]
@@ -266,6 +270,18 @@ def _changed(plan: StagePlan, about: _Known, store: Store, digest: str) -> str:
     wanted = recipe(plan.stage, about.config, base, about.quantisation, plan.report.sha256)
     found = what_changed(store.peek(digest).record, wanted)
     return f"{CHANGED}: {', '.join(found)}" if found else "another version of plyfold trained it by other rules"
+
+
+def _other_parents(plan: StagePlan, store: Store, curriculum: str, digest: str) -> str:
+    """Why a stage is stale that was trained on other stages than the config now has below it; empty where it is not."""
+    try:
+        before = parent_numbers(store, curriculum, digest)
+    except (NotFoundError, IntegrityError):
+        return ""  # told already
+    if before == plan.parents:
+        return ""
+    was, is_now = (", ".join(map(str, numbers)) or "the base" for numbers in (before, plan.parents))
+    return f"it was trained on top of {was}, and the config has {is_now} below it"
 
 
 def _held(store: Store, digest: str | None) -> bool:

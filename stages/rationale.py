@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError
-from ..evaluation.answers import extract, gold_answer, normalise, same_answer, spoken
+from ..evaluation.answers import extract, extract_solution, gold_answer, normalise, same_answer
 from .leaks import answer_at_end, calculates, marks_answer, strip_statements
 
 MIN_STEPS = 2
@@ -22,14 +22,25 @@ ANSWER_CUE = "Answer:"
 """Starts the last line of every rendered solution."""
 
 _STEP = re.compile(
-    r"^[ \t*#>-]*Step[ \t]+(?P<number>\d+)[ \t]*\**[ \t]*(?:[:.)]\**|[-–—]+(?=\s)|$)[ \t]*",  # noqa: RUF001
+    r"^(?:[^\w\n]|_)*(?:\d{1,2}[.)][^\w\n]*)?(?:\\textbf\{)?Step[ \t]*#?(?P<number>\d+)(?:[ \t]*(?:/|of\b)[ \t]*\d+)?"
+    r"[ \t]*[*_]*[ \t]*(?:[:.)]\}?[*_]*|[-–—]+(?=\s)|$|(?=\([^()\n]{1,60}\)[*_]*:))[ \t]*",  # noqa: RUF001
     re.MULTILINE | re.IGNORECASE,
 )
-_ITEM = re.compile(r"[ \t*#>(-]*(?P<number>\d{1,2})\\?[.):]\**[ \t]+(?=\S)")
+_ITEM = re.compile(r"[ \t*#>(\[-]*(?P<number>\d{1,2})\\?[.):\]]\**[ \t]+(?=\S)")
 # Not behind `Mr.` or `Mrs.`, nor behind a name as short as these.
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?<!\b[A-Z][a-z]\.)(?<!\b[A-Z][a-z]{2}\.)\s+(?=[A-Z])")
 _MARK = re.compile(r"<<[^<>\n]*>>")
-_MARKUP = re.compile(r"^[ \t]*```\w*[ \t]*$|</?think(?:ing)?>", re.MULTILINE | re.IGNORECASE)
+_MARKUP = re.compile(
+    r"^[ \t]*```\w*[ \t]*$|</?think(?:ing)?>|<\|(?:begin|end)_of_solution\|>|^[ \t]*thinking(?:\.\.\.|\u2026)[ \t]*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+# An answer on the line after its cue, or in a tag, as one line that says so.
+_BELOW = re.compile(
+    r"(?P<cue>\banswer\s+(?:is|was)\s*:?)[*_ \t]*\n\s*(?=[^\n=]{1,200}\s*\Z)"
+    r"|^[#*_> \t]*(?:final[ \t]+)?answer[*_: \t]*\n\s*(?:[-*\u2022]\s+)?(?=[^\n=]{1,200}\s*\Z)",
+    re.MULTILINE | re.IGNORECASE,
+)
+_TAGGED = re.compile(r"\s*<answer>\s*(?P<answer>[^<\n]*?)\s*(?:</answer>|\Z)", re.IGNORECASE)
 # Displayed mathematics is one line however many it is written on, with the line that introduces it.
 _DISPLAY = re.compile(
     r"(?P<cue>[:,][ \t]*\n\s*)?"
@@ -86,12 +97,11 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
         if bare:
             return Rationale(question=question, steps=(), answer=gold)
         raise UnusableRationale("no rationale")
-    text = spoken(text)
+    text, stated = extract_solution(text)
     # A last number in mid-calculation states nothing: a cut-off solution must not pass for a right one.
-    stated = stated_answer(text)
-    if not stated:
+    if not stated.span:
         raise UnusableRationale("the rationale states no answer")
-    if not same_answer(stated, gold):
+    if not same_answer(stated.value, gold):
         raise UnusableRationale("the rationale's answer is not the gold one")
     pieces, numbered = _pieces(text)
     steps = _steps(pieces, gold)
@@ -122,7 +132,7 @@ def read_gold(answer: str) -> str:
 
 def stated_answer(text: str) -> str:
     """The number that a worked solution says is its answer; empty where the last one of all is all there is."""
-    found = extract(text)
+    _, found = extract_solution(text)
     return str(found.value) if found.span else ""
 
 
@@ -141,7 +151,7 @@ def answer_in_step(text: str, gold: str) -> bool:
 
     An answer line of its own at the end of the text is where an answer belongs, and none of this.
     """
-    pieces, numbered = _pieces(spoken(text))
+    pieces, numbered = _pieces(extract_solution(text)[0])
     for place, piece in enumerate(map(_unmarked, pieces)):
         calculation, told = answer_at_end(piece)
         if calculation or (numbered and told >= 0 and (place < len(pieces) - 1 or told == 0)):
@@ -159,7 +169,8 @@ def _steps(pieces: Sequence[str], gold: str) -> tuple[str, ...]:
 
 def _pieces(text: str) -> tuple[list[str], bool]:
     """The texts of the last numbered run of steps, or else the lines, and whether they are numbered."""
-    text = _without_verification(text)
+    text = _TAGGED.sub(lambda tag: f"\n{ANSWER_CUE} {tag['answer']}", _without_verification(text))
+    text = _BELOW.sub(lambda below: f"{below['cue'] or ANSWER_CUE} ", text)
     headings = list(_STEP.finditer(text))
     if not headings:
         return _without_numbers(_DISPLAY.sub(_on_one_line, text).splitlines()), False
@@ -175,12 +186,13 @@ def _pieces(text: str) -> tuple[list[str], bool]:
 
 
 def _without_verification(text: str) -> str:
-    """Without the numbered run that only verifies an answer already stated: the solution is the run before it."""
+    """Without the numbered run that only verifies what was solved: the solution is the run before it."""
     starts = [heading.start() for heading in _STEP.finditer(text) if heading["number"] == "1"]
     for start in reversed(starts[1:]):
         before = text[:start].rstrip()
         cut = before.rfind("\n") + 1
-        if _VERIFIES.search(before[cut:]) and stated_answer(before[:cut]):
+        solved = stated_answer(before[:cut]) or len(_STEP.findall(before[:cut])) >= MIN_STEPS
+        if solved and _VERIFIES.search(before[cut:]):
             text = before[:cut]
     return text
 
@@ -193,9 +205,16 @@ def _on_one_line(display: re.Match[str]) -> str:
 def _without_numbers(lines: list[str]) -> list[str]:
     """Steps without numbers of their own, which would give away their order."""
     items = [_ITEM.match(line) for line in lines]
-    numbers = [int(item["number"]) for item in items if item]
-    follows = all(number in (1, before + 1) for before, number in zip([0, *numbers], numbers, strict=False))
-    return [line[item.end() :] if item and follows else line for item, line in zip(items, lines, strict=True)]
+    levels: list[int] = []  # a list inside an item starts anew and lets the outer one go on
+    for number in (int(item["number"]) for item in items if item):
+        while number > 1 and levels and levels[-1] != number - 1:
+            levels.pop()
+        if number > 1 and not levels:
+            return lines
+        if number > 1:
+            levels.pop()
+        levels.append(number)
+    return [line[item.end() :] if item else line for item, line in zip(items, lines, strict=True)]
 
 
 def _unmarked(piece: str) -> str:

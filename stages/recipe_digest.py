@@ -15,13 +15,16 @@ from ..registry.record import Record
 from .mining import MEASURING
 from .tasks import UNUSED
 
-RECIPE_FORMAT = 4
+RECIPE_FORMAT = 5
 """Raised when equal configurations come to mean other training, so that stages made before count as stale."""
 
 _UNDECIDING = {"save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "report_to",
                "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
                "log_completions", "dataloader_num_workers", "gradient_checkpointing", "ddp_timeout",
-               "logging_first_step", "num_generations_eval"}  # fmt: skip
+               "logging_first_step", "num_generations_eval", "dataloader_pin_memory", "dataloader_persistent_workers",
+               "dataloader_prefetch_factor", "log_level", "log_level_replica", "log_on_each_node", "log_multimodal",
+               "log_unique_prompts", "log_completions_hub_repo", "skip_memory_metrics", "torch_empty_cache_steps",
+               "activation_offloading"}  # fmt: skip
 """Trainer fields that leave the weights alone."""
 
 _ADDED: dict[str, dict[str, Any]] = {

@@ -79,8 +79,8 @@ class RunRecorder(TrainerCallback):
             self._drawn_s = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, *, model: PeftModel, **_: Any) -> None:
-        """Say so if all of it was for nothing."""
-        if not state.is_world_process_zero:
+        """Say so if all of it was for nothing; a run that was stopped goes on."""
+        if not state.is_world_process_zero or state.global_step < state.max_steps:
             return
         if alarms := self.alarms.finish(state.global_step, moved=has_moved(model)):
             self._append(state, {}, alarms)

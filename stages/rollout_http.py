@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,14 @@ class HttpRollouts:
             OfflineError: The server is out of reach, also after waiting.
             FailedError: It answers with an error.
         """
-        with ThreadPoolExecutor(min(CONCURRENT, len(requests))) as pool:
+        pool = ThreadPoolExecutor(min(CONCURRENT, len(requests)))
+        try:
             futures = [pool.submit(self._complete, name, request, sampling) for request in requests]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for ended in wait(futures, return_when=FIRST_EXCEPTION).done:
+                ended.result()
+            return [future.result() for future in futures]
+        finally:  # an error does not wait for the requests beside it
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def describe(self) -> dict[str, Any]:
         """Engine and limit; not where it is, which is nobody else's."""

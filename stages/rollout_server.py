@@ -60,6 +60,7 @@ def plan_rollout_server(
     port: int = 8001,
     max_model_len: int | None = None,
     gpus: int = 1,
+    only_show: bool = False,
 ) -> RolloutServer:
     """Decide how the server is started, without making or starting anything.
 
@@ -70,6 +71,7 @@ def plan_rollout_server(
         port: TCP port.
         max_model_len: Longest prompt plus completion, in tokens; null takes the base's, on a CPU at most 4096.
         gpus: That share the model.
+        only_show: It will not be started: a base is not downloaded for it.
 
     Raises:
         ConfigError: No stage that has completions drawn, or several GPUs on a machine without one.
@@ -80,7 +82,7 @@ def plan_rollout_server(
         raise ConfigError("no stage of this curriculum has completions drawn", where=config.curriculum)
     if gpus > 1 and runs_on_cpu():
         raise ConfigError("several GPUs on a machine without one", found=gpus, expected="1")
-    base, quantisation = resolve_base(config.base), Quantisation.of(config.base)
+    base, quantisation = resolve_base(config.base, local_only=only_show), Quantisation.of(config.base)
     last = max(stage.number for stage in drawing)
     ranks = [(stage.adapter or config.adapter).r for stage in config.stages.values() if stage.number <= last]
     twin = twin_path(base, quantisation, cache)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import save_config
 from ..core.console import progress, say
 from ..core.digest import sha256_bytes
-from ..core.errors import ConfigError, FailedError
+from ..core.errors import FailedError
 from ..core.files import staged_folder
 from .arguments import generation_cycle, trainer_arguments
-from .checkpoints import last_checkpoint
+from .checkpoints import last_checkpoint, sweep_checkpoints
 from .draws import draw_seed
-from .fit import TokenCounter, askable, fitting_rows, longest_prompts, needed_context, require_rows
+from .fit import TokenCounter, askable, fitting_rows, longest_prompts, needed_context, require_askable, require_rows
 from .metrics import final_means, read_metrics, rollout_totals
 from .mishaps import explained_loading, explained_sampling, explained_training
 from .processes import Processes, join
@@ -50,7 +50,7 @@ def run_stage(
         plan: The curriculum's plan, for base, protocol and config.
         stage: The stage.
         prior: Earlier stages composed into one adapter folder; null for the first.
-        parents: Digests of those stages.
+        parents: Digests of those stages' weights.
         run_dir: The stage's run folder.
 
     Raises:
@@ -140,13 +140,7 @@ class _Training:
         if left := len(stage.rationales) - len(pool):
             say(f"{stage.label}: {left} of {len(stage.rationales)} questions leave no room for "
                 f"{stage.stage.mining.max_new_tokens} tokens in a context of {self.context}, not mined")  # fmt: skip
-        if not pool:
-            raise ConfigError(
-                "not one question leaves room in the base's context for a sample of mining",
-                where=f"stages.{stage.name}.mining.max_new_tokens",
-                found=stage.stage.mining.max_new_tokens,
-                expected=f"well below {self.context}",
-            )
+        require_askable(len(pool), stage.name, stage.stage, self.context)
         mined = replace(stage, rationales=pool)
         sampling = policy_sampler(plan, mined, self.model, self.tokenizer, engine, self.folder.path)
         with explained_sampling(stage.number, stage.name), sampling as sampler:
@@ -161,6 +155,7 @@ class _Training:
         stage = self.stage
         rows = self._rows(chosen)
         checkpoint = last_checkpoint(self.folder.path, self.folder.fingerprint)
+        self.processes.on_first(lambda: sweep_checkpoints(self.folder.path, checkpoint))
         if checkpoint is not None:
             say(f"{stage.label}: continues from {checkpoint.name}")
         with progress(stage.label) as task:
@@ -175,10 +170,20 @@ class _Training:
             ):
                 trainer = self._trainer(rows, engine, [self.recorder, stop])
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return int(trainer.state.global_step)
+        steps, planned = int(trainer.state.global_step), int(trainer.state.max_steps)
+        if steps < planned:  # whatever ended it, half a stage must not pass for a whole one
+            raise FailedError(
+                "training ended before its last step",
+                where=stage.label,
+                found=f"step {steps} of {planned}",
+                next_step="run the same command again; it continues from the last checkpoint",
+            )
+        return steps
 
     def check(self) -> None:
         """Refuse an adapter beside which anything else moved, or that the processes do not agree on.
+
+        Called before a checkpoint is kept, too: a rerun would take it up on a sound base and see nothing.
 
         Raises:
             FailedError: One of them.
@@ -243,6 +248,7 @@ class _Training:
             "tokenizer": self.tokenizer,
             "base": self.plan.base,
             "fingerprint": self.folder.fingerprint,
+            "check": self.check,
             "callbacks": callbacks,
         }
         if stage.task in SUPERVISED:

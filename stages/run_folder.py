@@ -16,14 +16,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..core.console import say
+from ..adapters.tensors import tensor_digest
+from ..core.console import say, warn
 from ..core.digest import digest_json, short
-from ..core.errors import IncompatibleError
+from ..core.errors import IncompatibleError, PlyfoldError
 from ..core.files import held, staged_folder, write_json
 from .checkpoints import last_checkpoint, step_of
 from .stage_plan import CurriculumPlan, StagePlan
+
+if TYPE_CHECKING:
+    from ..registry.store import Store
 
 RUN = "run.json"
 ADAPTER = "adapter"
@@ -68,11 +72,19 @@ class RunFolder:
         note = _note(self.path)
         if "steps" not in note or not (self.path / ADAPTER).is_dir():
             return None
+        try:
+            sound = tensor_digest(self.path / ADAPTER) == note["weights"]
+        except (KeyError, PlyfoldError):
+            sound = False
+        if not sound:
+            warn(f"{self.path / ADAPTER} is not as it was written: made again from the last checkpoint")
+            return None
         return StageRun(folder=self.path / ADAPTER, steps=note["steps"], details=note["details"])
 
     def finish(self, steps: int, details: dict[str, Any]) -> StageRun:
         """Note that the run is over; its adapter has to lie there already."""
-        write_json(self.path / RUN, {**self._beginning(), "steps": steps, "details": details})
+        write_json(self.path / RUN, {**self._beginning(), "steps": steps, "details": details,
+                                     "weights": tensor_digest(self.path / ADAPTER)})  # fmt: skip
         return StageRun(folder=self.path / ADAPTER, steps=steps, details=details)
 
     def _take_over(self) -> None:
@@ -114,11 +126,14 @@ class RunFolder:
 
 
 def fingerprint(stage: StagePlan, parents: Sequence[str]) -> str:
-    """Digest of all that decides a stage's adapter: its recipe and the digests of the stages below it."""
+    """Digest of all that decides a stage's adapter: its recipe and the digests of the weights of the stages below it.
+
+    Not those of their records, which differ when a stage is published again.
+    """
     return digest_json([stage.config_digest, list(parents)])
 
 
-def unfinished(plan: CurriculumPlan, runs_dir: Path) -> dict[int, int]:
+def unfinished(plan: CurriculumPlan, store: Store, runs_dir: Path) -> dict[int, int]:
     """Stages whose training was interrupted and would be gone on with -> the step it would go on from.
 
     A stage above one that is trained first is left out: what it would be trained on is not known yet.
@@ -134,7 +149,7 @@ def unfinished(plan: CurriculumPlan, runs_dir: Path) -> dict[int, int]:
                     found[stage.number] = step_of(checkpoint)
         if stage.will_train or stage.digest is None:
             break
-        parents.append(stage.digest)
+        parents.append(store.peek(stage.digest).record.weights.digest)
     return found
 
 

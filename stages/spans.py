@@ -14,13 +14,14 @@ from ..evaluation.answers import DIGITS, normalise
 MASK = "[MASK]"
 """Stands for what is hidden, a step or a part of one."""
 
-_GROUP = r"(?:,|\{,\}|,?\\[!,]|[\u2009\u202f])"  # 1,000  1{,}000  1,\!000  1\,000
+_GROUP = r"(?:,|\{,\}|,?\\[!,;:]|[\u2009\u202f~_'])"  # 1,000  1{,}000  1,\!000  1\,000  1~000
 _WHOLE = rf"(?:[0-9]{{1,3}}(?:{_GROUP}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
 NUMBER_TEXT = rf"{_WHOLE}|(?<![0-9])\.[0-9]+"
 """Pattern of a number without sign, currency or unit."""
-# A cross and a command of LaTeX touch an operand without being part of its name: `16x8`, `\times5`.
+# A cross, a command of LaTeX and a currency touch an operand that is no part of a name: `16x8`, `\times5`, `Rs45`.
 _NUMBER = re.compile(
-    r"(?:(?<![0-9A-Za-z_^])|(?<=[0-9]x)|(?<=\\times)|(?<=\\cdot)|(?<=\\div)|(?<=\\pm)|(?<=\\approx))(?<![0-9]\.)"
+    r"(?:(?<![0-9A-Za-z_^])|(?<=[0-9]x)|(?<=\\times)|(?<=\\cdot)|(?<=\\div)|(?<=\\pm)|(?<=\\approx)"
+    r"|(?<=Rs)|(?<=Rp)|(?<=RM))(?<![0-9]\.)"
     rf"(?:{NUMBER_TEXT})(?![0-9])"
 )
 _SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?(?![0-9])")
@@ -31,12 +32,12 @@ _DIGITS = re.compile(
 )
 _MARKUP = r"(?:[\s&~*$({\[]|\\[$()\[\],;:! ]|\\(?:text|textbf|mathbf|mathrm|boxed)\s?\{|-)*"
 _EQUALS = re.compile(rf"(?:=|≈|≃|\\approx|\\equiv)\s?{_MARKUP}\Z")
-_SIGN = r"(?:[+*×÷−]|/(?!\s*[A-Za-z])|\\(?:times|cdot|div|pm)(?![A-Za-z]))"  # noqa: RUF001
-_OPERATOR_AFTER = re.compile(rf"(?:\s|\\?%|\\[,;! ]|\}}|\))*(?:{_SIGN}|\^|-\s*[0-9\\$(]|x\s*[0-9])")
+_SIGN = r"(?:[+*×÷−·∗⁄]|(?<=\s)–(?=\s)|/(?!\s*[A-Za-z])|\\(?:times|cdot|div|pm)(?![A-Za-z]))"  # noqa: RUF001
+_OPERATOR_AFTER = re.compile(rf"(?:\s|\\?%|\\[,;! ]|\}}|\))*(?:{_SIGN}|\^|-\s*[0-9\\$(]|x\s*\$?[0-9])")
 _OPERATOR_BEFORE = re.compile(rf"(?:{_SIGN}|\^\{{?|[0-9)}}\]%A-Za-z]\s*-|[0-9]\s*x)\s*(?:[\s${{(]|\\[$,! ])*\Z")
 _OPERATOR = re.compile(
     rf"(?<=[0-9A-Za-z)}}\]%])\s*(?P<sign>{_SIGN}|(?<=\s)-(?=\s)|-(?=\s*[0-9\\$(]))(?=\s*[-0-9\\$(\[{{.])"
-    r"|(?<=[0-9])\s*(?P<cross>x)(?=\s*[0-9])|(?P<over>\\[dt]?frac)(?=\s*\{)"
+    r"|(?<=[0-9])\s*(?P<cross>x)(?=\s*\$?[0-9])|(?P<over>\\[dt]?frac)(?=\s*\{)"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s?\{[^{}]*(?:\}\s?\{[^{}]*)?\Z")
 

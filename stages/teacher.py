@@ -22,7 +22,7 @@ from ..core.console import Task, progress, warn
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from ..core.files import disk_errors, held
-from ..evaluation.answers import normalise, spoken
+from ..evaluation.answers import extract_solution, normalise
 from .at_hand import held_out_questions
 from .chat import Answer, Chat, Endpoint, RefusedRequestError
 from .data import Row, data_of, load_rows, question_hash, require_disjoint, revision_of, source_name
@@ -368,7 +368,7 @@ def why_not(question: str, answer: Answer, gold: str) -> str:
 
 def solution(text: str, gold: str) -> str:
     """A verified completion in GSM8K's form: without what was thought aloud, the gold answer on a line of its own."""
-    return f"{spoken(text).strip()}\n#### {gold}"
+    return f"{extract_solution(text)[0].strip()}\n#### {gold}"
 
 
 def _prompt(question: str) -> str:

@@ -20,7 +20,10 @@ _MOMENT: _Range = (lambda value: 0 <= value < 1, "0 or more and below 1")
 _SHARE: _Range = (lambda value: 0 <= value <= 1, "0 to 1")
 _NO_EMPTY_SHARE: _Range = (lambda value: 0 < value <= 1, "above 0, 1 at most")
 
+_STEPS: _Range = (lambda value: value == -1 or value >= 1, "1 or more, or -1 for all rows")
+
 _RANGES: dict[str, _Range] = {
+    "max_steps": _STEPS,
     **dict.fromkeys(("learning_rate", "adam_epsilon", "num_train_epochs", "logging_steps", "save_steps"), _ABOVE_0),
     **dict.fromkeys(("temperature", "repetition_penalty", "delta", "epsilon_high"), _ABOVE_0),
     **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"), _FROM_0),
@@ -36,9 +39,18 @@ _RANGES: dict[str, _Range] = {
 _NEEDED = ("max_completion_length", "num_generations")
 """Fields that TRL lets be null and a stage with rollouts cannot do without."""
 
-CHOICES: dict[str, dict[str, tuple[str | bool, ...]]] = {
-    "SFTConfig": {"loss_type": ("nll", "chunked_nll", "dft")},
+CHOICES: dict[str, dict[str, tuple[str | bool | None, ...]]] = {
+    "SFTConfig": {
+        "loss_type": ("nll", "chunked_nll", "dft"),
+        "packing_strategy": ("bfd", "bfd_split", "wrapped"),
+        "truncation_mode": ("keep_start", "keep_end"),
+        # By length, a resumed pass would have another order.
+        "train_sampling_strategy": ("random", "sequential", "batch_rebalance"),
+    },
     "GRPOConfig": {
+        "cache_implementation": ("dynamic", "static", "offloaded", "offloaded_static", "quantized", None),
+        "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+        "train_sampling_strategy": ("random",),
         "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
         "scale_rewards": ("group", "batch", "none", True, False),
         "importance_sampling_level": ("token", "sequence"),

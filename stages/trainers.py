@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,23 @@ with quiet_libraries():
     from trl.trainer.utils import RepeatSampler
 
 
+def _accept() -> None:
+    """Keep any model."""
+
+
 class _StageTrainer:
     """What both trainers share; mixed in before TRL's class."""
 
     base: BaseRef
     fingerprint: str
+    check: Callable[[], None]
+    """Refuses a model that must not be kept."""
     model: PeftModel
     args: Any
     state: Any
 
-    def _begin(self, base: BaseRef, fingerprint: str) -> None:
-        self.base, self.fingerprint = base, fingerprint
+    def _begin(self, base: BaseRef, fingerprint: str, check: Callable[[], None]) -> None:
+        self.base, self.fingerprint, self.check = base, fingerprint, check
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
         recast_fp32(self.model)
         activate(self.model)
@@ -85,6 +91,7 @@ class _StageTrainer:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         require_finite(self.model, self.state.global_step)
+        self.check()
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # a half-written one from before a kill
@@ -134,6 +141,7 @@ class StageSFTTrainer(_StageTrainer, SFTTrainer):
         base: BaseRef,
         fingerprint: str,
         callbacks: list[TrainerCallback],
+        check: Callable[[], None] = _accept,
     ) -> None:
         super().__init__(
             model=model,
@@ -142,7 +150,7 @@ class StageSFTTrainer(_StageTrainer, SFTTrainer):
             processing_class=tokenizer,
             callbacks=callbacks,
         )
-        self._begin(base, fingerprint)
+        self._begin(base, fingerprint, check)
 
 
 class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
@@ -164,6 +172,7 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
         base: BaseRef,
         fingerprint: str,
         callbacks: list[TrainerCallback],
+        check: Callable[[], None] = _accept,
         engine: RolloutEngine | None = None,
     ) -> None:
         self.meter = RolloutMeter()
@@ -177,7 +186,7 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
             callbacks=callbacks,
         )
         args.beta = self.beta = beta
-        self._begin(base, fingerprint)
+        self._begin(base, fingerprint, check)
         self._unproven = engine
         if engine is not None:  # TRL's own vLLM would merge into the quantised base and stream all of it
             self.use_vllm, self._last_loaded_step = True, -1

@@ -144,7 +144,7 @@ def test_two_processes_train_as_one_with_their_batches_together(tiny_base: Any, 
 
     trained = [(tmp_path / f"trained-{rank}").read_text().split() for rank in (0, 1)]
     assert trained[0] == trained[1]
-    assert len(set(trained[0])) == 3
+    assert len(set(trained[0])) >= 3  # at each checkpoint, and at the end of each stage
     for stage, steps in zip(result["stages"], (5, 5, 2), strict=True):
         assert stage["details"]["processes"] == 2
         lines = read_metrics(tmp_path / stage["run_dir"] / "metrics.jsonl")

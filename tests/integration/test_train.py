@@ -207,9 +207,9 @@ def test_a_killed_run_continues_to_the_very_same_adapter(
     slow = [line | {"wall_s": line["wall_s"] + 1000} for line in read_metrics(metrics)]  # its last step is step 2
     metrics.write_text("".join(f"{json.dumps(line)}\n" for line in [*slow, slow[-1] | {"step": 3, "wall_s": 5000}]))
 
-    assert unfinished(plan_curriculum(config, store), tmp_path / "runs") == {2: 2}
+    assert unfinished(plan_curriculum(config, store), store, tmp_path / "runs") == {2: 2}
     _, stage = train(config, store, [2], tmp_path / "runs").stages[:2]
-    assert unfinished(plan_curriculum(config, store), tmp_path / "runs") == {}
+    assert unfinished(plan_curriculum(config, store), store, tmp_path / "runs") == {}
     assert 1000 < stage.details["wall_s"] < 5000  # the seconds of the killed process too, up to its checkpoint
     assert store.stage("tiny", 2).record.recipe.details["wall_s"] == stage.details["wall_s"]
     whole, resumed = (_tensors(root / "tiny" / name / "adapter") for root in (tmp_path / "whole", tmp_path / "runs"))
@@ -287,6 +287,45 @@ def test_another_configuration_starts_afresh_and_keeps_the_old_run(
     assert folders[1].startswith("1-structure.")
     assert "another configuration" in capsys.readouterr().err
     assert store.stage("tiny", 1).record.recipe.seed == 1
+
+
+def test_a_stage_is_stale_once_other_stages_stand_below_it(
+    make_config: MakeConfig, store: Store, tmp_path: Path
+) -> None:
+    quick = [f"stages.{name}.trainer.max_steps=1" for name in ("structure", "brevity")]
+    both, alone = make_config(*quick), make_config(*quick)
+    both.stages = {name: both.stages[name] for name in ("structure", "brevity")}
+    alone.stages = {"brevity": both.stages["brevity"]}
+    train(alone, store, None, tmp_path / "runs")
+    assert plan_curriculum(alone, store).stages[0].status == "trained"
+    assert plan_curriculum(both, store).stages[1].reasons == (
+        "it was trained on top of the base, and the config has 1 below it",
+    )
+    train(both, store, None, tmp_path / "runs")
+    plan = plan_curriculum(both, store)
+    assert [stage.status for stage in plan.stages] == ["trained", "trained"]
+    assert len(store.stage("tiny", 2).record.parents) == 1
+    below = "it was trained on top of 1, and the config has the base below it"
+    assert plan_curriculum(alone, store).stages[0].reasons == (below,)
+
+
+def test_a_configuration_that_comes_back_finds_its_runs_finished(
+    make_config: MakeConfig, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = [f"stages.{name}.trainer.max_steps=1" for name in ("structure", "brevity")]
+
+    def of(seed: int) -> CurriculumConfig:
+        config = make_config(*quick, f"seed={seed}")
+        config.stages = {name: config.stages[name] for name in ("structure", "brevity")}
+        return config
+
+    train(of(0), store, None, tmp_path / "runs")
+    weights = store.stage("tiny", 2).record.weights.digest
+    train(of(1), store, None, tmp_path / "runs")
+    capsys.readouterr()
+    train(of(0), store, None, tmp_path / "runs")
+    assert capsys.readouterr().err.count("finished in") == 2
+    assert store.stage("tiny", 2).record.weights.digest == weights
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_config: MakeConfig, store: Store, tmp_path: Path) -> None:

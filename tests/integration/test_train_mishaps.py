@@ -103,13 +103,31 @@ def test_a_signal_lets_the_step_end_and_keeps_it(
         patch.setattr(RunRecorder, "on_step_begin", signalled)
         with pytest.raises(KeyboardInterrupt):
             train(config, store, [2], tmp_path / "runs")
-    assert capsys.readouterr().err.count("stops after this step, which is kept in a checkpoint") == 1
+    said = capsys.readouterr().err
+    assert said.count("stops after this step, which is kept in a checkpoint") == 1
+    assert "taught nothing" not in said
+    assert "changes nothing" not in said
     assert signal.getsignal(asked) is handler
-    assert unfinished(plan_curriculum(config, store), tmp_path / "runs") == {2: kept}
+    assert unfinished(plan_curriculum(config, store), store, tmp_path / "runs") == {2: kept}
     assert 2 not in store.stages("tiny")
     assert train(config, store, [2], tmp_path / "runs").stages[1].trained
     steps = [line["step"] for line in read_metrics(tmp_path / "runs" / "tiny" / "2-brevity" / "metrics.jsonl")]
     assert sorted(set(steps)) == list(range(1, 7))
+
+
+def test_half_a_stage_is_never_published(
+    make_config: Callable[..., CurriculumConfig], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = control.should_save = state.global_step == 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "on_step_end", stop)
+        with pytest.raises(FailedError, match="ended before its last step") as caught:
+            train(make_config(), store, [1], tmp_path / "runs")
+    assert caught.value.found == "step 3 of 4"
+    assert store.stages("tiny") == {}
+    assert train(make_config(), store, [1], tmp_path / "runs").stages[0].details["steps"] == 4
 
 
 def test_a_second_signal_stops_at_once(
@@ -257,7 +275,7 @@ def test_a_run_killed_after_its_last_step_makes_no_step_more(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("plyfold.stages.run._trained_digest", kill)
+        patch.setattr("plyfold.stages.run._Training.finish", kill)
         with pytest.raises(Killed):
             train(config, store, [1], tmp_path / "runs")
     run_dir = tmp_path / "runs" / "tiny" / "1-structure"

@@ -66,7 +66,10 @@ def test_steps_count_every_process(processes: int, supervised: int, grpo: int) -
     [("reconstruct", "eval_strategy", "steps"), ("complete", "sync_ref_model", True),
      ("complete", "save_strategy", "best"), ("reconstruct", "eval_on_start", True), ("complete", "eval_on_start", True),
      ("reconstruct", "use_liger_kernel", True), ("reconstruct", "fsdp", "full_shard"),
-     ("complete", "deepspeed", "zero.json"), ("reconstruct", "auto_find_batch_size", True)],
+     ("complete", "deepspeed", "zero.json"), ("reconstruct", "auto_find_batch_size", True),
+     ("reconstruct", "enable_jit_checkpoint", True), ("reconstruct", "dataloader_drop_last", True),
+     ("reconstruct", "accelerator_config", {"use_seedable_sampler": False}),
+     ("complete", "generation_kwargs", {"temperature": 0.5}), ("complete", "ref_model_sync_steps", 8)],
 )  # fmt: skip
 def test_what_training_has_nothing_for_is_refused_at_once(task: str, key: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -130,6 +133,9 @@ def test_grpo_passes_over_its_rows_only_where_they_divide_into_cycles() -> None:
         ("learning_rate", -1, "above 0"),
         ("max_steps", None, "a whole number"),
         ("max_steps", 1.5, "a whole number"),
+        ("max_steps", 0, "1 or more, or -1 for all rows"),
+        ("multi_objective_aggregation", "sum", "one of sum_then_normalize, normalize_then_sum"),
+        ("train_sampling_strategy", "group_by_length", "one of random"),
         ("num_generations", True, "a whole number"),
         ("num_generations", None, "a whole number"),
         ("max_completion_length", None, "a whole number"),
@@ -160,13 +166,19 @@ def test_what_is_no_number_is_refused_by_its_key(key: str, value: object, expect
 def test_every_choice_is_one_that_trl_knows() -> None:
     import inspect
 
+    from transformers import trainer, training_args
+    from transformers.generation import configuration_utils
+    from trl import data_utils
     from trl.trainer import grpo_trainer, sft_config, sft_trainer
 
-    source = {"SFTConfig": inspect.getsource(sft_config) + inspect.getsource(sft_trainer)}
-    source["GRPOConfig"] = inspect.getsource(grpo_trainer)
+    modules = {
+        "SFTConfig": (training_args, trainer, sft_config, sft_trainer, data_utils),
+        "GRPOConfig": (training_args, trainer, grpo_trainer, configuration_utils),
+    }
+    source = {kind: "".join(map(inspect.getsource, read)) for kind, read in modules.items()}
     for kind, fields in CHOICES.items():
         for key, values in fields.items():
-            assert f"self.{key}" in source[kind]
+            assert f"self.{key}" in source[kind] or f"args.{key}" in source[kind]
             assert all(f'"{value}"' in source[kind] for value in values if isinstance(value, str)), key
     known = re.findall(r'self\.loss_type (?:== |in )(\[[^]]*\]|"\w+")', source["GRPOConfig"])
     assert set(re.findall(r'"(\w+)"', " ".join(known))) == set(CHOICES["GRPOConfig"]["loss_type"])

@@ -62,7 +62,7 @@ def test_statements_go_and_calculations_stay(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "left"),
-    [("* " * 8000, "*"), ("*" * 16_001, "*"), ("--- " * 4000, ""), (f"4{' ' * 16_000}5", "4 5"),
+    [("* " * 8000, "*"), ("*" * 16_001, "*" * 16_001), ("--- " * 4000, ""), (f"4{' ' * 16_000}5", "4 5"),
      (f"4{'*' * 16_000}5", f"4{'*' * 16_000}5"), ("40 + 5 = 45 " + "* --- ** " * 2000, "40 + 5 = 45")],
 )  # fmt: skip
 def test_pages_of_marks_and_blanks_are_read_once(text: str, left: str) -> None:
@@ -151,6 +151,13 @@ def test_spans_that_overlap_are_covered_once() -> None:
     assert cover("abcdef", [(3, 5), (0, 2), (1, 2)]) == f"{MASK}c{MASK}f"
 
 
+def _gives(question: str, gold: str) -> bool:
+    words = {"2": "two", "3": "three", "4": "four", "5": "five", "6": "six", "7": "seven", "8": "eight", "9": "nine",
+             "10": "ten", "12": "twelve", "15": "fifteen", "20": "twenty", "30": "thirty", "50": "fifty"}  # fmt: skip
+    spelt = gold in words and re.search(rf"\b{words[gold]}\b", question, re.IGNORECASE)
+    return bool(spelt) or gold in [number.value for number in find_numbers(question)]
+
+
 def test_no_real_rollout_prompt_states_the_answer_or_ends_in_it(real_data: Callable[[str], Path]) -> None:
     path = real_data("bridge/stage3_error_samples.json")
     rationales, report = load_rationales(DataConfig(path=str(path), columns=TEACHER))
@@ -168,13 +175,13 @@ def test_no_real_rollout_prompt_states_the_answer_or_ends_in_it(real_data: Calla
         assert extract(added).method in ("last-number", "none") or not same_answer(extract(added).value, known.answer)
         shown_steps = re.sub(r"^Step \d+: ", "", added, flags=re.MULTILINE)
         numbers = [number.value for number in find_numbers(shown_steps)]
-        in_question = gold in [number.value for number in find_numbers(known.question)]
+        in_question = _gives(known.question, str(gold))
         given += in_question
         shown += gold in numbers
         ends += numbers[-1:] == [gold]
         assert in_question or gold not in numbers  # 550 prompts showed it, 531 as their last number
         assert in_question or not _told(shown_steps, str(gold))
-    assert (given, shown, ends) == (37, 34, 3)
+    assert (given, shown, ends) == (41, 38, 3)
 
 
 def test_gsm8k_prompts_show_the_answer_only_as_a_given(real_data: Callable[[str], Path]) -> None:
@@ -183,12 +190,13 @@ def test_gsm8k_prompts_show_the_answer_only_as_a_given(real_data: Callable[[str]
     for known in rationales:
         steps = hide_answer(known.steps, known.question, known.answer)
         numbers = {number.value for step in steps for number in find_numbers(step)}
-        gold, given = normalise(known.answer), [number.value for number in find_numbers(known.question)]
-        assert gold in given or not _told("\n".join(steps), str(gold))
+        gold = str(normalise(known.answer))
+        given = _gives(known.question, gold)
+        assert given or not _told("\n".join(steps), gold)
         if gold in numbers:
             shown += 1
-            assert gold in given
-    assert shown == 390  # of 7,473; 7,455 before
+            assert given
+    assert shown == 427  # of 7,473; 7,455 before
 
 
 @pytest.mark.parametrize(
@@ -200,10 +208,22 @@ def test_gsm8k_prompts_show_the_answer_only_as_a_given(real_data: Callable[[str]
         ("45", "He has forty five, or Forty-five", "He has [MASK], or [MASK]"),
         ("5", "He has five, not forty-five", "He has [MASK], not forty-five"),
         ("40", "40/1 of them", "[MASK]/1 of them"),
+        ("2000000", "4 x $500,000 = $2 million, or $2M", "4 x $500,000 = $[MASK], or $[MASK]"),
+        ("1.5", r"1 + 1/2 = 1 1/2, 1\frac{1}{2} or 1½ cups", "1 + 1/2 = [MASK], [MASK] or [MASK] cups"),
+        ("0.5", r"½ or \frac12", "[MASK] or [MASK]"),
+        ("200", "two hundred, 2 hundred", "[MASK], [MASK]"),
+        ("24", "two dozen, twenty-four", "[MASK], [MASK]"),
+        ("12000", r"12~000 12\;000 12_000", "[MASK] [MASK] [MASK]"),
     ],
 )
 def test_the_value_is_hidden_however_it_is_spelt(gold: str, step: str, hidden: str) -> None:
     assert hide_answer([step, "so be it"], "How many?", gold)[0] == hidden
+
+
+def test_a_given_in_words_is_not_told_by_its_mask() -> None:
+    steps = ["The three bedrooms are 3 * 400 = 1200 feet.", "9 / 3 = 3"]
+    shown = ("The three bedrooms are 3 * 400 = 1200 feet.", f"9 / 3 = {MASK}")
+    assert hide_answer(steps, "A house has three bedrooms.", "3") == shown
 
 
 def test_digits_grouped_by_blanks_tell_the_answer_too() -> None:
@@ -218,5 +238,10 @@ def test_a_rate_is_a_result_and_no_quotient() -> None:
 
 
 def test_numbers_that_a_cross_or_a_command_touches_are_numbers() -> None:
-    text = r"16x8=128 and 20 \times5 = \approx100, A_1, m^2, x2"
-    assert [number.value for number in find_numbers(text)] == ["16", "8", "128", "20", "5", "100"]
+    text = r"16x8=128 and 20 \times5 = \approx100, A_1, m^2, x2, Rs45"
+    assert [number.value for number in find_numbers(text)] == ["16", "8", "128", "20", "5", "100", "45"]
+
+
+@pytest.mark.parametrize("text", ["5 x $6", "97 – 12", "3 · 4", "3 * 4"])  # noqa: RUF001
+def test_operators_have_many_signs(text: str) -> None:
+    assert [text[start:end] for start, end in find_operators(text)] == [text.split()[1]]

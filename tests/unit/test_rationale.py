@@ -215,6 +215,88 @@ def test_displayed_mathematics_is_one_line_with_what_introduces_it(text: str) ->
     assert ("20+20=40" in first, "40+5 =45" in then) == (True, True)
 
 
+SOLVED = "Step 1: 3 + 4 = 7\nStep 2: 16 - 7 = 9\nStep 3: 9 * 2 = 18"
+STEPS = ("3 + 4 = 7", "16 - 7 = 9", "9 * 2 = 18")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "\nTherefore, the final answer is $\\boxed{18}$.",
+        "\nTherefore, the answer is:\n\n$$\n\\boxed{18}\n$$",
+        "\nIn conclusion, the answer is \\boxed{18} dollars.",
+        ", so the answer is 18.",
+        "; the answer is 18",
+        "\nSo the final answer is 18.\nAnswer: 18",
+        "\nSo, the final answer is:\n**18**",
+        "\n\n### Final Answer\n\n**18**",
+        "\n\nAnswer:\n\n- 18",
+        "\n<answer>18</answer>",
+        "\nAnswer: 9 eggs x $2 = $18",
+        "\n#### 18 (9 eggs at $2)",
+        "\nAnswer: 18<|im_end|>",
+        "\nAnswer: 18\n\nQuestion: Tom has 5, buys 6?\nStep 1: 5 + 6 = 11\nStep 2: 11 - 1 = 10\nAnswer: 10",
+    ],
+)
+def test_the_last_calculation_stays_and_its_statement_goes(ending: str) -> None:
+    assert parse_rationale("Q?", SOLVED + ending, "18").steps == STEPS
+    if "Step" not in ending:
+        listed = SOLVED.replace("Step 1:", "1.").replace("Step 2:", "2.").replace("Step 3:", "3.")
+        assert parse_rationale("Q?", listed + ending, "18").steps == STEPS
+
+
+def test_a_restated_problem_before_the_solution_is_none_to_run_on_to() -> None:
+    text = f"Given:\n- 16 eggs a day\n**Question:** How much?\n**Solution:**\n{SOLVED}\n**Answer: $18**"
+    assert parse_rationale("Q?", text, "18").steps == STEPS
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["N. **Step N:** ", "StepN: ", "Step N of 3: ", "Step N/3: ", "Step #N: ", "__Step N:__ ", "🔹 Step N: ",
+     "\\textbf{Step N:} ", "[N] "],
+)  # fmt: skip
+def test_no_label_tells_the_order_of_steps(heading: str) -> None:
+    text = "\n".join(heading.replace("N", str(number)) + step for number, step in enumerate(STEPS, 1))
+    assert parse_rationale("Q?", f"{text}\nAnswer: 18", "18").steps == STEPS
+
+
+def test_the_numbers_of_lists_in_lists_go() -> None:
+    text = "1. First:\n   1. 3 + 4 = 7\n   2. 16 - 7 = 9\n2. Second:\n   1. 9 * 2 = 18\nAnswer: 18"
+    assert parse_rationale("Q?", text, "18").steps == ("First:", *STEPS[:2], "Second:", STEPS[2])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|begin_of_thought|>\nOkay, 3 * 6 = 18.\n<|end_of_thought|>\n<|begin_of_solution|>\nS\n<|end_of_solution|>",
+        "[THINK]Okay, 3 * 6 = 18.[/THINK]S",
+        "<thought>Okay, 3 * 6 = 18.</thought>\nS",
+        "Thinking…\nS",
+    ],
+)
+def test_thoughts_and_the_marks_around_them_are_no_steps(text: str) -> None:
+    solved = "\n".join(STEPS) + "\nAnswer: 18"
+    assert parse_rationale("Q?", text.replace("S", solved), "18").steps == STEPS
+
+
+@pytest.mark.parametrize(
+    "gold", ["(3, 5)", "3 or 4", "2 hours 30 minutes", "5:30 PM", "3:2", "2x", "1.5 million", "1.5e3"]
+)
+def test_a_gold_answer_that_is_more_than_a_number_is_none(gold: str) -> None:
+    with pytest.raises(UnusableRationale, match="no number"):
+        parse_rationale("Q?", f"{SOLVED}\nAnswer: 3", gold)
+
+
+def test_bold_marks_stay_in_pairs() -> None:
+    steps = parse_rationale("Q?", "Step 1: 3 + 4 = **7 eggs**\nStep 2: **9** * 2 = 18\n**Answer: 18**", "18").steps
+    assert steps == ("3 + 4 = **7 eggs**", "**9** * 2 = 18")
+
+
+def test_a_verification_before_the_answer_is_not_the_solution() -> None:
+    text = f"{SOLVED}\n\nLet's verify:\nStep 1: 18 / 2 = 9\nStep 2: 9 + 7 = 16\n\nAnswer: 18"
+    assert parse_rationale("Q?", text, "18").steps == STEPS
+
+
 def test_a_verification_is_not_the_solution() -> None:
     steps = "Step 1: 20+20=40\nStep 2: 40+5=45"
     for check in ("Verification:", "**Let me double-check this:**", "We verify."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -203,3 +204,14 @@ def test_answers_without_token_ids_or_log_probabilities_are_refused(
     script.extra = lambda choice: {key: None if key == missing else value for key, value in choice.items()}
     with pytest.raises(IncompatibleError, match="lack their token ids"):
         engine.sample("a-v1", REQUESTS, SAMPLING)
+
+
+def test_an_error_does_not_wait_for_the_requests_beside_it(script: Script, tmp_path: Path) -> None:
+    engine, free = HttpRollouts(script.url, timeout_s=60), threading.Event()
+    engine.load("a-v1", tmp_path)
+    script.faults = [lambda: free.wait(30), 400, lambda: free.wait(30)]
+    start_s = time.monotonic()
+    with pytest.raises(PlyfoldError):
+        engine.sample("a-v1", [Request(prompt_ids=(5,), n=1, seed=seed) for seed in range(3)], SAMPLING)
+    assert time.monotonic() - start_s < 15  # of the 30 the others take
+    free.set()

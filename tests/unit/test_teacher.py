@@ -90,6 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(302, {}, {"location": f"{self.server.url}/elsewhere"})
         if fault == "nonsense":
             return self._send(200, {"hello": "world"})
+        if fault == "error":  # a gateway's way to refuse
+            return self._send(200, {"error": {"message": "no free worker", "code": 429}})
+        if fault == "parts":
+            reply["choices"][0]["message"]["content"] = [{"type": "reasoning"}, {"type": "text", "text": text}]
         if fault.isdecimal():
             headers = {"429": {"retry-after": "0"}, "503": {"retry-after": formatdate(time.time() - 5, usegmt=True)}}
             return self._send(int(fault), {"error": {"message": f"no, not with {KEY}"}}, headers.get(fault, {}))
@@ -150,10 +154,10 @@ def _kept(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_through_every_fault_the_verified_ones_are_kept(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
-    hindered = ["429", "500", "503", "cut", "nonsense", "thinking"]
+    hindered = ["429", "503", "cut", "nonsense", "error", "thinking"]
     teacher.faults = {row["question"]: faults for row, faults in zip(ROWS, [
         hindered, ["slow"], ["wrong", "wrong", "silent", "right"], ["wrong"] * 4, ["long"] * 3, ["bare", "empty"],
-        ["400"], ["surrogate"],
+        ["400"], ["surrogate"], ["parts"],
     ], strict=False)}  # fmt: skip
     found = ask("--timeout", "4", "--concurrency", "3")
     assert teacher.most_flying <= 3 + 1  # one that was given up may still be answered
@@ -254,6 +258,7 @@ def test_what_no_retry_mends_stops_at_once_and_keeps_what_there_is(teacher: Teac
         (["418"], 1, "refuses"),
         (["later"], 6, "86400 s"),
         (["500"] * 6, 6, "does not answer"),
+        (["error"] * 6, 6, "no free worker"),
         (["nonsense"] * 6, 1, "no chat completions"),
     ):
         teacher.faults, teacher.seen = {last: fault}, Counter()
