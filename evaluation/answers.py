@@ -104,7 +104,8 @@ _AFTER_HASHES = re.compile(r"[.\s%*]*[A-Za-z ]{0,40}[.\s*]*(?:[(,;].*)?$")
 # A root, a power of a number, or a sum of or with a letter; `5 m/s` and `-3 m` are none. A time, a ratio, several
 # numbers and one in words of scale are none that could be read, either.
 _NO_NUMBER = re.compile(
-    r"[0-9]\s?:\s?[0-9]|[0-9],[0-9]{2},[0-9]|[0-9]\s*[,;]\s+\$?-?[0-9]|[0-9]\s(?:or|and)\s\$?-?[0-9]|[0-9][xyz]\b|[0-9]e[-+]?[0-9]"
+    r"[0-9]\s?:\s?[0-9]|[0-9],[0-9]{2},[0-9]|[0-9]\s*[,;]\s+\$?-?[0-9]|[0-9]\s(?:or|and)\s\$?-?[0-9]"
+    r"|[0-9][xyz]\b|[0-9]e[-+]?[0-9]"
     r"|[0-9]\s?(?i:hundred|thousand|[mb]illion)\b|^\D{0,3}[0-9.]+\s?[A-Za-z]+\s(?:and\s)?[0-9.]+\s?[A-Za-z]+\W*$"
     r"|\\sqrt|\u221a|\\pi\b|\u03c0|[0-9)]\s?\^"
     r"|(?<![A-Za-z\\])[0-9]{0,9}[a-z]\s*[-+*]\s*[0-9(]|[0-9)]\s*[-+*]\s*[0-9.]{0,9}[a-z](?![A-Za-z])"

@@ -40,7 +40,7 @@ _BELOW = re.compile(
     r"|^[#*_> \t]*(?:final[ \t]+)?answer[*_: \t]*\n\s*(?:[-*\u2022]\s+)?(?=[^\n=]{1,200}\s*\Z)",
     re.MULTILINE | re.IGNORECASE,
 )
-_TAGGED = re.compile(r"\s*<answer>\s*(?P<answer>[^<\n]*?)\s*(?:</answer>|\Z)", re.IGNORECASE)
+_TAGGED = re.compile(r"(?<!\s)\s*<answer>\s*(?P<answer>[^<\n]*?)\s*(?:</answer>|\Z)", re.IGNORECASE)
 # Displayed mathematics is one line however many it is written on, with the line that introduces it.
 _DISPLAY = re.compile(
     r"(?P<cue>[:,][ \t]*\n\s*)?"
