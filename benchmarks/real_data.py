@@ -182,7 +182,7 @@ def render(result: dict[str, Any]) -> str:
     shown = [
         ("steps hold the answer's number", "before"), ("the last number of the steps is the answer", "before_last"),
         ("prompt of `rewrite` holds it outside the question", "now"), ("it is the last number there", "now_last"),
-        ("question gives that number, too", "question_gives_it"),
+        ("question gives that number in digits, too", "question_gives_it"),
     ]  # fmt: skip
     table = [(title, [str(each[key]) for each in parsed.values()]) for title, key in rows]
     table += [(title, [str(each["rewrite"][key]) for each in parsed.values()]) for title, key in shown]
@@ -197,7 +197,8 @@ def render(result: dict[str, Any]) -> str:
         "",
         "Cut are statements only: answer lines, `Final Answer` sections, sentences that say which number the answer",
         "is, and boxes around it; an equation keeps its value and its LaTeX. What the steps come to is hidden in",
-        "prompts of `complete` and `rewrite`; where the question gives the same number, it stays as an operand.",
+        "prompts of `complete` and `rewrite`; where the question gives the same number, in digits or words, it stays as",
+        "an operand.",
         "", "## Training", "",
         f"{trained['wall_s']:.0f} s for all stages in one process, peak {trained['peak_gb']} GB resident; the machine",
         "was shared, so times are upper bounds. The base has 0.86 M parameters, a context of 1,024 tokens and a",
