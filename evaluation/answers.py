@@ -50,6 +50,7 @@ _REWRITTEN: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
     (re.compile(r"\\!"), ""),
     (re.compile(r"\\([$%#])"), r"\1"),
     (re.compile(r"(?<=[0-9])\s?(?=\\[cdt]?frac)"), " "),  # 1\frac{1}{2}
+    (re.compile(r"(?<=[0-9]) and (?=[0-9]{1,9}/[0-9])"), " "),
     (
         re.compile(rf"\\[cdt]?frac\s?{_PART}\s?{_PART}"),
         lambda found: "/".join(part for part in found.groups() if part is not None),
@@ -76,14 +77,15 @@ _NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])(?P<sign>-))?(?:\$\s?(?P<inner>-
 _LEADING = re.compile(rf"[\s*_\\(\[{{\"'`~≈:>]*(?P<sign>-\s?)?(?:\$\s?){{0,2}}(?P<inner>-)?{_VALUE}")
 _EXPRESSION = re.compile(r"(?:[0-9\s.,+\-*/\u00d7\u00f7\u00b7^{}%$()]|\\times|\\cdot|\bof\b|\btimes\b|\bx\b)*")
 # With units: `9 eggs x $2`, `36 divided by 2`. Words between two numbers without a sign are prose.
-_OPERATOR = r"(?:[-+*/x\u00d7\u00f7\u00b7]|\\times|\\cdot|\\div|times|plus|minus|of|(?:divided|multiplied)\sby)"
+_OPERATOR = r"(?:[-+*/x\u00d7\u00f7\u00b7]|\\times|\\cdot|\\div|times|plus|minus|(?:divided|multiplied)\sby)"
 _TERM = rf"[\s$(]*(?:{_PLAIN})[\s%)]*(?:[A-Za-z]+\s+){{0,3}}"
 _CALCULATION = re.compile(rf"{_TERM}(?:{_OPERATOR}{_TERM})+")
+_SIGN = re.compile(r"[-+*/x\u00d7\u00f7\u00b7^]|\\times|\\cdot")
 _GOES_ON = re.compile(r"[\s%)]*(?:[A-Za-z]+\s)?(?:[-+*x\u00d7\u00f7\u00b7^]|\\times|\\cdot)\s*[$(]?\s*[0-9]")
 
 _RUN_ON = re.compile(
-    r"\n[ \t]*(?:\*\*|#{1,4} ?)?(?:Question|Problem|Human|User|Instruction|Q)[ \t]?[0-9]{0,4}(?:\*\*)?\s?:"
-    r"|\n[ \t]*#{1,4} ?(?:Question|Problem)[ \t]?[0-9]{0,4}[ \t]*\n"
+    r"\n[ \t]*(?:\*\*|#{1,4} ?)?(?:Question|Problem|Human|User|Instruction|Q)[ \t]?[0-9]{0,4}\s?:"
+    r"|(?P<heading>\n[ \t]*(?:#{1,4} ?(?:Question|Problem)[ \t]?[0-9]{0,4}[ \t]*\n|\*\*(?:Question|Problem)\*\*\s?:))"
     r"|<\|(?:im_end|im_start|endoftext|eot_id|end)\|>|</s>",
     re.IGNORECASE,
 )
@@ -92,27 +94,35 @@ _THOUGHTS_END = re.compile(
     r"</think(?:ing)?>|</thought>|\[/THINK\]|<\|end_of_thought\|>|(?:\.\.\.|\u2026)done thinking\.", re.IGNORECASE
 )
 _ANSWER_LINE = re.compile(
-    r"(?:\b(?:(?P<checks>check|verify)|(?P<seeks>find|calculate|compute|determine|get))(?:ing)?\s{1,3}"
-    r"(?:[a-z]{2,7}\s{1,3}){0,3})?\banswer[*_ \t]{0,4}:"
-    r"|^[#*_> \t]{0,8}(?:final[ \t]+)?answer[*_ \t]{0,4}$|<answer>|####",
+    r"(?:\b(?:(?P<checks>check|verify)|(?P<seeks>find|calculate|compute|determine|get))(?:ing)?[ \t]{1,3}"
+    r"(?:[a-z]{2,7}[ \t]{1,3}){0,3})?\banswer[*_ \t]{0,4}:"
+    r"|(?P<heading>^[#*_> \t]{0,8}(?:final[ \t]+)?answer[*_ \t]{0,4}$)|(?P<tag><answer>)|####",
     re.IGNORECASE | re.MULTILINE,
 )
-"""`find the answer:` states it on the last line alone, `check the answer:` never; a heading is `Answer` and no more."""
+"""`find the answer:` and a heading `Answer` state it on their line or a last one below, `check the answer:` never."""
 _ANSWER_IS = re.compile(r"\banswer\s{1,3}(?:is|was|equals|=)\b\s?:?", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{")
 _AFTER_HASHES = re.compile(r"[.\s%*]*[A-Za-z ]{0,40}[.\s*]*(?:[(,;].*)?$")
-# A root, a power of a number, or a sum of or with a letter; `5 m/s` and `-3 m` are none. A time, a ratio, several
-# numbers and one in words of scale are none that could be read, either.
-_NO_NUMBER = re.compile(
-    r"[0-9]\s?:\s?[0-9]|[0-9],[0-9]{2},[0-9]|[0-9]\s*[,;]\s+\$?-?[0-9]|[0-9]\s(?:or|and)\s\$?-?[0-9]"
-    r"|[0-9][xyz]\b|[0-9]e[-+]?[0-9]"
-    r"|[0-9]\s?(?i:hundred|thousand|[mb]illion)\b|^\D{0,3}[0-9.]+\s?[A-Za-z]+\s(?:and\s)?[0-9.]+\s?[A-Za-z]+\W*$"
-    r"|\\sqrt|\u221a|\\pi\b|\u03c0|[0-9)]\s?\^"
+# A root, a power of a number, or a sum of or with a letter; `5 m/s` and `-3 m` are none.
+_ALGEBRA = re.compile(
+    r"\\sqrt|\u221a|\\pi\b|\u03c0|[0-9)]\s?\^"
     r"|(?<![A-Za-z\\])[0-9]{0,9}[a-z]\s*[-+*]\s*[0-9(]|[0-9)]\s*[-+*]\s*[0-9.]{0,9}[a-z](?![A-Za-z])"
+)
+_UNIT = (
+    r"(?:h|hours?|hrs?|minutes?|mins?|seconds?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|yards?|miles?|c?m"
+    r"|k?m|pounds?|lbs?|ounces?|oz|dollars?|cents?|quarters?|dimes?|gallons?|quarts?|pints?|cups?|k?g|degrees?)\.?"
+)
+# All of a text that is a time or a ratio, several numbers, a multiple of a letter, or has a power or a word of scale.
+_SEVERAL = re.compile(
+    r"\W{0,3}(?:[0-9]+\s?:\s?[0-9]+(?::[0-9]+)?(?:\s?[ap]\.?m\.?)?|[0-9.]+(?:\s*[,;]\s*\$?-?[0-9.]+)+"
+    r"|[0-9.]+\s(?:or|and)\s\$?-?[0-9.]+|(?:[a-z]\s*=\s*)?-?[0-9.]+[xyz]|[0-9.]+e[-+]?[0-9]+"
+    rf"|[0-9.,]+\s?(?:hundred|thousand|[mb]illion)\b(?!-).*|[0-9.]+\s?{_UNIT}\s(?:and\s)?[0-9.]+\s?{_UNIT})\W*",
+    re.IGNORECASE,
 )
 # Digits behind a blank go on where nothing follows that they could count, or they are zeros (`3 400`, `5 000 g`):
 # `5 100 g bags` may be five bags.
 _SPACED = re.compile(r"(?<![0-9.,/])[0-9]{1,3}(?:(?: [0-9]{3}){1,4}(?=[\s.*_)\]}$]*\Z)|(?: 000){1,4}(?![0-9]))")
+_GROUPED = re.compile(r"\W{0,3}[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?\W*")
 _HEADING = re.compile(r"[.):]\s+\S")
 _BULLET = re.compile(r"^[-*\u2022]\s+")
 
@@ -136,9 +146,13 @@ def extract_answer(text: str) -> str | None:
 
 def extract(text: str) -> Extracted:
     """The answer of a completion, and the layer that found it."""
-    ended = _without_run_on(text)
-    found = _layers(_clean(_said_in(ended)))
-    return _layers(_clean(_said_in(text))) if found.value is None and ended != text else found
+    run_on = _run_on(text)
+    if run_on:
+        found = _layers(_clean(_said_in(text[: run_on.start()])))
+        # A heading may as well come before the solution, where the problem is told again.
+        if found.span or (found.value is not None and not run_on["heading"]):
+            return found
+    return _layers(_clean(_said_in(text)))
 
 
 def extract_solution(text: str) -> tuple[str, Extracted]:
@@ -147,12 +161,14 @@ def extract_solution(text: str) -> tuple[str, Extracted]:
     The text without thoughts and without what it runs on to after it has stated an answer: another problem, or the
     same one where all before it was a preamble.
     """
-    said = spoken(_without_run_on(text))
-    found = _layers(_clean(said))
-    if not found.span:
-        said = spoken(text)
+    run_on = _run_on(text)
+    if run_on:
+        said = spoken(text[: run_on.start()])
         found = _layers(_clean(said))
-    return said, found
+        if found.span:
+            return said, found
+    said = spoken(text)
+    return said, _layers(_clean(said))
 
 
 def spoken(text: str) -> str:
@@ -166,7 +182,8 @@ def normalise(text: str) -> str | None:
 
     None without a number, and for what its first number is not the value of: `2x + 3`, `sqrt{3}`, `3 or 4`, `5:30`.
     """
-    value = None if _NO_NUMBER.search(text) else _read(_clean(text))
+    several = _SEVERAL.fullmatch(text) and not _GROUPED.fullmatch(text)
+    value = None if several or _ALGEBRA.search(text) else _read(_clean(text))
     return None if value is None else _spell(value)
 
 
@@ -202,13 +219,14 @@ def gold_answer(text: str) -> str:
     return value
 
 
-def _without_run_on(text: str) -> str:
+def _run_on(text: str) -> re.Match[str] | None:
+    """Where a text goes on to another problem, or tells its own once more."""
     plain = text.translate(_CHARACTERS)
     run_on = _RUN_ON.search(plain)
     began, ended = _THOUGHTS_BEGIN.search(text), _THOUGHTS_END.search(text)
     if run_on and ended and run_on.start() < ended.start() and not (began and began.start() > run_on.start()):
         run_on = _RUN_ON.search(plain, ended.end())  # the problem, restated in thought
-    return text[: run_on.start()] if run_on else text
+    return run_on
 
 
 def _said_in(text: str) -> str:
@@ -234,13 +252,15 @@ def _lines_after(text: str, cue: re.Pattern[str]) -> list[str]:
     """What stands after each cue on its line, or on the next line that has any text; last cue first."""
     spans = []
     for match in reversed(list(cue.finditer(text))[-MAX_CUES:]):
-        rest = text[match.end() : match.end() + 500].lstrip(" \t*_")
-        line = rest.split("\n", 1)[0]
-        if rest[:1] in ("\n", "\r"):
+        rest, cued = text[match.end() : match.end() + 500].lstrip(" \t*_"), match.groupdict()
+        line, below = rest.split("\n", 1)[0], rest[:1] in ("\n", "\r")
+        if below:
             line = _BULLET.sub("", rest.lstrip().split("\n", 1)[0])
-        cued = match.groupdict()
-        if cued.get("checks") or (cued.get("seeks") and "\n" in text[match.end() :].strip()):
+        announces = cued.get("seeks") or cued.get("heading")
+        if cued.get("checks") or (announces and below and "\n" in text[match.end() :].strip()):
             continue
+        if cued.get("tag"):
+            line = rest.split("</", 1)[0]
         if match.group() == "####":
             number = _LEADING.match(line)
             after = line[number.end() :] if number else ""
@@ -269,7 +289,8 @@ def _read(span: str) -> Fraction | None:
     head, equals, tail = span.rpartition("=")
     given = equals and (leading is None or _EXPRESSION.fullmatch(head) or _CALCULATION.fullmatch(head))
     result = _LEADING.match(tail) if given else None
-    if result and leading and _GOES_ON.match(tail, result.end()):  # `18 = 9 * 2` says how
+    alone = leading and not _SIGN.search(head, leading.end())
+    if result and alone and _GOES_ON.match(tail, result.end()):  # `18 = 9 * 2` says how
         result = None
     for match in (result, leading):
         value = _value(match) if match else None

@@ -212,15 +212,17 @@ def _number_of(store: Store, curriculum: str, digest: str, numbers: Mapping[str,
     return record.stage.number if record.stage and record.curriculum == curriculum else None
 
 
-def parent_numbers(store: Store, curriculum: str, digest: str) -> tuple[int, ...]:
-    """Numbers of the stages that a stage was trained on, ascending; parents that are no stage here are left out.
+def parent_numbers(store: Store, curriculum: str, digest: str) -> tuple[int, ...] | None:
+    """Numbers of the stages that a stage was trained on, ascending; None where a parent is no stage here.
 
     Raises:
         NotFoundError, IntegrityError: The stage's record is gone or damaged.
     """
     snapshot = Snapshot.of(store)
     numbers = {known: number for number, known in snapshot.stages(curriculum).items()}
-    return tuple(_parent_numbers(snapshot, curriculum, snapshot.peek(digest).record, numbers))
+    record = snapshot.peek(digest).record
+    found = _parent_numbers(snapshot, curriculum, record, numbers)
+    return tuple(found) if len(found) == len(record.parents) else None
 
 
 def _parent_numbers(store: Store, curriculum: str, record: Record, numbers: Mapping[str, int]) -> list[int]:

@@ -228,7 +228,7 @@ class Chat:
         """Status and message; some endpoints repeat the key in it."""
         try:
             told = response.json()["error"]
-            message = told["message"] if isinstance(told, dict) else told
+            message = told["message"] if isinstance(told, dict) else told or ""
         except (ValueError, KeyError, TypeError):
             message = ""
         text = " ".join(str(message).split())[:200]

@@ -27,8 +27,8 @@ _ANSWER_TAIL = re.compile(
 _FINAL_SECTION = re.compile(r"(?:\A|\s)(?:-{3,}\s*|[#*]+\s*)?Final Answer\b(?P<rest>.*)\Z", re.DOTALL)
 _ANSWER_IS = re.compile(
     r"(?:\b(?:so|thus|hence|therefore|finally|in\s+(?:conclusion|summary)),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
-    r"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?[\s*\\(\[{$]*(?:(?:boxed|fbox)\s?\{[\s\\$]*)?"
-    rf"(?:[A-Za-z]\s*=\s*)?(?:{CURRENCY}\s?)?(?P<number>{NUMBER_TEXT})",
+    r"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?\s*(?P<value>[\s*\\(\[{$]*(?:(?:boxed|fbox)\s?\{[\s\\$]*)?"
+    rf"(?:[A-Za-z]\s*=\s*)?(?:{CURRENCY}\s?)?(?P<number>{NUMBER_TEXT}))",
     re.IGNORECASE,
 )
 _MARKED = re.compile(
@@ -48,18 +48,21 @@ _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _ONE = re.compile(r"\bone\b(?!\s+(?:of|by|another)\b)", re.IGNORECASE)
 _RATIO = re.compile(  # `1/2`, `1 1/2`, `1\frac{1}{2}`, `1½`
-    r"(?<![0-9./])(?:[0-9]{1,9}\s)?[0-9]{1,9}\s?/\s?[0-9]{1,9}(?![0-9/]|\.[0-9])"
-    r"|(?<![0-9])(?:[0-9]{1,9}\s?)?(?:\\[cdt]?frac\s?(?:\{[0-9]+\}|[0-9])\s?(?:\{[0-9]+\}|[0-9])|[\u00bc-\u00be\u2150-\u215e])"
+    r"(?<![0-9./])(?:[0-9]{1,9}\s)?(?P<own>[0-9]{1,9}\s?/\s?[0-9]{1,9})(?![0-9/]|\.[0-9])"
+    r"|(?<![0-9])(?:[0-9]{1,9}\s?)?(?P<mark>\\[cdt]?frac\s?(?:\{[0-9]+\}|[0-9])\s?(?:\{[0-9]+\}|[0-9])"
+    r"|[\u00bc-\u00be\u2150-\u215e])"
 )
 _COUNTS = dict(zip(_WORDS, range(20), strict=True)) | {
     f"{word}{one and '-'}{one}": 20 + 10 * place + ones
     for place, word in enumerate(_TENS)
     for ones, one in enumerate(["", *_WORDS[1:10]])
 }
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3, "million": 10**6, "m": 10**6, "billion": 10**9}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "k": 10**3, "m": 10**6}
+_SCALE_WORDS = "|".join(word for word in _SCALES if len(word) > 1)
 _WORDED = "|".join(sorted(_COUNTS, reverse=True)).replace("-", "[ -]")
 _SCALED = re.compile(
-    rf"(?<![0-9A-Za-z])(?:(?P<digits>{NUMBER_TEXT})|(?P<words>a|{_WORDED}))[\s-]?(?P<scale>{'|'.join(_SCALES)})\b",
+    rf"(?<![0-9A-Za-z])(?:(?P<digits>{NUMBER_TEXT})(?:[\s-]?(?P<scale>{_SCALE_WORDS})|(?P<letter>[km]))"
+    rf"|(?<!half\s)(?P<words>a|{_WORDED})[\s-](?P<counted>{_SCALE_WORDS}))\b",
     re.IGNORECASE,
 )
 """`$2 million`, `two hundred`, `3k`; a word comes after the longer ones that begin with it."""
@@ -164,7 +167,7 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
     given = any(number.value == value for number in [*find_digits(question), *find_spaced(question)])
     given = given or bool(spelt and value != "1" and spelt.search(question))
     scaled_given = given or bool(_scaled(question, value))
-    ratio_given = any(same_answer(match[0], value) for match in _RATIO.finditer(question))
+    ratio_given = any(_ratio_of(match, value) for match in _RATIO.finditer(question))
     hidden = []
     for place, step in enumerate(steps):
         last = place == len(steps) - 1
@@ -179,7 +182,7 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         if last or not scaled_given:
             spans += _scaled(step, value)
         if not value.isdecimal() and (last or not ratio_given):
-            spans += [match.span() for match in _RATIO.finditer(step) if same_answer(match[0], value)]
+            spans += [span for match in _RATIO.finditer(step) if (span := _ratio_of(match, value))]
         hidden.append(cover(step, spans))
     return tuple(hidden)
 
@@ -189,13 +192,21 @@ def _is_hundredfold(one: str, other: str) -> bool:
     return Fraction(one) in (100 * Fraction(other), Fraction(other) / 100)
 
 
+def _ratio_of(ratio: re.Match[str], value: str) -> tuple[int, int] | None:
+    """Where a ratio is a value, with the whole number before it or without: `1 1/2`, `of the 12 1/2 are left`."""
+    own = ratio.start("own") if ratio["own"] else ratio.start("mark")
+    starts = (start for start in (ratio.start(), own) if same_answer(ratio.string[start : ratio.end()], value))
+    return next(((start, ratio.end()) for start in starts), None)
+
+
 def _scaled(text: str, value: str) -> list[tuple[int, int]]:
     """Where a count and a word of scale come to a value."""
     found = []
     for match in _SCALED.finditer(text):
         words = (match["words"] or "").lower().replace(" ", "-")
         count = normalise(match["digits"]) if match["digits"] else 1 if words == "a" else _COUNTS[words]
-        if count is not None and Fraction(count) * _SCALES[match["scale"].lower()] == Fraction(value):
+        scale = (match["scale"] or match["letter"] or match["counted"]).lower()
+        if count is not None and Fraction(count) * _SCALES[scale] == Fraction(value):
             found.append(match.span())
     return found
 
@@ -234,7 +245,7 @@ def _without_sentences(text: str, gold: str) -> str:
         if not _says(text[number:end], match["number"], gold):
             continue
         if "=" in text[number:end]:
-            start, end = match.start(), number
+            start, end = match.start(), match.start("value")
         elif calculates(text[start : match.start()]):  # `9 * 2 = 18, so the answer is 18`
             start = match.start()
         text = f"{text[:start].rstrip(' ,;')} {text[end:].lstrip()}"

@@ -278,7 +278,7 @@ def _other_parents(plan: StagePlan, store: Store, curriculum: str, digest: str) 
         before = parent_numbers(store, curriculum, digest)
     except (NotFoundError, IntegrityError):
         return ""  # told already
-    if before == plan.parents:
+    if before is None or before == plan.parents:
         return ""
     was, is_now = (", ".join(map(str, numbers)) or "the base" for numbers in (before, plan.parents))
     return f"it was trained on top of {was}, and the config has {is_now} below it"

@@ -191,8 +191,9 @@ def _without_verification(text: str) -> str:
     for start in reversed(starts[1:]):
         before = text[:start].rstrip()
         cut = before.rfind("\n") + 1
-        solved = stated_answer(before[:cut]) or len(_STEP.findall(before[:cut])) >= MIN_STEPS
-        if solved and _VERIFIES.search(before[cut:]):
+        if not _VERIFIES.search(before[cut:]) or _STEP.match(before[cut:]):  # `Step 3: Verify` is of the run before
+            continue
+        if stated_answer(before[:cut]) or len(_STEP.findall(before[:cut])) >= MIN_STEPS:
             text = before[:cut]
     return text
 

@@ -13,9 +13,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 from ..adapters.base import TWIN_NAME
@@ -120,14 +121,34 @@ class HttpRollouts:
             OfflineError: The server is out of reach, also after waiting.
             FailedError: It answers with an error.
         """
-        pool = ThreadPoolExecutor(min(CONCURRENT, len(requests)))
+        waiting: SimpleQueue[tuple[int, Request]] = SimpleQueue()
+        ended: SimpleQueue[tuple[int, list[Completion], BaseException | None]] = SimpleQueue()
+        for item in enumerate(requests):
+            waiting.put(item)
+
+        def work() -> None:
+            while not waiting.empty():
+                with suppress(Empty):
+                    place, request = waiting.get_nowait()
+                    try:
+                        ended.put((place, self._complete(name, request, sampling), None))
+                    except BaseException as error:
+                        ended.put((place, [], error))
+
+        # Daemons: an error or Ctrl-C does not wait for the requests beside it, nor does the end of the process.
+        for _ in range(min(CONCURRENT, len(requests))):
+            Thread(target=work, daemon=True).start()
+        drawn: dict[int, list[Completion]] = {}
         try:
-            futures = [pool.submit(self._complete, name, request, sampling) for request in requests]
-            for ended in wait(futures, return_when=FIRST_EXCEPTION).done:
-                ended.result()
-            return [future.result() for future in futures]
-        finally:  # an error does not wait for the requests beside it
-            pool.shutdown(wait=False, cancel_futures=True)
+            while len(drawn) < len(requests):
+                place, drawn[place], error = ended.get()
+                if error:
+                    raise error
+        finally:
+            with suppress(Empty):
+                while True:
+                    waiting.get_nowait()
+        return [drawn[place] for place in range(len(requests))]
 
     def describe(self) -> dict[str, Any]:
         """Engine and limit; not where it is, which is nobody else's."""

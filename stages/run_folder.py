@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.tensors import tensor_digest
 from ..core.console import say, warn
 from ..core.digest import digest_json, short
-from ..core.errors import IncompatibleError, PlyfoldError
+from ..core.errors import IncompatibleError, IntegrityError, NotFoundError, PlyfoldError
 from ..core.files import held, staged_folder, write_json
 from .checkpoints import last_checkpoint, step_of
 from .stage_plan import CurriculumPlan, StagePlan
@@ -149,7 +149,10 @@ def unfinished(plan: CurriculumPlan, store: Store, runs_dir: Path) -> dict[int, 
                     found[stage.number] = step_of(checkpoint)
         if stage.will_train or stage.digest is None:
             break
-        parents.append(store.peek(stage.digest).record.weights.digest)
+        try:
+            parents.append(store.peek(stage.digest).record.weights.digest)
+        except (NotFoundError, IntegrityError):  # what is above it cannot be gone on with
+            break
     return found
 
 

@@ -213,6 +213,10 @@ def test_gsm8k_prompts_show_the_answer_only_as_a_given(real_data: Callable[[str]
         ("0.5", r"½ or \frac12", "[MASK] or [MASK]"),
         ("200", "two hundred, 2 hundred", "[MASK], [MASK]"),
         ("24", "two dozen, twenty-four", "[MASK], [MASK]"),
+        ("12", "half a dozen", "half a dozen"),
+        ("1000000", "At 10 am I am there", "At 10 am I am there"),
+        ("5000000", "5 m long, 5m", "5 m long, [MASK]"),
+        ("0.5", "Of the 12 1/2 are left, in 2020 ½", "Of the 12 [MASK] are left, in 2020 [MASK]"),
         ("12000", r"12~000 12\;000 12_000", "[MASK] [MASK] [MASK]"),
     ],
 )

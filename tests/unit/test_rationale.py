@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plyfold.core.config import DataConfig
+from plyfold.evaluation.answers import normalise
 from plyfold.stages.data import load_rationales
 from plyfold.stages.leaks import states_answer
 from plyfold.stages.rationale import (
@@ -287,9 +289,42 @@ def test_a_gold_answer_that_is_more_than_a_number_is_none(gold: str) -> None:
         parse_rationale("Q?", f"{SOLVED}\nAnswer: 3", gold)
 
 
+@pytest.mark.parametrize(
+    ("gold", "value"),
+    [("12 and 1/2", "12.5"), ("18 of 20 eggs", "18"), ("18 in 2 days", "18"), ("2 pizzas 3 left", "2"),
+     ("9*2=18. The answer is 18, 2 more than before.", "18"), ("The answer is 18 because 3 and 4 eggs are used.", "18"),
+     ("Final Answer: 18 (from 10:30 to 11:00)", "18"), ("1,000", "1000"), ("2 hundred-dollar bills", "2"),
+     ("10 a.m.", "10"), ("$2.50", "2.5")],
+)  # fmt: skip
+def test_a_gold_answer_with_more_to_say_is_a_number(gold: str, value: str) -> None:
+    assert normalise(read_gold(gold)) == value
+
+
 def test_bold_marks_stay_in_pairs() -> None:
     steps = parse_rationale("Q?", "Step 1: 3 + 4 = **7 eggs**\nStep 2: **9** * 2 = 18\n**Answer: 18**", "18").steps
     assert steps == ("3 + 4 = **7 eggs**", "**9** * 2 = 18")
+
+
+def test_a_plan_with_a_last_step_that_checks_is_not_the_solution() -> None:
+    plan = "Plan:\nStep 1: Find the eggs.\nStep 2: Multiply by the price.\nStep 3: Check the result."
+    assert parse_rationale("Q?", f"{plan}\n\n{SOLVED}\nAnswer: 18", "18").steps == STEPS
+
+
+def test_pages_of_headings_are_read_once() -> None:
+    start_s = time.process_time()
+    with pytest.raises(UnusableRationale):
+        parse_rationale("Q?", "Step 1\n" * 4000 + "Answer: 18", "18")
+    assert time.process_time() - start_s < 2.0  # read anew from each of them, it takes a minute
+
+
+@pytest.mark.parametrize(
+    "text", ["The answer is $\\boxed{18}$ since 9 * 2 = 18.", "So the final answer is $\\boxed{9 * 2 = 18}$."]
+)
+def test_no_half_of_a_box_is_left(text: str) -> None:
+    last = parse_rationale("Q?", f"Step 1: 3 + 4 = 7\nStep 2: 16 - 7 = 9\n{text}", "18").steps[-1]
+    assert last.count("{") == last.count("}")
+    assert last.count("$") in (0, 2)
+    assert "9 * 2 = 18" in last
 
 
 def test_a_verification_before_the_answer_is_not_the_solution() -> None:
