@@ -82,18 +82,14 @@ class _Handler(BaseHTTPRequestHandler):
             "thinking": f"<think>Step 1: 7\nAnswer: 7</think>\n{steps}\nAnswer: {2 * n + 1000}",
         }
         text = texts.get(fault, f"{steps}\nAnswer: {2 * n + 1000}")
+        text = [{"type": "reasoning"}, {"type": "text", "text": text}] if fault == "parts" else text
         reply = {"choices": [{"message": {"content": text}, "finish_reason": "length" if fault == "long" else "stop"}],
                  "usage": {"prompt_tokens": 30, "completion_tokens": 20}}  # fmt: skip
-        if fault == "slow":
-            time.sleep(5.0)
+        time.sleep(5.0 if fault == "slow" else 0.0)
         if fault == "redirect":
             return self._send(302, {}, {"location": f"{self.server.url}/elsewhere"})
-        if fault == "nonsense":
-            return self._send(200, {"hello": "world"})
-        if fault == "error":  # a gateway's way to refuse
-            return self._send(200, {"error": {"message": "no free worker", "code": 429}})
-        if fault == "parts":
-            reply["choices"][0]["message"]["content"] = [{"type": "reasoning"}, {"type": "text", "text": text}]
+        if fault in ("nonsense", "error"):  # an error is a gateway's way to refuse
+            return self._send(200, {fault: {"message": "no free worker", "code": 429}})
         if fault.isdecimal():
             headers = {"429": {"retry-after": "0"}, "503": {"retry-after": formatdate(time.time() - 5, usegmt=True)}}
             return self._send(int(fault), {"error": {"message": f"no, not with {KEY}"}}, headers.get(fault, {}))
