@@ -33,7 +33,7 @@ def show_mined(stage: str, mined: dict[str, Any]) -> None:
         caption="\n".join(
             [
                 f"wrong, cut off, no answer: not one of {k} samples right, and most of them so; the wrong are failures",
-                f"pass rate: of each of them, with 95 % confidence after 0 of {k}",
+                f"pass rate: from there on 0 of {k} has a chance of 5 % at most",
                 "all problems tried, unaided: " + ", ".join(f"{name} {percent(rate)}" for name, rate in
                                                             mined["pool"].items()),
                 *([f"trained on beside them: {mined['rehearsed']} of the solved"] if mined.get("rehearsed") else []),

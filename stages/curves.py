@@ -160,7 +160,7 @@ def _chart(measure: Measure, stage: Stage, low: float, high: float) -> str:
         ending = fmean(value for _, value in points[-LAST:])
         said.append(f"<span class=line{index}>{escape(name)} {_number(ending, measure.percent, digits=1)}</span>")
     for step, name in stage.alarms():
-        x = place(step, low).partition(",")[0]
+        x = place(min(max(step, first), last), low).partition(",")[0]  # what is told at the end has a step of its own
         drawn.append(f'<line class=alarm x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
                      f"<title>step {step}: {escape(name)}</title></line>")  # fmt: skip
     bottom = HEIGHT - BOTTOM
@@ -190,7 +190,9 @@ def _scale(measure: Measure, stages: Iterable[Stage]) -> tuple[float, float]:
     low, high = measure.bounds
     low = min(values) if low is None else low
     high = max(values) if high is None else high
-    return (low, high) if high > low else (low, low + 1)
+    if high > low:
+        return low, high
+    return (low, low + 1) if measure.bounds[1] is None else (high - 1, high)
 
 
 def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

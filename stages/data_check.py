@@ -33,6 +33,7 @@ from .data import (
     require_train_split,
     source_name,
 )
+from .draws import rows_seed
 from .fit import TokenCounter, context_tokens, fitting_rows, require_possible, require_rows, token_counter
 from .leaks import hide_answer
 from .masking import check_masking
@@ -230,7 +231,7 @@ def _fit(
     impossible = _refusal(require_possible, len(rationales), name, stage, arguments, context)
     if counter is None or context is None:
         return checked, impossible
-    rows = make_rows(rationales, stage, protocol(config.eval.protocol), config.seed, counter.text)
+    rows = make_rows(rationales, stage, protocol(config.eval.protocol), rows_seed(config, stage.number), counter.text)
     fitting, limit = fitting_rows(rows, stage, arguments, context, counter)
     refusal = impossible or _refusal(require_rows, len(fitting), name, stage, arguments, limit)
     return replace(checked, training_rows=len(rows), too_long=len(rows) - len(fitting)), refusal

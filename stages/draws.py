@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..core.config import MiningConfig
+from ..core.config import CurriculumConfig, MiningConfig
 from ..core.digest import PREFIX, digest_json, sha256_file
 from ..core.files import disk_errors, write_bytes
 from ..evaluation import answers
@@ -100,6 +100,13 @@ class Draws:
 def draw_seed(seed: int, label: str) -> int:
     """The seed of one draw, in [0, 2 ** 32): a function of the run's seed and the label alone."""
     return int(digest_json([seed, label]).removeprefix(PREFIX)[:8], 16)
+
+
+def rows_seed(config: CurriculumConfig, number: int) -> int:
+    """The seed of a stage's rows: the curriculum's, but where an earlier stage has the same task and drew with it."""
+    task = next(stage.task for stage in config.stages.values() if stage.number == number)
+    again = any(stage.task == task and stage.number < number for stage in config.stages.values())
+    return draw_seed(config.seed, f"rows of stage {number}") if again else config.seed
 
 
 def verifier() -> dict[str, str]:

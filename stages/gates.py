@@ -64,7 +64,7 @@ class Measured:
 
     @property
     def passed(self) -> bool:
-        return _COMPARISONS[self.condition.comparison](self.value, self.bar)
+        return _COMPARISONS[self.condition.comparison](round(self.value, 9), round(self.bar, 9))  # 0.6 + 0.05 is 0.65
 
     def __str__(self) -> str:
         within = f" [{self.ci95[0]:.3g}, {self.ci95[1]:.3g}]" if self.ci95 else ""

@@ -48,7 +48,7 @@ def draw_mask(num_steps: int, config: MaskingConfig, rng: random.Random) -> froz
         return frozenset()
     if config.mode == "one":
         return frozenset({rng.randrange(num_steps)})
-    wanted = max(config.minimum, int(num_steps * config.share))
+    wanted = max(config.minimum, int(num_steps * config.share + 1e-9))
     if config.mode == "keep-ends":
         middle = range(1, num_steps - 1)
         return frozenset(rng.sample(middle, min(wanted, len(middle))))

@@ -34,7 +34,7 @@ from ..core.config import AdapterConfig, RolloutConfig, StageConfig
 from ..merge.plan import vllm_bucket
 from ..serving.rollouts import SLOTS
 from .sampling import BATCH as MINING_BATCH
-from .shapes import ModelShape
+from .shapes import ModelShape, is_targeted
 from .tasks import SUPERVISED
 
 if TYPE_CHECKING:
@@ -192,12 +192,13 @@ def count_adapter(shape: ModelShape, adapter: AdapterConfig) -> int:
 
 def count_prior(shape: ModelShape, earlier: Sequence[AdapterConfig]) -> int:
     """Parameters of earlier stages as one adapter, all of whose modules are padded to the largest rank."""
-    layers = [{name for name in shape.linears() for t in item.targets if f".{name}".endswith(f".{t}")}
-              for item in earlier]  # fmt: skip
-    ranks = {name: sum(item.r for item, has in zip(earlier, layers, strict=True) if name in has)
-             for name in set().union(*layers)}  # fmt: skip
+    ranks = {
+        (layer, name): sum(item.r for item in earlier if is_targeted(f"model.layers.{layer}.{name}", item.targets))
+        for layer in range(shape.layers)
+        for name in shape.linears()
+    }
     rank = max(ranks.values(), default=0)
-    return shape.layers * rank * sum(sum(shape.linears()[name]) for name in ranks)
+    return rank * sum(sum(shape.linears()[name]) for (_, name), own in ranks.items() if own)
 
 
 def _activations(shape: ModelShape, tokens: int, compute: int, adapter: AdapterConfig, checkpointing: bool) -> int:

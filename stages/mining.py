@@ -1,9 +1,9 @@
 """Persistent failures: train problems that a policy gets wrong in every one of k samples of the bare prompt.
 
 Every problem is sampled until it is solved, `samples` times at most. What is unsolved then is sampled on, up to
-`confirm` times in all, and is a failure only if none of these is right: with 95 % confidence its pass rate is below
-1 - 0.05 ** (1 / k). Wrong answers, cut-off ones and missing ones are kept apart: only the first are hard, the others
-are a matter of form. Knows neither models nor files.
+`confirm` times in all, and is a failure only if none of these is right: one whose pass rate is 1 - 0.05 ** (1 / k) or
+more is taken for a failure with a chance of 5 % at most. Wrong answers, cut-off ones and missing ones are kept apart:
+only the first are hard, the others are a matter of form. Knows neither models nor files.
 """
 
 from __future__ import annotations
@@ -131,9 +131,10 @@ def mining_cost(rows: int, config: MiningConfig) -> dict[str, int]:
 
 
 def pass_rate_bound(k: int) -> float:
-    """The pass rate below which a problem is with 95 % confidence if none of its k samples is right.
+    """The pass rate from which on a problem has all of its k samples wrong with a chance of 5 % at most.
 
-    (1 - p) ** k > 0.05 for all smaller p. Of one problem; among many, one in twenty may be above it.
+    (1 - p) ** k > 0.05 for all smaller p. It says how good the net is and not what is in it: of many problems with that
+    pass rate one in twenty is caught.
     """
     return 1.0 - float((1.0 - CONFIDENCE) ** (1.0 / k))
 

@@ -50,8 +50,8 @@ def tell(summary: Mapping[str, Any]) -> list[str]:
     rates = ", ".join(f"{name} {percent(rate)}" for name, rate in summary["pool"].items())
     lines = [
         f"{problems['solved']} of {summary['tried']} problems solved at least once (unaided {rates})",
-        f"{problems['wrong']} never right in {k} samples and mostly wrong: each is solved in fewer than "
-        f"{percent(bounds[str(k)])} of samples, with 95 % confidence"
+        f"{problems['wrong']} never right in {k} samples and mostly wrong; one that is solved in "
+        f"{percent(bounds[str(k)])} of samples or more is among them with a chance of 5 % at most"
         + (f" (after the first {first}: {percent(bounds[first])})" if first != str(k) else ""),
     ]
     if problems["truncated"] or problems["unanswered"]:

@@ -18,12 +18,27 @@ WORDS_PER_STEP = 35
 STEP_BONUS = 0.3
 MAX_STEPS_SAVED = 3
 
-_LABEL = re.compile(r"\bStep\s+\d+\s*:", re.IGNORECASE)
+_LABEL = re.compile(r"Step \d+:")
+_FIRST_ANSWER = {
+    "complete": re.compile(r"answer:\s*[^\n]*?\d.*?(?=\n|answer:|\Z)", re.IGNORECASE),
+    "rewrite": re.compile(r"answer:\s*\$?[\d,]+(?:\.\d+)?", re.IGNORECASE),
+}
 
 
 def count_labels(text: str) -> int:
     """How often `Step k:` stands in a text."""
     return len(_LABEL.findall(text))
+
+
+def until_answer(text: str, task: str) -> str:
+    """A completion up to the end of its first answer, all that the original judges: its line, or the number alone."""
+    first = _FIRST_ANSWER[task].search(text)
+    return text[: first.end()].strip() if first else text
+
+
+def is_formatted(text: str, task: str) -> bool:
+    """Whether it has a `Step k:` and an `Answer:`, in whose place a box will do for `complete`."""
+    return count_labels(text) > 0 and ("Answer:" in text or (task == "complete" and "\\boxed{" in text))
 
 
 def completion_bonus(words: int, steps: int, teacher_steps: int) -> float:
@@ -53,7 +68,8 @@ def rewrite_bonus(words: int, teacher_words: int) -> float:
     """What stage 3 (`rewrite`) adds to a right, well-formed solution.
 
     With q = words / teacher_words: -0.5 * min(q - 1, 1) above 1; 0 from 0.8 to 1; 0.5 * (0.8 - q) / 0.3 from 0.5
-    to 0.8; 0.5 + 0.3 * min((0.5 - q) / 0.3, 1) up to 0.5. Continuous, with a plateau.
+    to 0.8; 0.5 + 0.3 * min((0.5 - q) / 0.3, 1) up to 0.5. Continuous, with a plateau. The teacher's words are those
+    of its text as it was written, thoughts included.
     """
     ratio = words / max(teacher_words, 1)
     if ratio > 1.0:

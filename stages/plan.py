@@ -24,6 +24,7 @@ from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
 from .data import LoadReport, data_of, require_disjoint, require_train_split
+from .draws import rows_seed
 from .fit import (
     TokenCounter,
     fitting_rows,
@@ -195,7 +196,7 @@ def _longest_prompt(known: _Known, plan: StagePlan, context: int) -> int | None:
     """Tokens of the longest prompt that is sampled from, None without rollouts; refuses where too few rows fit."""
     assert known.counter is not None
     stage, arguments, rationales = plan.stage, plan.arguments, plan.rationales
-    asked, seed = protocol(known.config.eval.protocol), known.config.seed
+    asked, seed = protocol(known.config.eval.protocol), rows_seed(known.config, plan.number)
     if stage.task != "rewrite":
         rows = make_rows(rationales, stage, asked, seed, known.counter.text)
         fitting, limit = fitting_rows(rows, stage, arguments, context, known.counter)

@@ -10,6 +10,7 @@ from ..core.config import CurriculumConfig
 from ..core.errors import ConfigError
 from ..evaluation.protocols import protocol
 from .data import data_of, load_rationales, require_train_split
+from .draws import rows_seed
 from .fit import token_counter
 from .masking import check_masking, describe_masking
 from .rationale import Rationale
@@ -76,7 +77,7 @@ def preview_stage(config: CurriculumConfig, stage: str, num_rows: int = 3, seed:
         require_train_split(data, where)
     rationales, _ = load_rationales(data, bare=full.task not in SUPERVISED, section=section)
     counter = token_counter(config.base)
-    drawn_seed = config.seed if seed is None else seed
+    drawn_seed = rows_seed(config, full.number) if seed is None else seed
     asked = protocol(config.eval.protocol)
     drawn = draw_rows(rationales, full, asked, drawn_seed, counter.text if counter else len)
     unknown = {} if counter else {"teacher_tokens": None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.errors import ConfigError
 from ..evaluation.answers import extract, extract_solution, gold_answer, normalise, same_answer
@@ -64,6 +64,8 @@ class Rationale:
     gold answer is known."""
     answer: str
     """Gold answer as the dataset writes it."""
+    words: int = field(default=0, compare=False)
+    """Of the teacher's text as it was written, split at white space; 0 where that is not known."""
 
 
 class UnusableRationale(ValueError):  # noqa: N818 - a reason for skipping a row, caught and counted, never shown
@@ -97,6 +99,7 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
         if bare:
             return Rationale(question=question, steps=(), answer=gold)
         raise UnusableRationale("no rationale")
+    words = len(text.split())
     text, stated = extract_solution(text)
     # A last number in mid-calculation states nothing: a cut-off solution must not pass for a right one.
     if not stated.span:
@@ -111,7 +114,7 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
         raise UnusableRationale(f"fewer than {MIN_STEPS} steps")
     if any(marks_answer(step, gold) for step in steps):
         raise UnusableRationale("a step states the answer")
-    return Rationale(question=question, steps=steps, answer=gold)
+    return Rationale(question=question, steps=steps, answer=gold, words=words)
 
 
 def read_gold(answer: str) -> str:

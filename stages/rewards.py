@@ -93,11 +93,13 @@ class HierarchicalReward:
 
     def level(self, completion: str, gold: str) -> str:
         """Which of `LEVELS` a completion reaches."""
+        if self.config.mode == "paper":
+            completion = paper_reward.until_answer(completion, self.task)
         stated = extract(completion)
         if stated.value is None or not same_answer(stated.value, gold):
             return "wrong"
         if self.config.mode == "paper":
-            formatted = stated.method == "answer-line" and paper_reward.count_labels(completion) > 0
+            formatted = paper_reward.is_formatted(completion, self.task)
         else:
             formatted = ends_with_answer(completion, gold)
         return "correct" if formatted else "unformatted"
@@ -117,6 +119,7 @@ class HierarchicalReward:
         if level == "correct" and self.config.mode == "continuous":
             shortness = self.config.brevity * brevity(num_tokens, teacher_tokens)
         elif level == "correct" and self.config.mode == "paper":
+            completion = paper_reward.until_answer(completion, self.task)
             words = len(completion.split())
             if self.task == "rewrite":
                 shortness = paper_reward.rewrite_bonus(words, teacher_words)

@@ -20,7 +20,7 @@ from ..core.errors import FailedError
 from ..core.files import staged_folder
 from .arguments import generation_cycle, trainer_arguments
 from .checkpoints import last_checkpoint, sweep_checkpoints
-from .draws import draw_seed
+from .draws import draw_seed, rows_seed
 from .fit import TokenCounter, askable, fitting_rows, longest_prompts, needed_context, require_askable, require_rows
 from .metrics import final_means, read_metrics, rollout_totals
 from .mishaps import explained_loading, explained_sampling, explained_training
@@ -119,6 +119,7 @@ class _Training:
         self.context = int(self.model.config.max_position_embeddings)
         self.frozen = frozen_digest(self.model)
         self.arguments = trainer_arguments(config, stage.name, folder.path, on_gpu=self.model.device.type == "cuda")
+        self._rows_seed = rows_seed(config, stage.number)
         self.failures: Failures | None = None
         self.num_rows = self.num_too_long = 0
 
@@ -126,7 +127,7 @@ class _Training:
         """Longest prompt plus completion, in tokens, that a rollout engine will be asked for."""
         stage, plan = self.stage, self.plan
         prompts = longest_prompts(
-            stage.rationales, stage.stage, plan.protocol, plan.config.seed, self.arguments, self.context, self.counter
+            stage.rationales, stage.stage, plan.protocol, self._rows_seed, self.arguments, self.context, self.counter
         )
         return needed_context(prompts, stage.stage, self.arguments, self.context)
 
@@ -227,7 +228,7 @@ class _Training:
         """The rows that fit: a cut row would lose its answer or its end."""
         plan, stage, arguments = self.plan, self.stage, self.arguments
         rows = make_rows(
-            chosen, stage.stage, plan.protocol, plan.config.seed, self.counter.text, typical=stage.rationales
+            chosen, stage.stage, plan.protocol, self._rows_seed, self.counter.text, typical=stage.rationales
         )
         fitting, limit = fitting_rows(rows, stage.stage, arguments, self.context, self.counter)
         self.num_rows, self.num_too_long = len(fitting), len(rows) - len(fitting)

@@ -33,6 +33,11 @@ KNOWN: dict[tuple[str, str], dict[str, Any]] = {
 """(Hub id, commit) -> what its config.json says."""
 
 
+def is_targeted(path: str, targets: Sequence[str]) -> bool:
+    """Whether a module is one that `targets` name, by the end of its path or all of it."""
+    return any(path == target or path.endswith(f".{target}") for target in targets)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """Sizes of a dense decoder; each in numbers of elements."""
@@ -99,7 +104,7 @@ class ModelShape:
             size
             for layer in range(self.layers)
             for name, size in self.linears().items()
-            if any(f"model.layers.{layer}.{name}".endswith(f".{target}") for target in targets)
+            if is_targeted(f"model.layers.{layer}.{name}", targets)
         ]
 
     @property

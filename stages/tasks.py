@@ -91,8 +91,8 @@ def make_rows(
     Returns:
         Rows `{prompt, completion}` for supervised tasks, `{prompt, gold, teacher_tokens, unaided}` for the others,
         with `teacher_words` and `teacher_steps` where the paper's reward reads them.
-        Of each copy, exactly the rounded share of rows is unaided, those without a rationale first (and all of
-        those); what the teacher would have written there counts as long as it is on average elsewhere.
+        The share of unaided rows is kept over all copies, those without a rationale first (and all of those); what the
+        teacher would have written there counts as long as it is on average elsewhere.
     """
     return [row for _, row in draw_rows(rationales, stage, protocol, seed, count_tokens, typical)]
 
@@ -111,10 +111,11 @@ def draw_rows(
     written = _measured(rationales, typical or rationales, count_tokens)
     shown = [_shown(rationale, stage.task) for rationale in rationales]
     rows: list[tuple[int, Row]] = []
-    for _ in range(stage.epochs):
+    for copy in range(stage.epochs):
         order = rng.sample(range(len(rationales)), len(rationales))
         order.sort(key=lambda index: bool(rationales[index].steps))
-        num_unaided = round(stage.unaided_share * len(order))
+        whole = round(stage.unaided_share * len(order), 9)  # of few rows every second copy may have one
+        num_unaided = int(whole * (copy + 1)) - int(whole * copy)
         for place, index in enumerate(order):
             rationale, unaided = rationales[index], place < num_unaided or not rationales[index].steps
             bare = protocol.prompt(rationale.question)
@@ -157,7 +158,7 @@ def _measured(
 
     def measure(rationale: Rationale) -> tuple[int, int, int]:
         text = render_solution(rationale)
-        return count_tokens(text), len(text.split()), len(rationale.steps)
+        return count_tokens(text), rationale.words or len(text.split()), len(rationale.steps)
 
     usual = (0, 0, 0)
     if not all(rationale.steps for rationale in rationales):

@@ -45,6 +45,14 @@ def test_a_share_is_drawn_from_none_to_all(tmp_path: Path) -> None:
     assert "unaided 25.0 %" in page
 
 
+def test_a_share_of_all_has_its_axis_up_to_all_and_a_late_alarm_its_place(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"step": step, "mean_token_accuracy": 1.0} for step in (1, 2)]
+    run(tmp_path, "1-s", [*lines, {"step": 9, "alarms": [{"step": 9, "name": "adapter_unmoved"}]}])
+    page = render("c", read_stages(tmp_path), running=False)
+    assert "200 %" not in page
+    assert f'<line class=alarm x1="{WIDTH - RIGHT:.1f}"' in page
+
+
 def test_what_was_not_logged_or_is_not_finite_leaves_a_gap(tmp_path: Path) -> None:
     lines = [{"step": 1, "reward": 1.0}, {"step": 2, "reward": None}, {"step": 3, "reward": float("nan")},
              {"step": 4, "reward": 2.0}, {"other": 1}]  # fmt: skip

@@ -295,7 +295,7 @@ def test_too_few_failures_name_what_would_give_more(
     assert "mining.max_new_tokens" in caught.value.next_step
     told = capsys.readouterr().err
     assert "matter of form, not trained on" in told
-    assert "fewer than 52.7 % of samples, with 95 % confidence" in told
+    assert "52.7 % of samples or more is among them with a chance of 5 % at most" in told
     assert "were among the rows of earlier stages" in told  # rows 30 to 39 are stage 2's too
 
 

@@ -99,6 +99,16 @@ def test_an_interval_and_its_n_are_said_beside_the_bar() -> None:
     assert measured.to_json()["ci95"] == [0.4, 0.6]
 
 
+def test_a_score_on_the_bar_is_on_the_bar() -> None:
+    """0.651 - 0.01 is 0.641 with a rest in floating point."""
+    (condition,) = parse_gate("accuracy >= previous - 0.01", "x")
+    for right in range(10, 1001):
+        bar = condition.bar + right / 1000
+        measured = Measured(condition=condition, value=(right - 10) / 1000, ci95=None, n=1000, bar=bar)
+        assert measured.passed
+        assert not replace(measured, value=(right - 11) / 1000).passed
+
+
 @pytest.fixture
 def store(tmp_path: Path, tiny_base: Any, make_store: Any) -> Store:
     store: Store = make_store(tmp_path / "store", tiny_base(), stages=2)

@@ -63,7 +63,7 @@ def test_weights_are_exact(base: BaseRef, double_quant: bool) -> None:
 
 def test_adapters_gradients_and_optimiser_are_exact(base: BaseRef, tmp_path: Path) -> None:
     quantisation = Quantisation(compute_dtype="float32")
-    narrow = AdapterConfig(r=8, targets=["q_proj", "mlp.down_proj"])
+    narrow = AdapterConfig(r=8, targets=["q_proj", "mlp.down_proj", "layers.0.mlp.gate_proj"])
     first = attach(load_nf4(base, quantisation, "cpu"), narrow, None, 0)
     save_default(first, tmp_path / "prior", base.repo, base.revision)
     model = attach(load_nf4(base, quantisation, "cpu"), AdapterConfig(), tmp_path / "prior", 0)

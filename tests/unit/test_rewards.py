@@ -13,7 +13,7 @@ from plyfold.core.config import RewardConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.evaluation.protocols import protocol
 from plyfold.stages.paper_reward import completion_bonus, count_labels, rewrite_bonus
-from plyfold.stages.rationale import Rationale
+from plyfold.stages.rationale import Rationale, parse_rationale
 from plyfold.stages.recipe_digest import recipe_digest
 from plyfold.stages.rewards import LEVELS, HierarchicalReward, brevity, check_reward
 from plyfold.stages.tasks import make_rows
@@ -160,6 +160,8 @@ def test_the_papers_stage_3_never_rises_with_length(words: int, teacher: int) ->
         ("Step 1: 9+9, so 18", -1.0),  # no answer line
         ("Step 1: 9+9=18\nAnswer: 18", "full"),
         ("Step 1: 9+9=18\n**Answer:** $18.00", "full"),  # read as the same number, which the original does not
+        ("Step 1: 9+9=18\n#### 18", -1.0),
+        ("step 1: 9+9=18\nAnswer: 18", -1.0),
     ],
 )
 def test_the_papers_levels(completion: str, reward: float | str) -> None:
@@ -169,6 +171,26 @@ def test_the_papers_levels(completion: str, reward: float | str) -> None:
         score = HierarchicalReward(config, task).score(completion, 50, "18", 60, teacher_words=10, teacher_steps=2)
         assert score == pytest.approx(1 + bonus if reward == "full" else reward)
     assert count_labels(completion) == completion.count("Step")
+
+
+def test_the_paper_takes_a_box_for_an_answer_in_stage_2_alone() -> None:
+    config, text = RewardConfig(mode="paper"), "Step 1: 9*2=18\n\\boxed{18}"
+    levels = {task: HierarchicalReward(config, task).level(text, "18") for task in ("complete", "rewrite")}
+    assert levels == {"complete": "correct", "rewrite": "unformatted"}
+
+
+@pytest.mark.parametrize("task", ["complete", "rewrite"])
+def test_the_paper_judges_nothing_behind_the_first_answer(task: str) -> None:
+    reward, text = HierarchicalReward(RewardConfig(mode="paper"), task), "Step 1: 9+9=18\nAnswer: 18"
+    for more in ("\nStep 2: and so on", "\n\nQuestion: another?\nStep 1: 1\nAnswer: 5", "\nAnswer: 17"):
+        assert reward.score(text + more, 99, "18", 60, 40, 3) == reward.score(text, 9, "18", 60, 40, 3)
+
+
+def test_the_papers_teacher_is_as_long_as_it_wrote() -> None:
+    written = "<think>Well, let me see. It is 9 and 9.</think>\nStep 1: 9+9=18\nStep 2: that is 18\nAnswer: 18"
+    stage = StageConfig(number=3, task="rewrite", reward=RewardConfig(mode="paper"))
+    (row,) = make_rows([parse_rationale("How many?", written, "18")], stage, protocol("zero-shot"), 0, len)
+    assert row["teacher_words"] == len(written.split()) == 19
 
 
 @given(tokens, tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from plyfold.core.config import (
 from plyfold.core.errors import ConfigError, IntegrityError
 from plyfold.evaluation.protocols import protocol
 from plyfold.stages.data import load_rationales
+from plyfold.stages.draws import rows_seed
 from plyfold.stages.leaks import states_answer
 from plyfold.stages.masking import HIDES, MODES
 from plyfold.stages.rationale import Rationale, parse_rationale, render_solution
@@ -248,6 +249,15 @@ def test_unaided_rows_are_the_evaluation_prompt_in_exactly_their_share() -> None
     assert all(row["prompt"] == ZERO_SHOT.prompt(_of(row).question) for row in bare)
     supervised = _rows("reconstruct", RATIONALES, unaided_share=0.5)
     assert sum(row["prompt"] == ZERO_SHOT.prompt(_of(row).question) for row in supervised) == 20
+    few = _rows("complete", RATIONALES[:4], unaided_share=0.1, epochs=10)  # 0.4 rows a copy
+    assert sum(bool(row["unaided"]) for row in few) == 4
+
+
+def test_a_second_stage_of_a_task_draws_rows_of_its_own() -> None:
+    config = load_config("sandbox")
+    config.stages["again"] = replace(config.stages["brevity"], number=4)
+    assert [rows_seed(config, number) for number in (1, 2, 3)] == [config.seed] * 3
+    assert rows_seed(config, 4) != config.seed
 
 
 def test_rows_without_a_rationale_are_asked_unaided_and_before_others() -> None:

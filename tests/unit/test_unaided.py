@@ -37,9 +37,12 @@ def test_every_problem_is_sampled_equally_often_in_batches() -> None:
 
 
 def test_the_difference_is_paired() -> None:
-    before = PassRates(samples=4, right=(0, 1, 2, 2), outcomes={})
-    after = PassRates(samples=4, right=(1, 2, 3, 4), outcomes={})
+    before = PassRates(samples=4, right=(0, 1, 2, 2, 1), outcomes={})
+    after = PassRates(samples=4, right=(1, 2, 3, 4, 2), outcomes={})
     value, interval = difference(before, after, 1)
-    assert value == pytest.approx((0.25 + 0.25 + 0.25 + 0.5) / 4)
-    assert interval == pytest.approx((value - 1.96 * 0.0625, value + 1.96 * 0.0625), abs=1e-4)
+    assert value == pytest.approx((0.25 + 0.25 + 0.25 + 0.5 + 0.25) / 5)
+    half = 2.776 * 0.05  # Student's t of four degrees of freedom, and the standard error
+    assert interval == pytest.approx((value - half, value + half), abs=1e-3)
     assert difference(before, before, 4) == (0.0, None)  # no spread, no bound
+    few = (PassRates(samples=4, right=rates.right[1:], outcomes={}) for rates in (before, after))
+    assert difference(*few, 1) == (0.3125, None)
