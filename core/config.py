@@ -282,11 +282,22 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
     except Exception as error:  # an override's value that is not YAML
         if type(error).__module__.split(".")[0] != "yaml":
             raise
-        raise ConfigError("an override is not YAML", found=first_line(error)) from error
+        broken = next((override for override in overrides if not _is_yaml(override)), "")
+        raise ConfigError("an override is not YAML", where=broken, found=first_line(error)) from error
     assert isinstance(config, CurriculumConfig)
     _check(config, where)
     setattr(config, _UNRESOLVED, OmegaConf.to_container(merged, resolve=False))
     return config
+
+
+def _is_yaml(override: str) -> bool:
+    from omegaconf import OmegaConf
+
+    try:
+        OmegaConf.from_dotlist([override])
+    except Exception:  # as there
+        return False
+    return True
 
 
 def require_read_rows(config: CurriculumConfig, overrides: Sequence[str]) -> None:

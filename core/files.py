@@ -144,7 +144,7 @@ def held(path: Path, what: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ConflictError(what, where=path) from None
+        raise ConflictError(what, where=path, next_step="wait until it has ended, then run this again") from None
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..adapters.tensors import tensor_digest
 from ..core.config import CurriculumConfig, config_dict
 from ..core.console import say, warn
 from ..core.digest import short
+from ..core.errors import IntegrityError, NotFoundError
 from ..registry.record import BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store import Entry, Store
 from ..serving.variants import Variant, materialise
@@ -162,12 +164,27 @@ def _train_stage(plan: CurriculumPlan, stage: StagePlan, store: Store, run_dir: 
     run = run_stage(plan, stage, prior, [entry.record.weights.digest for entry in entries], run_dir)
 
     def publish() -> str:
-        digest = store.publish(run.folder, _record(plan, stage, entries, run))
+        record = _record(plan, stage, entries, run)
+        known = _published(store, record)
+        digest = known or store.publish(run.folder, record)
         store.set_ref(curriculum, stage.number, digest, expected=stage.digest)
-        say(f"{stage.label}: published as {short(digest)} ({run.steps} steps)")
+        say(f"{stage.label}: {'is' if known else 'published as'} {short(digest)} ({run.steps} steps)")
         return digest
 
     return processes.on_first(publish)
+
+
+def _published(store: Store, record: Record) -> str | None:
+    """The adapter that is this very stage already: a second record of it would make all that was built on it stale."""
+
+    def decides(other: Record) -> object:
+        return other.kind, other.curriculum, other.stage, other.parents, other.recipe.config_digest, other.weights
+
+    for digest in store.digests():
+        with suppress(NotFoundError, IntegrityError):
+            if decides(store.peek(digest).record) == decides(record):
+                return store.load(digest).digest
+    return None
 
 
 def _record(plan: CurriculumPlan, stage: StagePlan, parents: Sequence[Entry], run: StageRun) -> Record:

@@ -95,7 +95,7 @@ def load_rows(config: DataConfig, *, section: str = "data") -> list[Row]:
     missing = {"question", "answer"} - set(config.columns)
     if missing:
         raise ConfigError(f"{section}.columns lacks a name", where=config.path, expected=", ".join(sorted(missing)))
-    start, stop = _range(config)
+    start, stop = _range(config, section)
     if config.rationales is not None and config.rationales < 1:
         raise ConfigError(
             "not a number of rows", where=f"{section}.rationales", found=config.rationales, expected="1 or more"
@@ -106,7 +106,7 @@ def load_rows(config: DataConfig, *, section: str = "data") -> list[Row]:
     elif path.is_dir() or not is_local(config.path):
         records = read_dataset(config)
     else:
-        records = read_file(path)
+        records = read_file(path, section)
     chosen = list(islice(enumerate(records), start, stop))
     if not chosen:
         raise ConfigError(
@@ -151,13 +151,15 @@ def load_rationales(
             "not one row can be taught from",
             where=report.source,
             found=", ".join(f"{count} rows: {reason}" for reason, count in reasons.items()),
-            next_step=_mend(reasons.most_common(1)[0][0], section),
+            next_step=_mend(reasons.most_common(1)[0][0], section, config.rationales),
         )
     return rationales, report
 
 
-def _mend(reason: str, section: str) -> str:
-    """What to do where most rows are left out for one reason."""
+def _mend(reason: str, section: str, rationales: int | None) -> str:
+    """What to do where most rows are left out for one reason; `rationales` as in the configuration."""
+    if reason == "no rationale" and rationales is not None:
+        return f"{section}.rationales={rationales} reads those of the first {rationales} rows; null reads all of them"
     if "gold answer" in reason:
         return (
             f"map {section}.columns.answer to final answers that are numbers, or to solutions that end with `#### 72`"
@@ -262,12 +264,15 @@ def _on_hub(config: DataConfig) -> bool:
     return config.path != SANDBOX and not is_local(config.path)
 
 
-def _range(config: DataConfig) -> tuple[int, int | None]:
+def _range(config: DataConfig, section: str) -> tuple[int, int | None]:
     if config.rows is None:
         return 0, None
     if len(config.rows) != 2 or not 0 <= config.rows[0] < config.rows[1]:
         raise ConfigError(
-            "not a range of rows", where=config.path, found=config.rows, expected="[start, stop) with start < stop"
+            "not a range of rows",
+            where=f"{section}.rows",
+            found=config.rows,
+            expected="[start, stop) with start < stop",
         )
     return config.rows[0], config.rows[1]
 

@@ -28,11 +28,12 @@ def is_local(path: str) -> bool:
     return spelt or Path(path).suffix in (*FILE_SUFFIXES, *_OTHER_SUFFIXES) or Path(path).exists()
 
 
-def read_file(path: Path) -> list[dict[str, Any]]:
+def read_file(path: Path, section: str = "data") -> list[dict[str, Any]]:
     """The records of a file; what stands in a `.csv` or `.tsv` file stays text, as it is written.
 
     Args:
         path: `.jsonl`; `.json` that is one list; `.csv` or `.tsv` with column names in its first row; or `.parquet`.
+        section: Of the configuration, for errors that name its keys.
 
     Raises:
         NotFoundError: No such file.
@@ -43,7 +44,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         raise NotFoundError(
             "the data file does not exist",
             where=path,
-            next_step="check data.path; it is read from the folder the command runs in",
+            next_step=f"check {section}.path; it is read from the folder the command runs in",
         )
     if path.suffix not in FILE_SUFFIXES:
         raise ConfigError(
@@ -51,7 +52,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
             where=path,
             expected=", ".join(FILE_SUFFIXES),
             found=path.suffix or "no suffix",
-            next_step="write its rows as JSON, one object a line, and set data.path to that file",
+            next_step=f"write its rows as JSON, one object a line, and set {section}.path to that file",
         )
     if path.suffix == ".parquet":
         return _load(str(path), "parquet", data_files=str(path), split="train")

@@ -12,7 +12,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.core.config import load_config
-from plyfold.core.errors import ConfigError, OfflineError
+from plyfold.core.errors import ConfigError, NotFoundError, OfflineError
 from plyfold.registry.store import Store
 from plyfold.stages import at_hand, rollout_check
 from plyfold.stages.data import load_rows
@@ -162,6 +162,27 @@ def test_what_could_only_fail_after_hours_is_refused_first(
     with pytest.raises(ConfigError) as caught:
         plan_curriculum(config, Store(tmp_path / "registry"), only_show=only_show)
     assert caught.value.where == where
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "mended"),
+    [
+        ("stages.brevity.data.rows=[40,10]", "stages.brevity.data.rows", ""),
+        ("stages.brevity.data.path=nosuch.jsonl", "nosuch.jsonl", "check stages.brevity.data.path"),
+        ("stages.brevity.data.rows=[5000,5100]", "sandbox", "stages.brevity.data.rationales=100 reads those of"),
+    ],
+)
+def test_rows_that_cannot_be_read_name_their_key(override: str, where: str, mended: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, NotFoundError)) as caught:
+        plan_curriculum(load_config("sandbox", [override]), Store(tmp_path / "registry"))
+    assert str(caught.value.where) == where
+    assert mended in caught.value.next_step
+
+
+def test_an_override_that_is_not_yaml_is_named() -> None:
+    with pytest.raises(ConfigError, match="not YAML") as caught:
+        load_config("sandbox", ["seed=1", "stages.brevity.data.rows=[40"])
+    assert caught.value.where == "stages.brevity.data.rows=[40"
 
 
 def test_fewer_rows_that_fit_than_a_batch_takes_are_refused_before_an_earlier_stage_trains(tmp_path: Path) -> None:
