@@ -169,7 +169,7 @@ def test_the_command_shows_what_was_mined(
     assert 0 < mined["rehearsed"] <= mined["problems"]["solved"]
     assert stage["details"]["rows"] % (mined["failures"] + mined["rehearsed"]) == 0  # copies of both
     assert set(mined["unaided"]) == {"trained", "held_out"}
-    assert "with 95 % confidence (after the first 2: 77.6 %)" in told.err
+    assert "with a chance of 5 % at most (after the first 2: 77.6 %)" in told.err
     assert "fresh samples" in told.err
     on_record = Store(tmp_path / "a").stage("tiny", 1).record.recipe.details["mined"]
     assert on_record == mined
