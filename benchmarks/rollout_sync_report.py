@@ -26,7 +26,7 @@ def render(results: dict[str, Any]) -> str:
         "",
         "Prior of rank 32 and adapter of rank 16 on all linear modules. Seconds are medians of "
         f"{about['rounds']} rounds in which the ways",
-        "take turns; only their ratios mean something on so busy a machine, and a GPU merges faster than this CPU.",
+        "take turns; only their ratios mean something, and a GPU merges faster than this CPU.",
         "MB are 10^6 bytes.",
         "",
         "TRL's side is its own `VLLMGeneration._iter_named_params`. vLLM's CPU build packs its weights and cannot take",
