@@ -19,7 +19,7 @@ def render(results: dict[str, Any]) -> str:
     lines = [
         "# Bringing a learnt adapter to vLLM: the adapter alone against TRL's merged sync",
         "",
-        f"{about['date']}; {about['cores']} cores shared with other work{load}, "
+        f"{about['date']}; {about['cores']} cores{load}, "
         f"{about['threads']} torch thread(s), {about['machine']}, no GPU; {versions}.",
         "",
         f"    {about['command']}",
