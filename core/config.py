@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -233,18 +234,24 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
     from omegaconf import DictConfig, OmegaConf
 
     path = find_config(source)
-    try:
+    with _yaml_of("the config", path):
         loaded = OmegaConf.load(path)
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError("the config is not a mapping", where=path)
+    return build_config(loaded, overrides, where=path)
+
+
+@contextmanager
+def _yaml_of(what: str, where: object) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # yaml's own errors share no base with OmegaConf's
         if type(error).__module__.split(".")[0] != "yaml":
             raise
         mark = getattr(error, "problem_mark", None)
-        place = f"{path} line {mark.line + 1}, column {mark.column + 1}" if mark else path
+        place = f"{where} line {mark.line + 1}, column {mark.column + 1}" if mark and isinstance(where, Path) else where
         found = getattr(error, "problem", None) or first_line(error)
-        raise ConfigError("the config is not YAML", where=place, found=found) from error
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError("the config is not a mapping", where=path)
-    return build_config(loaded, overrides, where=path)
+        raise ConfigError(f"{what} is not YAML", where=place, found=found) from error
 
 
 def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: object = "") -> CurriculumConfig:
@@ -268,6 +275,8 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
                 found=override,
                 next_step="write it as seed=1 or stages.brevity.trainer.max_steps=10",
             )
+        with suppress(OmegaConfBaseException), _yaml_of("an override", override):  # the others are told below
+            OmegaConf.from_dotlist([override])
     _check_stage_names(values, overrides, where)
     try:
         schema = OmegaConf.structured(CurriculumConfig)
@@ -279,25 +288,10 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
         given = key and any(f"{override.partition('=')[0]}.".startswith(f"{key}.") for override in overrides)
         place = f"{key}, an override" if given else f"{key} in {where}" if key else where
         raise ConfigError(first_line(error), where=place, next_step=_suggestion(error)) from error
-    except Exception as error:  # an override's value that is not YAML
-        if type(error).__module__.split(".")[0] != "yaml":
-            raise
-        broken = next((override for override in overrides if not _is_yaml(override)), "")
-        raise ConfigError("an override is not YAML", where=broken, found=first_line(error)) from error
     assert isinstance(config, CurriculumConfig)
     _check(config, where)
     setattr(config, _UNRESOLVED, OmegaConf.to_container(merged, resolve=False))
     return config
-
-
-def _is_yaml(override: str) -> bool:
-    from omegaconf import OmegaConf
-
-    try:
-        OmegaConf.from_dotlist([override])
-    except Exception:  # as there
-        return False
-    return True
 
 
 def require_read_rows(config: CurriculumConfig, overrides: Sequence[str]) -> None:

@@ -166,8 +166,7 @@ class Chat:
                     answer = _read(response)
                     if answer is not None:
                         return answer
-                    problem = self._said(response)  # some gateways answer 200 with an error inside
-                    problem = "an answer that is no chat completion" if ":" not in problem else problem
+                    problem = self._said(response)  # with a message, where a gateway answers 200 with an error inside
                 elif response.status_code in PASSING or response.status_code >= 500:
                     problem = self._said(response)
                     wait_s = self._asked_wait_s(response, wait_s)
@@ -175,7 +174,7 @@ class Chat:
                     raise self._refusal(response)
             if number + 1 < TRIES:
                 await asyncio.sleep(wait_s)
-        if problem.startswith("an answer"):
+        if problem.startswith("HTTP 2") and ":" not in problem:
             raise FailedError(
                 "the endpoint's answers are no chat completions",
                 where=self.endpoint.host,

@@ -52,14 +52,15 @@ _RATIO = re.compile(  # `1/2`, `1 1/2`, `1\frac{1}{2}`, `1½`
     r"|(?<![0-9])(?:[0-9]{1,9}\s?)?(?P<mark>\\[cdt]?frac\s?(?:\{[0-9]+\}|[0-9])\s?(?:\{[0-9]+\}|[0-9])"
     r"|[\u00bc-\u00be\u2150-\u215e])"
 )
-_COUNTS = dict(zip(_WORDS, range(20), strict=True)) | {
+_COUNTS = dict(zip(_WORDS[1:], range(1, 20), strict=True)) | {
     f"{word}{one and '-'}{one}": 20 + 10 * place + ones
     for place, word in enumerate(_TENS)
     for ones, one in enumerate(["", *_WORDS[1:10]])
 }
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "k": 10**3, "m": 10**6}
 _SCALE_WORDS = "|".join(word for word in _SCALES if len(word) > 1)
-_WORDED = "|".join(sorted(_COUNTS, reverse=True)).replace("-", "[ -]")
+_WORDED = "|".join(sorted(_COUNTS, reverse=True)).replace("-", r"[\s-]")
+_WORD = re.compile(rf"\b(?:{_WORDED})\b", re.IGNORECASE)
 _SCALED = re.compile(
     rf"(?<![0-9A-Za-z])(?:(?P<digits>{NUMBER_TEXT})(?:[\s-]?(?P<scale>{_SCALE_WORDS})|(?P<letter>[km]))"
     rf"|(?<!half\s)(?P<words>a|{_WORDED})[\s-](?P<counted>{_SCALE_WORDS}))\b",
@@ -163,9 +164,8 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
         words = re.compile(rf"(?<!\w){re.escape(gold.strip())}(?!\w)", re.IGNORECASE)
         return tuple(words.sub(MASK, step) if gold.strip() else step for step in steps)
     value = value.removeprefix("-")
-    spelt = _spelt(value)
     given = any(number.value == value for number in [*find_digits(question), *find_spaced(question)])
-    given = given or bool(spelt and value != "1" and spelt.search(question))
+    given = given or (value != "1" and bool(_in_words(question, value)))
     scaled_given = given or bool(_scaled(question, value))
     ratio_given = any(_ratio_of(match, value) for match in _RATIO.finditer(question))
     hidden = []
@@ -177,8 +177,8 @@ def hide_answer(steps: Sequence[str], question: str, gold: str) -> tuple[str, ..
             if (number.value == value and (not given or number.is_result or (last and not number.is_operand)))
             or (last and number.is_result and _is_hundredfold(number.value, value))
         ]
-        if spelt and (last or not (given or value == "1")):
-            spans += [match.span() for match in spelt.finditer(step)]
+        if last or not (given or value == "1"):
+            spans += _in_words(step, value)
         if last or not scaled_given:
             spans += _scaled(step, value)
         if not value.isdecimal() and (last or not ratio_given):
@@ -203,25 +203,23 @@ def _scaled(text: str, value: str) -> list[tuple[int, int]]:
     """Where a count and a word of scale come to a value."""
     found = []
     for match in _SCALED.finditer(text):
-        words = (match["words"] or "").lower().replace(" ", "-")
-        count = normalise(match["digits"]) if match["digits"] else 1 if words == "a" else _COUNTS[words]
+        words = match["words"]
+        count = normalise(match["digits"]) if words is None else 1 if words in ("a", "A") else _count(words)
         scale = (match["scale"] or match["letter"] or match["counted"]).lower()
         if count is not None and Fraction(count) * _SCALES[scale] == Fraction(value):
             found.append(match.span())
     return found
 
 
-def _spelt(value: str) -> re.Pattern[str] | None:
-    if not value.isdecimal() or not 1 <= int(value) < 100:
-        return None
+def _in_words(text: str, value: str) -> list[tuple[int, int]]:
+    """Where a whole number up to ninety-nine is spelt out; "one" where it counts."""
     if value == "1":
-        return _ONE
-    tens, ones = divmod(int(value), 10)
-    if tens < 2:
-        word = rf"(?<!ty[\s-]){_WORDS[int(value)]}"
-    else:
-        word = _TENS[tens - 2] + (rf"[\s-]{_WORDS[ones]}" if ones else rf"(?![\s-](?:{'|'.join(_WORDS[1:10])})\b)")
-    return re.compile(rf"\b{word}\b", re.IGNORECASE)
+        return [match.span() for match in _ONE.finditer(text)]
+    return [match.span() for match in _WORD.finditer(text) if str(_count(match[0])) == value]
+
+
+def _count(words: str) -> int:
+    return _COUNTS["-".join(re.split(r"[\s-]", words.lower()))]
 
 
 def _sentences(text: str) -> list[tuple[re.Match[str], int, int]]:
