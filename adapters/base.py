@@ -7,13 +7,12 @@ in the compute dtype. transformers and bitsandbytes are loaded inside the functi
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -24,7 +23,8 @@ from ..core.config import BaseConfig
 from ..core.digest import CHUNK_BYTES, digest_json, sha256_file, short
 from ..core.errors import ConfigError, FailedError, IntegrityError, NotFoundError
 from ..core.files import require_space, staged_folder, write_json
-from .header import read_header
+from ..core.strict_json import read_json, read_object
+from .header import read_header, shown
 from .hub import snapshot
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 """Files that decide how text becomes tokens."""
 INDEX_NAME = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 32_000_000
+"""Longest index accepted; that of a trillion parameters in 140,000 tensors is some 16 MB."""
 TWIN_NAME = "twin.json"
 
 # On some CPUs bitsandbytes says at import, whoever imports it, that an optional inference kernel is not installed.
@@ -172,7 +174,7 @@ def check_weights(path: Path) -> list[Path]:
     names = {"model.safetensors"}
     if (path / INDEX_NAME).is_file():
         try:
-            names = set(json.loads((path / INDEX_NAME).read_bytes())["weight_map"].values())
+            names = set(read_json(path / INDEX_NAME, max_bytes=MAX_INDEX_BYTES)["weight_map"].values())
             sound = all(Path(name).name == name for name in names)
         except (ValueError, KeyError, AttributeError, TypeError):
             sound = False
@@ -184,6 +186,35 @@ def check_weights(path: Path) -> list[Path]:
             raise NotFoundError("the base lacks a weights file", where=file, expected="safetensors weights")
         read_header(file)
     return files
+
+
+def model_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The config of a base or twin folder, or its `generation_config.json`.
+
+    Raises:
+        NotFoundError: No such file.
+        IntegrityError: No JSON object that is read here.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise NotFoundError(f"no {name} in the base folder", where=folder)
+    return read_object(path, f"the base's {name}", infinity=True)
+
+
+def config_count(config: Mapping[str, Any], field: str, default: int, where: Path) -> int:
+    """A whole number of a base's config; `default` where it is absent or null.
+
+    Raises:
+        IntegrityError: Something else stands there.
+    """
+    value = config.get(field)
+    if value is None:
+        return default
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise IntegrityError(
+            f"{field} is malformed", where=where / "config.json", found=shown(value), expected="a whole number"
+        )
+    return value
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

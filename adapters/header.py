@@ -7,7 +7,6 @@ read and ends in one clear error.
 
 from __future__ import annotations
 
-import json
 import os
 import reprlib
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import FailedError, IntegrityError, NotFoundError, PlyfoldError
+from ..core.strict_json import MalformedJSONError, parse_json
 
 MAX_HEADER_BYTES = 16_000_000
 """Longest header accepted, some 100,000 tensors; the library's own 100 MB of brackets would take 2.5 GB to parse."""
@@ -130,9 +130,9 @@ def _read(path: Path) -> Header:
 def _parse(path: Path, text: bytes, *, data_start: int, stamp: tuple[int, int, int]) -> Header:
     _, size, _ = stamp
     try:
-        raw = json.loads(text.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, "the header is not sound JSON", found=str(error)[:200]) from error
+        raw = parse_json(text)
+    except MalformedJSONError as error:
+        raise _broken(path, "the header is not sound JSON", found=error) from error
     if not isinstance(raw, dict):
         raise _broken(path, "the header is not a JSON object", found=type(raw).__name__)
     metadata = raw.pop("__metadata__", None)
@@ -176,13 +176,6 @@ def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
 
 def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("a name stands twice")
-    return unique
 
 
 def _broken(path: Path, what: str, *, where: str = "", found: object = "", expected: object = "") -> IntegrityError:

@@ -6,7 +6,6 @@ and B (O, R), so that dW = scale * B @ A. Whatever gives an adapter another mean
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
+from ..core.strict_json import read_object
 from .header import Header, read_header, reading, shown
 from .scaling import Scaling, bad_config
 
@@ -24,7 +24,8 @@ KEY_PREFIX = "base_model.model."
 A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' name of each dtype a factor may have -> torch's name."""
-MAX_CONFIG_BYTES = 16_000_000
+MAX_CONFIG_BYTES = 8_000_000
+"""Longest config accepted: some 30,000 modules, each with its name in full in three fields."""
 MODULE_NAME = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_-]+){0,32}")
 NEUTRAL_INITS = {"gaussian", "eva", "orthogonal", "mica"}
 """Initialisations that leave the base weights as they are; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them."""
@@ -171,15 +172,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise NotFoundError("no such adapter folder", where=folder)
     if not path.is_file():
         raise NotFoundError(f"no {CONFIG_NAME} in the folder", where=folder, expected="a PEFT LoRA adapter folder")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise IntegrityError("the adapter config is not credibly large", where=path, found=path.stat().st_size)
-    try:
-        config = json.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError("the adapter config is not JSON", where=path, found=str(error)[:200]) from error
-    if not isinstance(config, dict):
-        raise IntegrityError("the adapter config is not a JSON object", where=path, found=type(config).__name__)
-    return config
+    return read_object(path, "the adapter config", max_bytes=MAX_CONFIG_BYTES)
 
 
 def _refuse_features(config: Mapping[str, Any], where: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.strict_json import parse_json
 from .options import config_option, dry_run_option, json_option
 from .train import DEFAULT_CONFIG
 
@@ -162,7 +162,7 @@ def _request_field(text: str) -> tuple[str, object]:
     if not (name and equals):
         raise click.BadParameter(f"{text!r} is not FIELD=JSON", param_hint="--request")
     try:
-        return name, json.loads(value or "null")
+        return name, parse_json((value or "null").encode())
     except ValueError:
         return name, value
 

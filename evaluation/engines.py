@@ -7,14 +7,14 @@ they sample, in their random numbers). It knows neither questions nor answers.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..core.errors import ConfigError
+from ..adapters.base import model_config
+from ..core.errors import ConfigError, IntegrityError
 
 BASE = "base"
 """Name of the variant without any adapter."""
@@ -60,13 +60,22 @@ class Engine(Protocol):
 
 
 def end_token_ids(twin: Path) -> tuple[int, ...]:
-    """Ids that end a completion, from `generation_config.json` and `config.json` of a model folder, sorted."""
+    """Ids that end a completion, from `generation_config.json` and `config.json` of a model folder, sorted.
+
+    Raises:
+        IntegrityError: One of them is no JSON object, or names no token ids.
+    """
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
-        path = twin / name
-        if path.is_file():
-            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            found.update([ids] if isinstance(ids, int) else ids or [])
+        if not (twin / name).is_file():
+            continue
+        ids = model_config(twin, name).get("eos_token_id")
+        each = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(type(token) is int and token >= 0 for token in each):
+            raise IntegrityError(
+                "eos_token_id is malformed", where=twin / name, found=str(ids)[:200], expected="a token id, or several"
+            )
+        found.update(each)
     return tuple(sorted(found))
 
 

@@ -6,7 +6,6 @@ one, and its memory is given back when the engine is closed.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..adapters.base import load_tokenizer
+from ..adapters.base import load_tokenizer, model_config
 from ..adapters.spec import read_spec
 from ..core.console import Task, progress, verbosity
 from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError, first_line
@@ -287,7 +286,7 @@ def _environment(options: EngineOptions) -> Iterator[None]:
 
 def model_dtype(twin: Path) -> str:
     """Dtype a model folder says it was saved in."""
-    config = json.loads((twin / "config.json").read_text(encoding="utf-8"))
+    config = model_config(twin)
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

@@ -7,7 +7,6 @@ Shapes: O rows, I columns of a weight.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -22,9 +21,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..adapters.base import TWIN_NAME, content_revision
+from ..adapters.base import MAX_INDEX_BYTES, TWIN_NAME, content_revision, model_config
 from ..adapters.header import Header, TensorEntry, read_header
 from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
+from ..core.strict_json import read_object
 from .parts import is_local
 
 CONFIG_FILE = "config.json"
@@ -87,7 +87,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise NotFoundError("no such base folder", where=folder)
-    config = _read_json(folder / CONFIG_FILE)
+    config = model_config(folder)
     if (folder / SINGLE_FILE).is_file():
         stamps = _stamps(folder, [SINGLE_FILE])
         shards = {SINGLE_FILE: read_header(folder / SINGLE_FILE)}
@@ -167,13 +167,7 @@ def _shards(folder: Path, index: Mapping[str, Any], files: Iterable[str]) -> dic
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise NotFoundError(f"no {path.name} in the base folder", where=path.parent)
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise IntegrityError("the file is not JSON", where=path, found=str(error)[:200]) from error
-    if not isinstance(value, dict):
-        raise IntegrityError("the file is not a JSON object", where=path, found=type(value).__name__)
-    return value
+    return read_object(path, path.name, max_bytes=MAX_INDEX_BYTES)
 
 
 class BaseReader:

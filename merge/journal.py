@@ -21,6 +21,7 @@ from typing import Any
 from ..core.digest import short
 from ..core.errors import ConflictError
 from ..core.files import disk_errors, publish_folder, refuse_existing, sweep_staged
+from ..core.strict_json import MalformedJSONError, parse_json
 
 JOURNAL_FILE = ".journal"
 
@@ -176,8 +177,8 @@ def _sound_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     num_bytes = 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
-            value = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+            value = parse_json(line) if line.endswith(b"\n") else None
+        except MalformedJSONError:
             value = None
         if not isinstance(value, dict):
             break

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.digest import digest_json
 from ..core.errors import ConfigError, NotFoundError
+from ..core.strict_json import MalformedJSONError, parse_json
 
 FIELDS = ("prompt", "question")
 """Fields of a .jsonl row that are taken as the prompt, the first that is there."""
@@ -59,9 +59,9 @@ def read_prompts(path: Path) -> Prompts:
 def _rows(path: Path, numbered: list[tuple[int, str]]) -> Iterator[str]:
     for number, line in numbered:
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError("a row is not JSON", where=f"{path}:{number}", found=str(error)[:200]) from error
+            row = parse_json(line.encode())
+        except MalformedJSONError as error:
+            raise ConfigError("a row is not sound JSON", where=f"{path}:{number}", found=error) from error
         text = next((row[field] for field in FIELDS if field in row), None) if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():
             found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__

@@ -20,6 +20,7 @@ from ..adapters.tensors import tensor_digest
 from ..core.digest import PREFIX, canonical_json, digest_json
 from ..core.errors import FailedError, IncompatibleError, IntegrityError
 from ..core.files import write_bytes
+from ..core.strict_json import parse_json
 from .active import active, batched, forward
 from .parts import PartSet
 from .prompts import Prompts
@@ -115,7 +116,7 @@ class Statistics:
         """
         header = read_header(path)
         try:
-            about = json.loads(header.metadata[METADATA_KEY])
+            about = parse_json(header.metadata[METADATA_KEY].encode())
             sound = about.pop("schema") == STATISTICS_SCHEMA
             fields = {key: kind(about.pop(key)) for key, kind in _FIELDS.items()}
         except (KeyError, ValueError, TypeError, AttributeError):

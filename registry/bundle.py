@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..core.digest import PREFIX, canonical_json
 from ..core.errors import IntegrityError
+from ..core.strict_json import parse_json
 from .record import first_fault
 
 MAX_SIGNATURE_BYTES = 400_000
 """Largest bundle read: a thousand files in one adapter."""
-MAX_DEPTH = 32
-"""Deepest nesting read."""
 
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -93,7 +90,7 @@ class Bundle(_Part):
     @property
     def files(self) -> dict[str, str]:
         """Name -> `sha256:` digest of the files it says it signs."""
-        statement = _Statement.model_validate(_parse_json(base64.b64decode(self.envelope.payload, validate=True)))
+        statement = _Statement.model_validate(parse_json(base64.b64decode(self.envelope.payload, validate=True)))
         return {item.name: PREFIX + item.digest for item in statement.predicate.resources}
 
     @property
@@ -115,13 +112,11 @@ def parse_bundle(data: bytes, where: object = "") -> Bundle:
         IntegrityError: Too large, not JSON, or not a signature this version understands.
     """
     try:
-        if len(data) > MAX_SIGNATURE_BYTES:
-            raise ValueError(f"more than {MAX_SIGNATURE_BYTES:,} bytes")
-        bundle = Bundle.model_validate(_parse_json(data))
+        bundle = Bundle.model_validate(parse_json(data, max_bytes=MAX_SIGNATURE_BYTES))
         if bundle.files and len(bundle.to_bytes()) > MAX_SIGNATURE_BYTES:
             raise ValueError(f"more than {MAX_SIGNATURE_BYTES:,} bytes")
         return bundle
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise IntegrityError(
             "not a signature this version understands",
             where=where,
@@ -129,23 +124,3 @@ def parse_bundle(data: bytes, where: object = "") -> Bundle:
             found=first_fault(error),
             next_step="ask the adapter's owner to sign it again with `plyfold sign`",
         ) from error
-
-
-def _parse_json(data: bytes) -> object:
-    """JSON without NaN and infinity, which Python's parser takes, and no deeper than any call stack can hold."""
-
-    def refuse(name: str) -> object:
-        raise ValueError(f"{name} is no JSON")
-
-    value: object = json.loads(data.decode(), parse_constant=refuse)
-    level, depth = [value], 0
-    while level:
-        level = [child for item in level if isinstance(item, dict | list) for child in _children(item)]
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested more than {MAX_DEPTH} deep")
-    return value
-
-
-def _children(item: dict[str, object] | list[object]) -> Iterable[object]:
-    return item.values() if isinstance(item, dict) else item

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.strict_json import MalformedJSONError, read_json
 from .evaluations import Evaluation
 from .record import MAX_RECORD_BYTES, DataRef, Metric, Record
 from .revocation import Revocation
@@ -103,10 +103,8 @@ def _composition(entry: Entry) -> Mapping[str, Any]:
     """`composition.json`, or nothing where it is missing or of another shape: the card then tells less."""
     if entry.record.kind != "merge" or all(item.path != COMPOSITION_FILE for item in entry.record.files):
         return {}
-    with (entry.path / COMPOSITION_FILE).open("rb") as file:
-        data = file.read(MAX_RECORD_BYTES + 1)
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = read_json(entry.path / COMPOSITION_FILE, max_bytes=MAX_RECORD_BYTES)
+    except (OSError, MalformedJSONError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.digest import short
 from ..core.errors import IntegrityError, NotFoundError, PlyfoldError
-from ..core.files import read_capped
+from ..core.strict_json import read_json
 from .objects import PICKLES, Entry, Problem
 from .record import Parent, Record
 from .scores import overlapping_scores
@@ -110,20 +110,14 @@ def _composition_problems(entry: Entry) -> list[Problem]:
     if entry.record.kind != "merge" or not path.is_file():
         return []
     try:
-        found = [(item["record"], float(item["weight"])) for item in _read_json(path)["inputs"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        inputs = read_json(path, max_bytes=MAX_COMPOSITION_BYTES)["inputs"]
+        found = [(item["record"], float(item["weight"])) for item in inputs]
+    except (OSError, ValueError, KeyError, TypeError):
         return [Problem(path=COMPOSITION_FILE, fault="unsound", expected="a composition's inputs")]
     want = [(parent.digest, parent.scale) for parent in entry.record.parents]
     if found == want:
         return []
     return [Problem(path=COMPOSITION_FILE, fault="record", expected=_inputs(want), found=_inputs(found))]
-
-
-def _read_json(path: Path) -> Any:
-    data = read_capped(path, MAX_COMPOSITION_BYTES)
-    if len(data) > MAX_COMPOSITION_BYTES:
-        raise ValueError("too large")
-    return json.loads(data)
 
 
 def _inputs(pairs: list[tuple[Any, float]]) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..adapters.spec import MAX_CONFIG_BYTES
 from ..core.console import warn
 from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IncompatibleError, UnsupportedAdapterError
 from ..core.files import disk_errors
+from ..core.strict_json import read_json
 from .ledger import LOCATION, read_attestations, write_attestation
 from .objects import PICKLES
-from .record import MAX_RECORD_BYTES, Record
+from .record import Record
 from .signing import BESIDE
 from .store import Store
 
@@ -128,11 +129,9 @@ def check_shareable(folder: Path, record: Record) -> None:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return
-    with config.open("rb") as file:
-        data = file.read(MAX_RECORD_BYTES + 1)
     try:
-        named = json.loads(data).get("base_model_name_or_path")
-    except (ValueError, AttributeError, RecursionError):
+        named = read_json(config, max_bytes=MAX_CONFIG_BYTES).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
         named = None
     if named != record.base.repo:
         raise IncompatibleError(

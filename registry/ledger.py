@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core import strict_json
 from ..core.config import STAGE_NAME
 from ..core.digest import PREFIX, canonical_json, digest_json, short
 from ..core.errors import ConfigError, IntegrityError
@@ -143,8 +143,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             if not begins or (not whole and len(line) == MAX_RECORD_BYTES):
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = strict_json.parse_json(line)
+            except strict_json.MalformedJSONError:
                 continue
             if isinstance(row, dict):
                 rows.append(row)
@@ -180,13 +180,10 @@ def read_json(path: Path) -> dict[str, Any]:
         IntegrityError: Too large, not JSON, not an object, or no plain file.
     """
     try:
-        data = read_capped(path, MAX_RECORD_BYTES)
-        if len(data) > MAX_RECORD_BYTES:
-            raise ValueError("too large")
-        value = json.loads(data)
+        value = strict_json.read_json(path, max_bytes=MAX_RECORD_BYTES)
         if not isinstance(value, dict):
             raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise IntegrityError(
             "not a file of this registry", where=path, found=str(error)[:200], next_step="remove it"
         ) from error

@@ -6,7 +6,6 @@ adapter and, through its record, everything that adapter came from.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..core.config import CURRICULUM_NAME, STAGE_NAME
 from ..core.digest import canonical_json
 from ..core.errors import IntegrityError, NotFoundError
-from ..core.files import read_capped, write_json
+from ..core.files import write_json
+from ..core.strict_json import read_json
 from .ledger import LOCATION
 from .record import MAX_RECORD_BYTES, Commit, Digest, RepoId, first_fault
 from .store import Store
@@ -95,17 +95,14 @@ def read_lock(path: Path) -> Lock:
         IntegrityError: Too large, not JSON, or not a lock file this version understands.
     """
     try:
-        data = read_capped(path, MAX_RECORD_BYTES)
-        if len(data) > MAX_RECORD_BYTES:
-            raise ValueError("too large")
-        value = json.loads(data.decode(), object_pairs_hook=_once)
+        value = read_json(path, max_bytes=MAX_RECORD_BYTES)
         lock = Lock.model_validate(value)
         if canonical_json(lock.model_dump(mode="json", by_alias=True, exclude_unset=True)) != canonical_json(value):
             raise ValueError("a value of another type than it should have")
         return lock
     except FileNotFoundError as error:
         raise NotFoundError("no such lock file", where=path, next_step="`plyfold lock` writes one") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise IntegrityError(
             "not a lock file this version understands",
             where=path,
@@ -113,14 +110,6 @@ def read_lock(path: Path) -> Lock:
             found=first_fault(error),
             next_step="`plyfold lock` writes it anew",
         ) from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no name is given twice: which of the two would be meant?"""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a name is given twice")
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)

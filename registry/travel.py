@@ -5,7 +5,6 @@ A set of such things means the same in whatever order it arrived, and two sides 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from ..core.digest import PREFIX, canonical_json, digest_json, short
 from ..core.errors import ConfigError, IntegrityError
 from ..core.files import disk_errors, write_json
+from ..core.strict_json import parse_json
 from .record import UTC_TIME, Digest, first_fault
 from .store import Store
 
@@ -88,10 +88,9 @@ def parse(data: bytes, kind: type[T], file: str, where: object) -> Sequence[T]:
         IntegrityError: Too large, not JSON, or not what this version understands.
     """
     try:
-        if len(data) > MAX_TRAVEL_BYTES:
-            raise ValueError("too large")
-        return [kind.model_validate(item) for item in _File.model_validate(json.loads(data)).statements]
-    except (ValueError, RecursionError, ConfigError) as error:
+        file_read = _File.model_validate(parse_json(data, max_bytes=MAX_TRAVEL_BYTES))
+        return [kind.model_validate(item) for item in file_read.statements]
+    except (ValueError, ConfigError) as error:
         raise IntegrityError(
             f"{file} is not what this version understands",
             where=where,

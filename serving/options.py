@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import math
 import os
 import shlex
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters.base import config_count, model_config
 from ..core.errors import ConfigError, IncompatibleError, NotFoundError
 from ..merge.plan import VLLM_RANKS, vllm_bucket
 
@@ -111,23 +111,25 @@ def engine_options(
         IncompatibleError: A rank above vLLM's largest, or attention heads its CPU kernels do not have.
         ConfigError: `max_model_len` is longer than the model's, or not positive.
         NotFoundError: vLLM is not installed, or `model` has no config.
+        IntegrityError: That config is malformed.
     """
     on_cpu = runs_on_cpu() if cpu is None else cpu
-    config = _read_config(model)
-    longest = int(config.get("max_position_embeddings", CPU_MAX_MODEL_LEN))
+    config = model_config(model)
+    head_dim, kv_bytes = _attention(config, model, dtype)
+    longest = config_count(config, "max_position_embeddings", CPU_MAX_MODEL_LEN, model)
     if max_model_len is not None and not 0 < max_model_len <= longest:
         raise ConfigError(
             "the context does not fit the base", found=max_model_len, expected=f"1 to {longest} tokens", where=model
         )
-    if on_cpu and _head_dim(config) not in CPU_HEAD_DIMS:
+    if on_cpu and head_dim not in CPU_HEAD_DIMS:
         raise IncompatibleError(
             "vLLM on a CPU has no attention for this base",
             where=model,
             expected=f"a head size of {', '.join(map(str, CPU_HEAD_DIMS))}",
-            found=_head_dim(config),
+            found=head_dim,
         )
     length = max_model_len or (min(longest, CPU_MAX_MODEL_LEN) if on_cpu else longest)
-    cache_bytes = CPU_FULL_SEQUENCES * length * _kv_bytes_per_token(config, dtype)
+    cache_bytes = CPU_FULL_SEQUENCES * length * kv_bytes
     return EngineOptions(
         dtype=dtype,
         max_model_len=length,
@@ -186,23 +188,16 @@ def runs_on_cpu() -> bool:
     return "cpu" in vllm_version()
 
 
-def _read_config(model: Path) -> dict[str, Any]:
-    path = model / "config.json"
-    if not path.is_file():
-        raise NotFoundError("the base has no config", where=path)
-    config = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(config, dict)
-    return config
+def _attention(config: dict[str, Any], model: Path, dtype: str) -> tuple[int, int]:
+    """Head size, and bytes one token takes in the key-value cache: 2 * layers * kv_heads * head_dim * bytes."""
 
+    def count(field: str, default: int) -> int:
+        return config_count(config, field, default, model)
 
-def _head_dim(config: dict[str, Any]) -> int:
-    return int(config.get("head_dim") or config.get("hidden_size", 0) // int(config.get("num_attention_heads", 1)))
-
-
-def _kv_bytes_per_token(config: dict[str, Any], dtype: str) -> int:
-    """Bytes one token takes in the key-value cache: 2 * layers * kv_heads * head_dim * bytes."""
-    kv_heads = int(config.get("num_key_value_heads") or config.get("num_attention_heads", 1))
-    return 2 * int(config.get("num_hidden_layers", 0)) * kv_heads * _head_dim(config) * ELEMENT_BYTES.get(dtype, 4)
+    heads = max(1, count("num_attention_heads", 1))
+    head_dim = count("head_dim", 0) or count("hidden_size", 0) // heads
+    kv_heads = count("num_key_value_heads", 0) or heads
+    return head_dim, 2 * count("num_hidden_layers", 0) * kv_heads * head_dim * ELEMENT_BYTES.get(dtype, 4)
 
 
 def shell_line(command: Sequence[str], environment: Mapping[str, str]) -> str:

@@ -7,7 +7,6 @@ re-reads adapter folders while it serves, and keys its prefix cache by path.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from ..core.console import warn
 from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, ShapeMismatchError
 from ..core.files import write_json
+from ..core.strict_json import read_json
 from ..merge.parts import Part
 from ..merge.plan import ComposePlan, plan_compose
 from .bases import base_of as base_of
@@ -250,7 +250,7 @@ def check_sizes(model: Path, adapters: Mapping[str, Mapping[str, tuple[int, int]
 
 def _noted_digest(note: Path) -> str | None:
     try:
-        return str(json.loads(note.read_bytes())["digest"])
+        return str(read_json(note)["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a kill between composing and noting: compose again
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from ..core.console import warn
 from ..core.digest import sha256_file
 from ..core.files import write_json
+from ..core.strict_json import read_json
 
 CHECKPOINTS = "checkpoints"
 COMPLETE = "plyfold.json"
@@ -29,7 +29,7 @@ def last_checkpoint(run_dir: Path, fingerprint: str) -> Path | None:
     found = [(step_of(path), path) for path in (run_dir / CHECKPOINTS).glob("checkpoint-*") if step_of(path) >= 0]
     for _, path in sorted(found, reverse=True):
         try:
-            note = json.loads((path / COMPLETE).read_bytes())
+            note = read_json(path / COMPLETE)
             if note["fingerprint"] != fingerprint:
                 continue
             damaged = [name for name, digest in note.get("files", {}).items() if not _is(path / name, digest)]

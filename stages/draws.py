@@ -19,6 +19,7 @@ from typing import Any
 from ..core.config import CurriculumConfig, MiningConfig
 from ..core.digest import PREFIX, digest_json, sha256_file
 from ..core.files import disk_errors, write_bytes
+from ..core.strict_json import parse_json
 from ..evaluation import answers
 from ..evaluation.protocols import Protocol
 from .mining import OUTCOMES, Ask, judge
@@ -116,7 +117,7 @@ def verifier() -> dict[str, str]:
 
 def _entry(line: str) -> dict[str, str] | None:
     try:
-        outcomes: dict[str, str] = json.loads(line)["outcomes"]
+        outcomes: dict[str, str] = parse_json(line.encode())["outcomes"]
         sound = set(outcomes.values()) <= set(OUTCOMES)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -26,6 +26,7 @@ from ..core.console import say
 from ..core.digest import digest_json
 from ..core.errors import FailedError, IntegrityError
 from ..core.files import write_bytes, write_json
+from ..core.strict_json import read_json, read_object
 from .data import load_problems, question_hash, require_disjoint, require_train_split
 from .draws import Draws, verifier
 from .metrics import METRICS, read_metrics
@@ -37,6 +38,8 @@ from .stage_plan import CurriculumPlan, StagePlan
 from .unaided import PassRates, measure
 
 MINED = "mined.json"
+MAX_MINED_BYTES = 256_000_000
+"""Longest file of mined failures: 200,000 problems with their rationales."""
 DRAWS = "mined.draws.jsonl"
 
 
@@ -224,7 +227,7 @@ def _manifest(
 def _on_file(path: Path, problems: int, config: MiningConfig) -> Mined:
     """What the outcomes in a manifest come to; whether they are those of this run is seen once they are written out."""
     try:
-        outcomes = [problem["outcomes"] for problem in json.loads(path.read_bytes())["problems"]]
+        outcomes = [problem["outcomes"] for problem in read_json(path, max_bytes=MAX_MINED_BYTES)["problems"]]
         sound = len(outcomes) == problems and all(
             name in OUTCOMES and isinstance(count, int) for found in outcomes for name, count in found.items()
         )
@@ -247,7 +250,7 @@ def _keep(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         write_json(path, {**manifest, "verifier": verifier()})
         return manifest
-    found = json.loads(path.read_bytes())
+    found = read_object(path, "the file of mined failures", max_bytes=MAX_MINED_BYTES)
     expected = json.loads(json.dumps(manifest))
     different = [key for key in expected.keys() - {"data", "held_out"} if found.get(key) != expected[key]]
     if found.get("data", {}).get("sha256") != expected["data"]["sha256"]:

@@ -5,12 +5,11 @@ Also finds the base's tokenizer and context where they are on this disk, without
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..adapters.base import TOKENIZER_FILES, load_tokenizer
+from ..adapters.base import TOKENIZER_FILES, config_count, load_tokenizer, model_config
 from ..core.config import BaseConfig, StageConfig
 from ..core.errors import ConfigError
 from ..evaluation.protocols import Protocol
@@ -239,4 +238,4 @@ def token_counter(config: BaseConfig) -> TokenCounter | None:
 def context_tokens(config: BaseConfig) -> int | None:
     """Positions of the base; None where its config is not on this disk."""
     file = local_file(config, "config.json")
-    return int(json.loads(file.read_bytes())["max_position_embeddings"]) if file else None
+    return config_count(model_config(file.parent), "max_position_embeddings", 0, file.parent) or None if file else None

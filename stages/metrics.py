@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ..core.strict_json import parse_lines
 
 METRICS = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics.jsonl; a line cut by a kill is dropped."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    metrics = []
-    for line in lines:
-        try:
-            metrics.append(json.loads(line))
-        except ValueError:
-            continue
-    return metrics
+    """The complete lines of a metrics.jsonl; what a kill has cut, or is no line of such a file, is dropped."""
+    if not path.is_file():
+        return []
+    return [row for row in parse_lines(path.read_bytes()) if _is_step(row)]
+
+
+def _is_step(row: dict[str, Any]) -> bool:
+    alarms, wall_s = row.get("alarms", []), row.get("wall_s", 0.0)
+    return (
+        type(row.get("step")) is int
+        and isinstance(wall_s, (int, float))
+        and isinstance(alarms, list)
+        and all(isinstance(alarm, dict) and type(alarm.get("step")) is int and "name" in alarm for alarm in alarms)
+    )
 
 
 def final_means(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from ..core.console import warn
 from ..core.digest import sha256_file
 from ..core.errors import ConflictError, IntegrityError
 from ..core.files import write_bytes, write_json
+from ..core.strict_json import parse_json, read_json, read_object
 
 REFUSED = "refused by the endpoint"
 """Reason of a line without a completion: the teacher was not asked, so that it counts as no attempt."""
@@ -48,7 +49,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             sound = isinstance(row["question"], str) and all(name in row for name in needed)
         except (ValueError, TypeError, KeyError):
             sound = False
@@ -101,8 +102,8 @@ def require_same_teacher(out: Path, teacher: Mapping[str, Any]) -> None:
             )
         return
     try:
-        known = json.loads(path.read_bytes())["teacher"]
-    except (ValueError, KeyError, TypeError) as error:
+        known = read_json(path)["teacher"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError("the manifest cannot be read", where=path, found=error) from error
     changed = [name for name in teacher if known.get(name) != teacher[name]]
     written = read_lines(out) or any(row["reason"] != REFUSED for row in read_lines(rejected_path(out)))
@@ -134,7 +135,7 @@ def write_manifest(out: Path, about: Mapping[str, Any], *, complete: bool) -> di
         "schema": 1,
         **about,
         "plyfold": version("plyfold"),
-        "created": json.loads(path.read_bytes()).get("created", now) if path.is_file() else now,
+        "created": read_object(path, "the manifest").get("created", now) if path.is_file() else now,
         "updated": now,
         "complete": complete,
         "kept": len(kept),

@@ -10,7 +10,6 @@ aside, said aloud, and taken up again when its configuration comes back.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from ..core.console import say, warn
 from ..core.digest import digest_json, short
 from ..core.errors import IncompatibleError, IntegrityError, NotFoundError, PlyfoldError
 from ..core.files import held, staged_folder, write_json
+from ..core.strict_json import read_json
 from .checkpoints import last_checkpoint, step_of
 from .stage_plan import CurriculumPlan, StagePlan
 
@@ -159,7 +159,7 @@ def unfinished(plan: CurriculumPlan, store: Store, runs_dir: Path) -> dict[int, 
 def _note(folder: Path) -> dict[str, Any]:
     """What a run folder says of its run; nothing where there is none, or its file is not readable."""
     try:
-        note = json.loads((folder / RUN).read_bytes())
+        note = read_json(folder / RUN)
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}

@@ -5,14 +5,14 @@ Where the config is not at hand, a small table of known bases stands in for it, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters.base import SANDBOX, sandbox_folder
+from ..adapters.base import SANDBOX, model_config, sandbox_folder
 from ..core.config import BaseConfig
+from ..core.errors import IntegrityError
 
 DENSE = ("qwen2", "qwen3", "llama", "mistral")
 """Model types whose modules are the seven linear ones listed here, with RMS norms and nothing else."""
@@ -77,7 +77,7 @@ class ModelShape:
                 tied=bool(config.get("tie_word_embeddings")),
                 attention_bias=bool(config.get("attention_bias")),
             )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        except (KeyError, TypeError, ValueError, ArithmeticError):
             return None
 
     @property
@@ -136,8 +136,8 @@ def find_shape(config: BaseConfig) -> tuple[ModelShape | None, str]:
     file = local_file(config, "config.json")
     if file is not None:
         try:
-            values = json.loads(file.read_bytes())
-        except (OSError, ValueError):
+            values = model_config(file.parent)
+        except (OSError, IntegrityError):
             return None, "the base's config.json cannot be read"
         source = "its config.json"
     else:
@@ -145,10 +145,9 @@ def find_shape(config: BaseConfig) -> tuple[ModelShape | None, str]:
         source = f"the known sizes of {config.repo}@{config.revision[:12]} (its config.json is not here)"
     if values is None:
         return None, "the base's config.json is not here"
-    shape = ModelShape.of(values) if isinstance(values, dict) else None
+    shape = ModelShape.of(values)
     if shape is None:
-        kind = values.get("model_type") if isinstance(values, dict) else None
-        return None, f"no estimate for a base of type {kind}"
+        return None, f"no estimate for a base of type {str(values.get('model_type'))[:80]}"
     return shape, source
 
 
