@@ -235,13 +235,13 @@ def _too_long(check: RowsCheck) -> str:
 def _show_preview(preview: Preview) -> None:
     from rich.text import Text
 
-    from ..core.console import printable, stdout
+    from ..core.console import stdout
 
     console = stdout()
 
     def show(title: str, text: str, style: str = "") -> None:
         console.print(Text(f"--- {title}", style="bold"))
-        console.print(Text(printable(text).removesuffix("\n"), style=style))
+        console.print(Text(text.removesuffix("\n"), style=style))
 
     note = ", if every problem were a failure" if preview.task == "rewrite" else ""
     console.print(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import emit_json, print_table, progress, stdout, warn
+from ..core.console import emit_json, print_table, progress, show_field, warn
 from ..core.errors import IntegrityError, NotFoundError, PlyfoldError
 from .options import curriculum_option, json_option, registry_option
 
@@ -78,7 +78,7 @@ def diff_command(
         return
     _show(sides, verdict, fields, found.pairs[0])
     if html:
-        _line("page", str(html))
+        show_field("page", str(html))
 
 
 def _side(ref: str, curriculum: str | None, registry: Path | None) -> Side:
@@ -181,14 +181,14 @@ def _report(
 
 def _show(sides: list[Side], verdict: str, fields: list[Difference], pair: PairInterference) -> None:
     for name, side in zip("AB", sides, strict=True):
-        _line(name, f"{side.label}  {side.digest}")
-    _line("tensors", VERDICTS[verdict])
+        show_field(name, f"{side.label}  {side.digest}")
+    show_field("tensors", VERDICTS[verdict])
     if fields:
         rows = [[field, _cell(first), _cell(second)] for field, first, second in fields[:FIELDS]]
         more = f"and {len(fields) - FIELDS} more (--json shows all)" if len(fields) > FIELDS else ""
         print_table(["differs", "A", "B"], rows, caption=more)
     if sum(side.record is None for side in sides) == 1:
-        _line("record", f"only {next(side.label for side in sides if side.record)} has one")
+        show_field("record", f"only {next(side.label for side in sides if side.record)} has one")
     rows = [_relation_row(kind, relation) for kind, relation in pair.kinds.items()]
     rows.append(_relation_row("all", pair.total))
     columns = ["modules", "|dW| A", "|dW| B", "cosine", "column overlap", "row overlap", "sign conflict", "STI"]
@@ -199,10 +199,10 @@ def _show(sides: list[Side], verdict: str, fields: list[Difference], pair: PairI
         caption="overlap of output and input spaces, and that of random spaces; unrelated: cosine 0, conflict 0.5",
     )
     for name in pair.worst[:WORST]:
-        _line("lowest", f"{name}  cosine {_signed(pair.modules[name].cosine)}")
+        show_field("lowest", f"{name}  cosine {_signed(pair.modules[name].cosine)}")
     for label, names in (("only A", pair.only_first), ("only B", pair.only_second)):
         if names:
-            _line(label, f"{len(names)} modules: {', '.join(names[:WORST])}{', …' if len(names) > WORST else ''}")
+            show_field(label, f"{len(names)} modules: {', '.join(names[:WORST])}{', …' if len(names) > WORST else ''}")
 
 
 def _relation_row(name: str, relation: Relation) -> list[str]:
@@ -234,10 +234,6 @@ def _cell(value: Any) -> str:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= CELL else f"{text[: CELL - 1]}…"
-
-
-def _line(label: str, text: str) -> None:
-    stdout().print(f"{label:<9} {text}", markup=False)
 
 
 def _write_page(path: Path, found: Interference, sides: list[Side], verdict: str, fields: list[Difference]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..core.console import emit_json, print_table, progress, stdout, warn
+from ..core.console import emit_json, print_table, progress, show, warn
 from ..core.digest import short
 from ..core.errors import ConfigError
 from .options import dry_run_option, json_option, parse_stages, registry_option
@@ -151,16 +151,16 @@ def _print(
         ]
         print_table(["digest", "adapter", "MB", "beside it", "result", "where"], rows, right=["MB"])
         listed = f"; listed in the collection {collected.title!r}" if collected else ""
-        stdout().print(f"new repositories would be {visibility}{listed}; nothing was sent", markup=False)
+        show(f"new repositories would be {visibility}{listed}; nothing was sent")
         return
     print_table(
         ["digest", "adapter", "result", "where"],
         [[short(each.digest), each.name, each.status, each.location or each.repo] for each in results],
     )
     if collected and collected.url:
-        stdout().print(f"collection: {collected.url}", markup=False)
+        show(f"collection: {collected.url}")
     for line in fetch:
-        stdout().print(f"fetch anywhere: {line}", markup=False)
+        show(f"fetch anywhere: {line}")
 
 
 def _superseded(pushed: Pushed) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..core.console import emit_json, print_table, progress, say, warn
+from ..core.console import emit_json, print_table, progress, say, show, warn
 from ..core.digest import short
 from ..core.errors import ConfigError, NotFoundError
 from .options import dry_run_option, json_option, parse_stages, public_key_option, registry_option
@@ -128,7 +128,7 @@ def _print_plan(results: list[Pulled]) -> None:
         right=["bytes"],
     )
     fetched = [each for each in results if each.size_bytes]
-    print(f"{len(fetched)} to fetch, {sum(each.size_bytes for each in fetched):,} bytes; nothing was changed")
+    show(f"{len(fetched)} to fetch, {sum(each.size_bytes for each in fetched):,} bytes; nothing was changed")
 
 
 def _notes(pulled: Pulled) -> str:

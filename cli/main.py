@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..core.console import print_error, set_verbosity
+from ..core.console import print_error, printable, set_verbosity
 from ..core.errors import ConfigError, FailedError, PlyfoldError, ran_out_of_memory
 from ..core.files import DISK_FULL, NOT_ALLOWED, disk_full, not_allowed
 
@@ -164,7 +164,9 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as exit_request:
         return exit_request.exit_code
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(printable(said.getvalue()), nl=False, err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted; what was complete is kept, run the same command again to continue", err=True)
@@ -198,6 +200,6 @@ def _unexpected(error: Exception) -> FailedError:
 
 def _report(error: PlyfoldError, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
+        click.echo(printable("".join(traceback.format_exception(error))), err=True)
     print_error(error)
     return error.exit_code

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.console import print_table, stdout
+from ..core.console import print_table, show_field
 from ..core.digest import short
 from ..core.errors import GateError
 from ..merge.plan import METHODS, vllm_bucket
@@ -91,30 +91,30 @@ class Report:
         plan = self.prepared.plan
         revision = f"@{short(plan.base_revision)}" if plan.base_revision else ", revision not on record"
         quantised = f" ({self.lineage.quantisation})" if self.lineage and self.lineage.quantisation else ""
-        _line("base", f"{plan.base_repo or 'not on record'}{revision if plan.base_repo else ''}{quantised}")
+        show_field("base", f"{plan.base_repo or 'not on record'}{revision if plan.base_repo else ''}{quantised}")
         self._show_parts()
         if self.lineage:
-            _line("chain", self._chain())
+            show_field("chain", self._chain())
         pad = f"; shorter modules padded from {min(s.rank for s in plan.modules.values())}" if self._mixed() else ""
-        _line("method", f"{self._method()}, rank {plan.rank} over {len(plan.modules)} modules, {plan.dtype}{pad}")
+        show_field("method", f"{self._method()}, rank {plan.rank} over {len(plan.modules)} modules, {plan.dtype}{pad}")
         self._show_conflicts()
         self._show_certificate()
-        _line("vLLM", f"--max-lora-rank {plan.bucket}" if plan.bucket else "rank above what vLLM serves")
-        _line(
+        show_field("vLLM", f"--max-lora-rank {plan.bucket}" if plan.bucket else "rank above what vLLM serves")
+        show_field(
             "licence", self.lineage.licence if self.lineage else "not on record for plain folders; the base's applies"
         )
         if self.fold_plan:
             dtype = self.fold_plan.dtype or "the base's dtype"
-            _line("fold", f"into {self.fold_plan.base.path}, {dtype}, {self.fold_plan.bytes_out / 1e9:,.2f} GB")
+            show_field("fold", f"into {self.fold_plan.base.path}, {dtype}, {self.fold_plan.bytes_out / 1e9:,.2f} GB")
         if self.rounding is not None:
-            _line("rounding", f"{_rounding(self.rounding)}, estimated from a sample of rows")
+            show_field("rounding", f"{_rounding(self.rounding)}, estimated from a sample of rows")
 
     def show_written(self) -> None:
         """Print what was written and what comes next."""
         if self.written is None:
-            _line("written", "nothing (dry run)")
+            show_field("written", "nothing (dry run)")
         for label, text in self._lines:
-            _line(label, text)
+            show_field(label, text)
         if self._verified:
             from ..merge.logits import print_base_views, print_logits
 
@@ -122,7 +122,7 @@ class Report:
             if self._verified.views:
                 print_base_views(self._verified.views)
         if self.next_command:
-            _line("next", self.next_command)
+            show_field("next", self.next_command)
 
     def composed(self, done: Composition) -> None:
         """Take note of an adapter written to a folder."""
@@ -306,7 +306,7 @@ class Report:
         certificate = self.prepared.certificate
         self._show_buckets()
         if certificate.bit_exact:
-            _line("error", "none: the result's factors hold the sum bit for bit")
+            show_field("error", "none: the result's factors hold the sum bit for bit")
             return
         worst, relative = certificate.worst
         parts = []
@@ -315,15 +315,17 @@ class Report:
         elif certificate.truncation:
             parts.append(f"distance from the sum {certificate.truncation:.3g}")
         parts.append(f"rounding {certificate.rounding:.2g}")
-        _line("error", f"{certificate.relative:.2e} of |dW| ({'; '.join(parts)})")
-        _line("", f"worst {worst} {relative:.2e}; no output changes by more than {certificate.spectral:.2g} |x|")
+        show_field("error", f"{certificate.relative:.2e} of |dW| ({'; '.join(parts)})")
+        show_field("", f"worst {worst} {relative:.2e}; no output changes by more than {certificate.spectral:.2g} |x|")
         if certificate.own_loss:
-            _line(
+            show_field(
                 "",
                 f"rank {self.prepared.plan.rank} holds all but {certificate.own_loss:.1%} of the method's own result",
             )
         if certificate.output is not None:
-            _line("", f"outputs on the prompts change by up to {certificate.output:.2e} of what the deltas do there")
+            show_field(
+                "", f"outputs on the prompts change by up to {certificate.output:.2e} of what the deltas do there"
+            )
 
     def _show_buckets(self) -> None:
         plan, buckets = self.prepared.plan, self.prepared.certificate.buckets
@@ -346,10 +348,6 @@ class Report:
             right=["vLLM rank", "error", "its error"],
             caption=f"error as a share of {self._target()}; asked for at most {plan.max_error:g}",
         )
-
-
-def _line(label: str, text: str) -> None:
-    stdout().print(f"{label:<9} {text}", markup=False)
 
 
 def _rounding(modules: Mapping[str, ModuleFold]) -> str:

@@ -114,11 +114,11 @@ def _batch(stage: StagePlan) -> str:
 
 
 def _show_memory(plan: CurriculumPlan) -> None:
-    from ..core.console import print_table
+    from ..core.console import print_table, show
 
     estimates = {f"{stage.number} {stage.name}": stage.memory for stage in plan.stages if stage.memory}
     if not estimates:
-        print(f"memory: no estimate, {plan.shape_source}")
+        show(f"memory: no estimate, {plan.shape_source}")
         return
     values = {name: memory.to_json() for name, memory in estimates.items() if memory}
     print_table(

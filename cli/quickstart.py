@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ..core.console import emit_json, say, stdout
+from ..core.console import emit_json, say, show_field
 from .merge import merge_command
 from .options import json_option, registry_option
 
@@ -87,11 +87,10 @@ def quickstart_command(
         *([("curves", trained.curves, "rewards, accuracy and lengths while training")] if trained.curves else []),
         ("answers", folder, "every answer of every variant"),
     ]
-    console = stdout()
     for label, path, what in places:
-        console.print(f"{label:<10}{path}  ({what})", markup=False)
+        show_field(label, f"{path}  ({what})")
     names = " ".join(variant.name for variant in variants)
-    console.print(f"{'serve':<10}plyfold serve {names}", markup=False)
+    show_field("serve", f"plyfold serve {names}")
     say(f"done in {wall_s:.0f} s, at most {_peak_memory_bytes() / 1e9:.1f} GB of memory")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import LONG_TABLE, emit_json, print_table, printable, stdout, uncollected
+from ..core.console import LONG_TABLE, emit_json, print_table, printable, show, show_field, stdout, uncollected
 from ..core.digest import short
 from .options import curriculum_option, json_option, registry_option
 
@@ -115,23 +115,21 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
             }
         )
         return
-    console = stdout()
     for label, text in [("digest", entry.digest), ("folder", str(entry.path)), *_record_lines(entry.record)]:
-        console.print(f"{label:<12} {text}", markup=False)
+        show_field(label, text, width=12)
     for item in revoked:
-        console.print(f"{'revoked':<12} {item.created}  {item.mark(entry.digest)}", markup=False, style="yellow")
+        show_field("revoked", f"{item.created}  {item.mark(entry.digest)}", width=12, style="yellow")
     for statement in [each for each in statements if each.kind not in (REVOKED, WITHDRAWN)]:
-        console.print(f"{'attested':<12} {_statement_text(statement)}", markup=False)
+        show_field("attested", _statement_text(statement), width=12)
     for score, hits in overlapping:
         for hit in hits:
-            text = f"{'overlap':<12} {score.created}  variant {score.variant}  {printable(str(hit))}"
-            console.print(text, markup=False, style="yellow")
+            show_field("overlap", f"{score.created}  variant {score.variant}  {hit}", width=12, style="yellow")
 
 
 def print_tree(*curricula: TreeNode) -> None:
     """Draw curricula on stdout."""
     if sum(map(_size, curricula)) > LONG_TABLE:  # plain lines: rich takes a second for a thousand
-        print(*(line for node in curricula for line in _lines(node)), sep="\n")
+        show("\n".join(line for node in curricula for line in _lines(node)))
         return
     from rich.text import Text
     from rich.tree import Tree
@@ -178,7 +176,7 @@ def _node_parts(node: TreeNode) -> list[tuple[str, str]]:
     if node.marks:
         more = f" (and {len(node.marks) - 1} more)" if len(node.marks) > 1 else ""
         parts.append((node.marks[0] + more, "yellow"))
-    return [(printable(text), style) for text, style in parts]
+    return [(" ".join(printable(text).split("\n")), style) for text, style in parts]
 
 
 def _metric_text(metric: Metric) -> str:
@@ -243,7 +241,7 @@ def _training_lines(record: Record) -> list[tuple[str, str]]:
              for alarm in (alarms if isinstance(alarms, list) else []) if isinstance(alarm, dict)]  # fmt: skip
     if isinstance(own, dict) and own.get("gate"):
         lines.append(("gate", f"{own['gate']} (what it scored is attested)"))
-    return [(label, printable(text)) for label, text in lines]
+    return lines
 
 
 def _record_lines(record: Record) -> list[tuple[str, str]]:

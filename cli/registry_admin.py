@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import emit_json, print_table, progress, say
+from ..core.console import emit_json, print_table, progress, say, show
 from ..core.digest import short
 from ..core.errors import ConfigError, ConflictError
 from .options import curriculum_option, json_option, registry_option
@@ -79,7 +79,7 @@ def pin_command(
         value = {"digest": entry.digest, "label": name, "pinned": not remove}
         emit_json({**value, "removed" if remove else "pins": [each.to_json() for each in changed]})
         return
-    print(f"{short(entry.digest)}  {name}  {'no longer pinned' if remove else 'pinned'}{_because(reason)}")
+    show(f"{short(entry.digest)}  {name}  {'no longer pinned' if remove else 'pinned'}{_because(reason)}")
 
 
 def _because(reason: str) -> str:
@@ -134,9 +134,9 @@ def gc_command(
     if rows:
         print_table(["digest", "what", "days", "bytes"], rows, right=["days", "bytes"])
     for each in sweep.pins:
-        print(f"{short(each.digest)}  stays: pinned {each.created}{_because(each.reason)}")
+        show(f"{short(each.digest)}  stays: pinned {each.created}{_because(each.reason)}")
     done = "deleted" if really else "would go"
-    print(f"{len(rows)} {done}, {sweep.size_bytes:,} bytes; {sweep.num_kept} in use, {sweep.num_young} in their grace")
+    show(f"{len(rows)} {done}, {sweep.size_bytes:,} bytes; {sweep.num_kept} in use, {sweep.num_young} in their grace")
     if rows and not really:
         say("nothing was changed; plyfold gc --delete removes them")
 
@@ -171,7 +171,7 @@ def lock_command(path: Path | None, check: bool, curriculum: str | None, registr
         [number, stage.name or "", short(stage.digest), stage.location or ""] for number, stage in lock.stages.items()
     ]
     print_table(["stage", "name", "digest", "on the Hub"], rows, right=["stage"])
-    print(f"wrote {target}")
+    show(f"wrote {target}")
 
 
 def _check_lock(store: Store, path: Path, as_json: bool) -> None:
@@ -188,7 +188,7 @@ def _check_lock(store: Store, path: Path, as_json: bool) -> None:
         ]
         print_table(["stage", "locked", "registry", "what"], rows, right=["stage"])
     else:
-        print(f"all {len(lock.stages)} stages of {lock.curriculum} are at what {path} says")
+        show(f"all {len(lock.stages)} stages of {lock.curriculum} are at what {path} says")
     if found:
         first = found[0]
         raise ConflictError(

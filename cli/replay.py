@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.console import print_table, printable
+from ..core.console import print_table, show
 from ..core.digest import short
 from ..core.errors import IntegrityError, NotFoundError, PlyfoldError
 
@@ -153,7 +153,7 @@ def merges_of(store: Store, digests: Iterable[str] | None) -> list[str]:
 def print_replays(replays: list[Replay]) -> None:
     """A row per merge on stdout."""
     if not replays:
-        print("no merge to compose again")
+        show("no merge to compose again")
         return
     rows = [
         [
@@ -168,7 +168,7 @@ def print_replays(replays: list[Replay]) -> None:
     print_table(["digest", "merge", "method", "replayed", "rel. difference"], rows, right=["rel. difference"])
     for each in replays:
         if each.reason:
-            print(f"{short(each.digest)}  {each.verdict}: {printable(each.reason)}")
+            show(f"{short(each.digest)}  {each.verdict}: {each.reason}")
 
 
 def _number(values: dict[str, Any], key: str, kind: type[int] | type[float]) -> Any:

@@ -40,7 +40,7 @@ def rollouts_command(
     import sys
 
     from ..core.config import load_config
-    from ..core.console import emit_json
+    from ..core.console import emit_json, show
     from ..registry.gc import lease
     from ..registry.store import find_store
     from ..serving.rollouts import run_rollout_server
@@ -54,11 +54,11 @@ def rollouts_command(
     if as_json:
         emit_json({"dry_run": dry_run, **server.to_json()})
     else:
-        print(f"base     {server.base.repo}@{server.base.revision[:12]} as twin, {server.twin}")
-        print(f"rank     {server.rank}")
-        print(f"command  {server.shell_command}")
+        show(f"base     {server.base.repo}@{server.base.revision[:12]} as twin, {server.twin}")
+        show(f"rank     {server.rank}")
+        show(f"command  {server.shell_command}")
         own = shlex.join([*(["-c", config] if config else []), *overrides])
-        print(f"then     plyfold train {f'{own} ' if own else ''}{server.overrides}")
+        show(f"then     plyfold train {f'{own} ' if own else ''}{server.overrides}")
     sys.stdout.flush()
     if dry_run:
         return 0

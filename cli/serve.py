@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..core.console import emit_json, print_table, say
+from ..core.console import emit_json, print_table, say, show
 from .options import curriculum_option, dry_run_option, json_option, registry_option
 
 if TYPE_CHECKING:
@@ -77,19 +77,19 @@ def _show_plan(plan: ServerPlan, as_json: bool) -> None:
         emit_json({"dry_run": True, **plan.to_json()})
         return
     _print_models(plan)
-    print(f"base     {plan.base.repo}@{plan.base.revision[:12]} as {plan.quantisation.compute_dtype} twin, {plan.twin}")
-    print(f"vLLM     {plan.vllm}, rank {plan.options.max_lora_rank}, {plan.options.max_loras} LoRA slots")
-    print(f"command  {plan.shell_command}")
+    show(f"base     {plan.base.repo}@{plan.base.revision[:12]} as {plan.quantisation.compute_dtype} twin, {plan.twin}")
+    show(f"vLLM     {plan.vllm}, rank {plan.options.max_lora_rank}, {plan.options.max_loras} LoRA slots")
+    show(f"command  {plan.shell_command}")
 
 
 def _show_ready(plan: ServerPlan, as_json: bool) -> None:
     if as_json:
         emit_json({"ready": True, **plan.to_json()})
     else:
-        print(f"serving {plan.url}/v1")
+        show(f"serving {plan.url}/v1")
         _print_models(plan)
-        print(f"try      {_curl(plan)}")
-        print("stop     Ctrl-C")
+        show(f"try      {_curl(plan)}")
+        show("stop     Ctrl-C")
     sys.stdout.flush()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from ..core.console import emit_json, print_table, printable, progress, stdout
+from ..core.console import emit_json, print_table, progress, show_field
 from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IntegrityError
 from .options import curriculum_option, json_option, public_key_option, registry_option
@@ -88,7 +88,7 @@ def verify_command(
         print_table(columns, rows, right=["files", "MB"])
         for check in checks:
             for line in [*map(str, check.problems), *(f"note: {note}" for note in check.notes)]:
-                stdout().print(f"{short(check.digest)}  {printable(line)}", markup=False)
+                show_field(short(check.digest), line, width=13)
         if replay:
             from .replay import print_replays
 

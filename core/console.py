@@ -1,17 +1,21 @@
 """What people see: results on stdout, progress and logs on stderr, and the same as one JSON object.
 
-Rich is loaded only when something is shown, so that `--help` stays fast.
+Everything a command prints goes through here, and most of it names what strangers named: nothing of a record, a card,
+a teacher's text, a Hub's answer or a file's name moves the cursor, recolours the screen, turns the reading direction,
+hides or is taken for markup. Rich is loaded only when something is shown, so that `--help` stays fast.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from .errors import PlyfoldError
 
@@ -47,44 +51,74 @@ def is_first() -> bool:
 
 def stdout() -> Console:
     """A console for results; wide when piped, so that tables are not cut."""
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)
+    return _console(sys.stdout, width=None if sys.stdout.isatty() else 140)
 
 
 def stderr() -> Console:
     """A console for progress and messages."""
-    from rich.console import Console
+    return _console(sys.stderr)
 
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+def _console(file: TextIO, width: int | None = None) -> Console:
+    """One that writes no control character of a text, whatever it is asked to draw; its own styles pass."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class _Console(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                text, style, control = segment
+                yield segment if control or text.isprintable() else Segment(printable(text), style)
+
+    return _Console(file=file, width=width, highlight=False, emoji=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
     """A line of progress, unless quiet."""
     if verbosity() >= 0 and is_first():
-        stderr().print(message, markup=False)
+        stderr().print(printable(message), markup=False)
 
 
 def warn(message: str) -> None:
     """A warning, shown even when quiet: something the user has to know."""
     if is_first():
-        stderr().print(f"[yellow]warning[/] {_escape(message)}")
+        stderr().print(f"[yellow]warning[/] {_escape(_indented(message, 8))}")
+
+
+def show(message: str) -> None:
+    """A line of results, on stdout."""
+    print(printable(message))
+
+
+def show_field(label: str, text: str, *, width: int = 9, style: str = "") -> None:
+    """What something is, after its name; further lines of the text stand below its first, not below the name.
+
+    Args:
+        label: The name.
+        text: One line, or several.
+        width: Columns of the label.
+        style: Rich's name of one, where a terminal watches.
+    """
+    line = f"{label:<{width}} {_indented(text, width + 1)}"
+    stdout().print(printable(line), markup=False, style=style or None)
 
 
 def print_error(error: PlyfoldError) -> None:
     """One error, its kind first, then where, expected, found and the next step."""
     console = stderr()
     speaker = "" if is_first() else f"process {os.environ.get('RANK')}: "
-    console.print(f"[red]error\\[{error.kind}]:[/] {speaker}{_escape(error.what)}")
+    console.print(f"[red]error\\[{error.kind}]:[/] {speaker}{_escape(_indented(error.what, 12))}")
     for name, value in error.fields():
-        console.print(f"  {name:<9} {_escape(value)}")
+        console.print(f"  {name:<9} {_escape(_indented(value, 12))}")
 
 
 def emit_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, with the schema version first."""
+    """One JSON object on stdout, with the schema version first; what cannot be seen in it is escaped."""
     full = {"schema": JSON_SCHEMA, **value}
     text = json.dumps(full, ensure_ascii=False, allow_nan=False)
-    print(text if len(text) > LONG_JSON else json.dumps(full, indent=2, ensure_ascii=False, allow_nan=False))
+    if len(text) <= LONG_JSON:
+        text = json.dumps(full, indent=2, ensure_ascii=False, allow_nan=False)
+    print(_UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text))
 
 
 def print_table(
@@ -110,9 +144,9 @@ def print_table(
     from rich import box
     from rich.table import Table
 
-    cells = [[_escape(str(cell)) for cell in row] for row in rows]
-    widths = [max(_width(line) for cell in column for line in cell.split("\n"))
-              for column in zip(columns, *([str(cell) for cell in row] for row in rows), strict=True)]  # fmt: skip
+    plain = [[printable(str(cell)) for cell in row] for row in [columns, *rows]]
+    cells = [[_escape(cell) for cell in row] for row in plain[1:]]
+    widths = [max(_width(line) for cell in column for line in cell.split("\n")) for column in zip(*plain, strict=True)]
     room = stdout().width if sys.stdout.isatty() else None
     parts = _side_by_side(widths, room)
     for part in parts:
@@ -154,7 +188,7 @@ def _side_by_side(widths: Sequence[int], room: int | None) -> list[list[int]]:
 def _print_long_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], title: str, right: Sequence[str], caption: str
 ) -> None:
-    cells = [list(columns), *([printable(str(cell)) for cell in row] for row in rows)]
+    cells = [[" ".join(printable(str(cell)).split("\n")) for cell in row] for row in [columns, *rows]]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -162,7 +196,8 @@ def _print_long_table(
         flushed = zip(columns, row, gaps, strict=True)
         lines.append("  " + "   ".join(gap + cell if name in right else cell + gap for name, cell, gap in flushed))
     lines.insert(1, " " + "─" * (sum(widths) + 3 * len(widths) - 1))
-    print(*filter(None, [title]), "", *(line.rstrip() for line in lines), "", *filter(None, [caption]), sep="\n")
+    head, foot = filter(None, [printable(title)]), filter(None, [printable(caption)])
+    print(*head, "", *(line.rstrip() for line in lines), "", *foot, sep="\n")
 
 
 def _width(text: str) -> int:
@@ -268,10 +303,31 @@ class _PlainTask:
 
 
 def printable(text: str) -> str:
-    """Names come from files of strangers: none may move the cursor, recolour the screen or be unprintable."""
+    """A text of strangers whose control characters, C1 and bidi ones too, are spelt out; line breaks stay.
+
+    Python counts as printable what has a glyph: no control or format character, no half of a surrogate pair, no
+    separator but the space.
+    """
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def escape_html(text: str) -> str:
+    """A text of strangers for an HTML page: nothing of it is markup, hides or turns what stands beside it."""
+    return html.escape(printable(text))
+
+
+_UNSEEN = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+"""What JSON may hold as it is and no eye sees: C1, joiners, marks of direction, lone surrogates, tags."""
+
+
+def _indented(text: str, columns: int) -> str:
+    """A text whose further lines cannot be taken for lines of the program."""
+    return text.replace("\n", "\n" + " " * columns)
 
 
 def _escape(text: str) -> str:

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from ..core.console import print_table, stdout
+from ..core.console import print_table, show
 from ..core.files import staged_folder, write_bytes, write_json
 from .runner import Evaluation, Score
 from .statistics import Interval, separable
@@ -42,7 +42,7 @@ def print_evaluation(evaluation: Evaluation, title: str = "") -> None:
             for name, paired in evaluation.comparisons.items()
         ]
         print_table(columns, rows, right=columns[1:])
-    stdout().print(resolution(evaluation), markup=False)
+    show(resolution(evaluation))
 
 
 def resolution(evaluation: Evaluation) -> str:

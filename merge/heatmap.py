@@ -12,9 +12,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import NamedTuple
 
+from ..core.console import escape_html
 from .heatmap_style import CSS, POLICY, SCRIPT
 from .relation import Interference, PairInterference, Relation, kind_order
 
@@ -124,7 +124,7 @@ def render(interference: Interference, title: str, facts: Mapping[str, str]) -> 
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
+        f"<title>{escape_html(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{escape_html(title)}</h1>\n"
         f"{_facts(list(facts.items()))}{_summary(interference.pairs)}"
         "<p id=choice hidden><label>Pair <select id=of></select></label> "
         "<label>Map <select id=measure></select></label><output id=said></output></p>\n"
@@ -215,36 +215,36 @@ def _figure(
         exact = "undefined" if cell.value is None else f"{cell.value:.4g}"
         title = f"{cell.name}: {', '.join(filter(None, (exact, cell.note)))}"
         if cell.value is None:
-            return f'<td class=none title="{escape(title)}">{UNDEFINED}</td>'
+            return f'<td class=none title="{escape_html(title)}">{UNDEFINED}</td>'
         share = (cell.value - centre) / reach
         side = "" if measure.centre is None else " warm" if (share > 0) == measure.high_is_warm else " cool"
         return (
-            f'<td class="cell{side}" style="--t:{abs(share):.0%}" title="{escape(title)}">'
+            f'<td class="cell{side}" style="--t:{abs(share):.0%}" title="{escape_html(title)}">'
             f"{_number(cell.value, decimals)}</td>"
         )
 
-    head = "".join(f"<th scope=col>{escape(kind)}</th>" for kind in grid.kinds)
+    head = "".join(f"<th scope=col>{escape_html(kind)}</th>" for kind in grid.kinds)
     body = "".join(
-        f"<tr><th scope=row>{escape(row)}</th>{''.join(table_cell((row, kind)) for kind in grid.kinds)}</tr>"
+        f"<tr><th scope=row>{escape_html(row)}</th>{''.join(table_cell((row, kind)) for kind in grid.kinds)}</tr>"
         for row in grid.rows
     )
     low = centre - reach if measure.centre is not None else 0.0
     warm_first = "" if measure.centre is None else " flipped" if measure.high_is_warm else " diverging"
     by_chance = f" Random spaces of these ranks share {chance:.2g}." if chance is not None else ""
     return (
-        f'<figure data-of="{escape(between)}" data-measure="{key}" data-title="{escape(measure.title)}">\n'
-        f"<figcaption><h2>{escape(between)}: {escape(measure.title)}</h2>"
+        f'<figure data-of="{escape_html(between)}" data-measure="{key}" data-title="{escape_html(measure.title)}">\n'
+        f"<figcaption><h2>{escape_html(between)}: {escape_html(measure.title)}</h2>"
         f"<p>{measure.says}{by_chance}</p></figcaption>\n"
         f'<p class=legend><span>{_end(low)} {measure.ends[0]}</span><i class="bar{warm_first}"></i>'
         f"<span>{_end(centre + reach)} {measure.ends[1]}</span></p>\n"
-        f'<div class=scroll><table class=map aria-label="{escape(measure.title)} by layer and module kind">'
+        f'<div class=scroll><table class=map aria-label="{escape_html(measure.title)} by layer and module kind">'
         f"<thead><tr><th scope=col>layer</th>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n</figure>\n"
     )
 
 
 def _facts(facts: list[tuple[str, str]]) -> str:
     """The table on top; what would push the maps off the screen is folded away."""
-    rows = [f"<tr><th scope=row>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in facts]
+    rows = [f"<tr><th scope=row>{escape_html(label)}</th><td>{escape_html(text)}</td></tr>" for label, text in facts]
     first, more = "".join(rows[:FACTS]), rows[FACTS:]
     table = f"<table class=facts><tbody>{first}</tbody></table>\n"
     if not more:
@@ -264,8 +264,12 @@ def _summary(pairs: Sequence[PairInterference]) -> str:
             chance = measure.chance(total)
             by_chance = "" if chance is None else f"<small>by chance {_number(chance, 3)}</small>"
             cells += f"<td>{_number(measure.value(total), 3)}{by_chance}</td>"
-        worst = "<br>".join(f"{escape(name)} {_number(pair.modules[name].cosine, 3)}" for name in pair.worst[:WORST])
-        rows.append(f"<tr><th scope=row>{escape(pair.first)} / {escape(pair.second)}</th>{cells}<td>{worst}</td></tr>")
+        worst = "<br>".join(
+            f"{escape_html(name)} {_number(pair.modules[name].cosine, 3)}" for name in pair.worst[:WORST]
+        )
+        rows.append(
+            f"<tr><th scope=row>{escape_html(pair.first)} / {escape_html(pair.second)}</th>{cells}<td>{worst}</td></tr>"
+        )
     if not rows:
         return ""
     head = "".join(f"<th scope=col>{measure.title}</th>" for measure in shown)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..core.console import printable
 from ..core.digest import short
 from .card_facts import COMPOSITION_FILE, Facts, Kin
 from .record import Record
@@ -249,5 +250,5 @@ def plain(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Foreign text without line breaks, which would end whatever it stands in."""
-    return " ".join(text.split())
+    """Foreign text without line breaks, which would end whatever it stands in, and without what cannot be seen."""
+    return printable(" ".join(text.split()))

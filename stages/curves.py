@@ -12,11 +12,11 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..core.console import escape_html
 from ..core.files import write_bytes
 from .alarms import CLIPPED, ENTROPY, EQUAL_GROUPS
 from .metrics import METRICS, read_metrics
@@ -118,8 +118,8 @@ def render(curriculum: str, stages: Sequence[Stage], *, running: bool) -> str:
     return (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv="Content-Security-Policy" '
         f'content="{policy}">{reload}<meta name=viewport content="width=device-width">'
-        f"<title>{escape(curriculum)}: training</title><style>{_CSS}</style>"
-        f"<main><h1>{escape(curriculum)}</h1><p>{said}</p><div class=scroll><table>"
+        f"<title>{escape_html(curriculum)}: training</title><style>{_CSS}</style>"
+        f"<main><h1>{escape_html(curriculum)}</h1><p>{said}</p><div class=scroll><table>"
         f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></main></html>\n"
     )
 
@@ -129,8 +129,8 @@ def _head(stage: Stage) -> str:
     wall_s = max((line["wall_s"] for line in stage.lines if _finite(line.get("wall_s"))), default=None)
     taken = "" if wall_s is None else f", {_duration(wall_s)}"
     names = dict.fromkeys(name for _, name in stage.alarms())
-    alarms = f" <b>alarms: {escape(', '.join(names))}</b>" if names else ""
-    return f"{stage.number} {escape(stage.name)} <small>{steps} steps{taken}{alarms}</small>"
+    alarms = f" <b>alarms: {escape_html(', '.join(names))}</b>" if names else ""
+    return f"{stage.number} {escape_html(stage.name)} <small>{steps} steps{taken}{alarms}</small>"
 
 
 def _row(measure: Measure, stages: Sequence[Stage]) -> str:
@@ -139,7 +139,7 @@ def _row(measure: Measure, stages: Sequence[Stage]) -> str:
         f"<td>{_chart(measure, stage, low, high)}</td>" if _logged(measure, stage) else "<td class=none>not logged</td>"
         for stage in stages
     )
-    return f"<tr><th scope=row>{escape(measure.title)}</th>{cells}</tr>"
+    return f"<tr><th scope=row>{escape_html(measure.title)}</th>{cells}</tr>"
 
 
 def _chart(measure: Measure, stage: Stage, low: float, high: float) -> str:
@@ -158,11 +158,11 @@ def _chart(measure: Measure, stage: Stage, low: float, high: float) -> str:
             path = " ".join(place(*point) for point in _thin(line))
             drawn.append(f'<polyline class="{kind} line{index}" points="{path}"/>')
         ending = fmean(value for _, value in points[-LAST:])
-        said.append(f"<span class=line{index}>{escape(name)} {_number(ending, measure.percent, digits=1)}</span>")
+        said.append(f"<span class=line{index}>{escape_html(name)} {_number(ending, measure.percent, digits=1)}</span>")
     for step, name in stage.alarms():
         x = place(min(max(step, first), last), low).partition(",")[0]  # what is told at the end has a step of its own
         drawn.append(f'<line class=alarm x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
-                     f"<title>step {step}: {escape(name)}</title></line>")  # fmt: skip
+                     f"<title>step {step}: {escape_html(name)}</title></line>")  # fmt: skip
     bottom = HEIGHT - BOTTOM
     axes = (
         f'<path class=axis d="M{LEFT},{TOP}V{bottom}H{WIDTH - RIGHT}"/>'
@@ -171,7 +171,7 @@ def _chart(measure: Measure, stage: Stage, low: float, high: float) -> str:
         f"<text x={LEFT} y={HEIGHT - 5}>{first}</text>"
         f"<text x={WIDTH - RIGHT} y={HEIGHT - 5} text-anchor=end>{last}</text>"
     )
-    label = escape(f"{measure.title} over steps {first} to {last}", quote=True)
+    label = escape_html(f"{measure.title} over steps {first} to {last}")
     return (
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" width={WIDTH} height={HEIGHT} role=img aria-label="{label}">'
         f"{axes}{''.join(drawn)}</svg><figcaption>{' '.join(said)}</figcaption></figure>"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -70,3 +71,76 @@ def test_what_is_piped_is_as_wide_as_it_takes(capsys: pytest.CaptureFixture[str]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert len(lines) == 4  # heading, rule and two rows, in one table
     assert all(cell in line for row, line in zip(ROWS, lines[2:], strict=True) for cell in row)
+
+
+HOSTILE = (
+    "\x1b[31mred\x1b]0;title\x07 \x9b31m \x7f \x00 \r\t \x85 \u202eevil\u202c \u2066x\u2069 \u200b\u200f \u061c \u2028 "
+    "\ud800 \U000e0041 [red]x[/] [link=https://evil.example]y[/link] :warning: \\[bold] [/"
+)
+"""What recolours, moves, hides, turns, or is taken for markup."""
+UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0041]")
+
+
+def test_nothing_that_is_printed_steers_the_screen_hides_or_is_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.text import Text
+    from rich.tree import Tree
+
+    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0.0)
+    say(HOSTILE)
+    warn(HOSTILE)
+    print_error(FailedError(HOSTILE, where=HOSTILE, expected=HOSTILE, found=HOSTILE, next_step=HOSTILE))
+    console.show(HOSTILE)
+    console.show_field(HOSTILE, HOSTILE, style="yellow")
+    print_table([HOSTILE, "b"], [[HOSTILE, HOSTILE]], title=HOSTILE, caption=HOSTILE)
+    print_table([HOSTILE, "b"], [[HOSTILE, HOSTILE]] * 201, title=HOSTILE, caption=HOSTILE)
+    console.stdout().print(Tree(Text(HOSTILE)))
+    with console.progress(HOSTILE, 2) as task:
+        task.advance(note=HOSTILE)
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert not UNSEEN.search(text)
+        assert text.count("[red]x[/] [link=https://evil.example]y[/link] :warning: \\[bold] [/") >= 7
+        assert "\\x1b[31mred" in text
+
+
+def test_a_terminal_gets_our_colours_and_none_of_theirs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    print_error(FailedError(HOSTILE))
+    shown = capsys.readouterr().err
+    ours = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert shown != ours
+    assert not UNSEEN.search(ours)
+
+
+def test_a_strangers_line_break_is_no_line_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "a\n  next      run this\nerror[failed]: b"
+    print_error(FailedError(forged, found=forged))
+    warn(forged)
+    console.show_field("licence", f"{forged}\ndigest    sha256:0")
+    print_table(["a", "b"], [[forged, "1"]] * 201)
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines() + shown.out.splitlines()
+    assert not [line for line in lines if line.startswith(("  next  ", "error[failed]: b", "digest"))]
+
+
+def test_json_escapes_what_no_eye_sees_and_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    told = HOSTILE.replace("\ud800", "")
+    for size in (1, console.LONG_JSON):
+        console.emit_json({"name": told, "länge": "x" * size})
+        shown = capsys.readouterr().out
+        assert not UNSEEN.search(shown)
+        assert "länge" in shown
+        assert json.loads(shown)["name"] == told
+    console.emit_json({"name": "\ud800"})
+    assert json.loads(capsys.readouterr().out)["name"] == "\ud800"
+
+
+def test_a_page_shows_strangers_text_as_text() -> None:
+    shown = console.escape_html(HOSTILE + "<script>")
+    assert not UNSEEN.search(shown)
+    assert "<script>" not in shown
