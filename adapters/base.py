@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import BaseConfig
 from ..core.digest import CHUNK_BYTES, digest_json, sha256_file, short
 from ..core.errors import ConfigError, FailedError, IntegrityError, NotFoundError
-from ..core.files import require_space, staged_folder, write_json
+from ..core.files import require_space, staged_folder, sweep_staged, write_json
+from ..core.locks import lock_of, locked
 from ..core.strict_json import read_json, read_object
 from .header import read_header, shown
 from .hub import snapshot
@@ -284,11 +285,9 @@ def ensure_twin(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
     Numerics: weights are bit-equal to what the NF4 layers dequantise to on the device used, which is the one that
         training takes; tests/numerics/test_stack_twin.py.
     """
-    from filelock import FileLock
-
     folder = twin_path(ref, quantisation, cache)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with locked(lock_of(folder)):
+        sweep_staged(folder)
         if not _sound_twin(folder):
             require_space(folder.parent, _twin_bytes(ref, quantisation))
             with staged_folder(folder, replace=True) as staged:

@@ -32,7 +32,7 @@ PARTS = {
     "pushes": registry_pushes,
     "faults": registry_faults,
 }
-PACKAGES = ("plyfold", "huggingface-hub", "httpx2", "pydantic", "filelock")
+PACKAGES = ("plyfold", "huggingface-hub", "httpx2", "pydantic")
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import click
 
 from ..core.console import print_error, printable, set_verbosity
 from ..core.errors import ConfigError, FailedError, PlyfoldError, ran_out_of_memory
-from ..core.files import DISK_FULL, NOT_ALLOWED, disk_full, not_allowed
+from ..core.files import DISK_FULL, NO_PATH, NOT_ALLOWED, disk_full, no_path, not_allowed
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
@@ -172,6 +172,8 @@ def run(arguments: list[str]) -> int:
         click.echo("interrupted; what was complete is kept, run the same command again to continue", err=True)
         return INTERRUPTED
     except OSError as error:
+        if error.errno in NO_PATH:
+            return _report(no_path(error.filename or ".", error.errno), debug)
         for numbers, told in ((DISK_FULL, disk_full), (NOT_ALLOWED, not_allowed)):
             if error.errno in numbers:
                 clear = told(Path(error.filename or "."))

@@ -1,28 +1,43 @@
-"""Files that are either complete or absent: write beside, flush to disk, rename.
+"""Files and folders that are either complete or absent: write beside, flush to disk, rename.
 
-A rename inside one file system is atomic, so a kill at any moment leaves the old state or the new one. What a kill
-leaves behind under a temporary name is never read and is swept by the next run that owns the folder.
+A rename inside one file system is atomic, and so is the exchange of two folders, so a kill at any moment leaves the old
+state or the new one. What a kill leaves behind under a temporary name is never read and is swept by the next run that
+owns the folder; a name that plyfold does not make is never swept.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
-from .errors import ConflictError, DiskFullError, NotAllowedError
+from .errors import ConfigError, ConflictError, DiskFullError, IntegrityError, NotAllowedError
+from .links import is_folder, open_folder, open_own
+from .locks import take_lock
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+NO_PATH = {
+    errno.ENAMETOOLONG: "a path, or a name in it, is longer than the file system takes",
+    errno.ELOOP: "a path runs in a circle of links",
+    errno.ENOTDIR: "a file stands in a path where a folder is needed",
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
+}
+"""Numbers of errors that say a path itself cannot be meant -> what each says."""
+
+NAME_MAX = 255
+"""Bytes of a name on the common file systems of Linux and macOS."""
+BESIDE_BYTES = 20
+"""By which names that plyfold puts beside an output are longer than the output's (`beside`, locks, folds)."""
 
 
 def fsync_path(path: Path) -> None:
@@ -67,6 +82,16 @@ def not_allowed(where: Path, what: str = "this user may not read or write here")
     )
 
 
+def no_path(where: object, number: int) -> ConfigError:
+    """The error for a path that no file system takes, or that runs through something else (`NO_PATH`)."""
+    text = str(where)
+    return ConfigError(
+        NO_PATH[number],
+        where=text if len(text) <= 200 else f"{text[:80]} … {text[-80:]} ({len(text):,} characters)",
+        next_step="name another path",
+    )
+
+
 def require_space(where: Path, need_bytes: int) -> None:
     """Refuse before the first byte when `where`'s file system lacks `need_bytes`.
 
@@ -78,15 +103,36 @@ def require_space(where: Path, need_bytes: int) -> None:
 
 
 def refuse_existing(out: Path, *, replace: bool = False) -> None:
-    """Refuse an output folder that exists, before work is spent on it.
+    """Refuse an output folder that exists or cannot be made, before work is spent on it.
+
+    Args:
+        out: Folder to be made.
+        replace: Whether a folder that is there may be replaced; a file or a link may not.
 
     Raises:
-        ConflictError: `out` exists and `replace` is false.
+        ConflictError: `out` exists and `replace` is false, or is no folder.
+        ConfigError: A name that is too long, or a parent that is no folder.
     """
-    if out.exists() and not replace:
+    if os.path.lexists(out) and not (replace and is_folder(out)):
         raise ConflictError(
-            "the output folder exists already", where=out, next_step="choose another folder, or remove this one"
+            "the output folder exists already" if out.is_dir() else "something else lies where the output is to go",
+            where=out,
+            next_step="choose another folder, or remove this one",
         )
+    if len(os.fsencode(out.name)) + BESIDE_BYTES > NAME_MAX:
+        raise no_path(out, errno.ENAMETOOLONG)
+    for parent in out.absolute().parents:
+        try:
+            if not stat.S_ISDIR(os.stat(parent).st_mode):
+                raise no_path(parent, errno.ENOTDIR)
+        except FileNotFoundError:
+            if os.path.islink(parent):  # to nowhere
+                raise no_path(parent, errno.EEXIST) from None
+            continue
+        except OSError as error:
+            if error.errno in NO_PATH:
+                raise no_path(parent, error.errno) from error
+        return
 
 
 def read_capped(path: Path, max_bytes: int) -> bytes:
@@ -101,12 +147,28 @@ def read_capped(path: Path, max_bytes: int) -> bytes:
         return file.read(max_bytes + 1)
 
 
+def beside(target: Path, kind: str) -> Path:
+    """A new temporary name beside `target`: in the making (`tmp`), moved aside (`old`), half a file (`part`)."""
+    return target.parent / f".{target.name}.{kind}-{token_hex(6)}"
+
+
+def is_beside(name: str, kinds: str, target: str = r".+") -> bool:
+    """Is it a name that `beside` makes?
+
+    Args:
+        name: The last part of a path.
+        kinds: One of its kinds, or several with `|` between.
+        target: Regular expression of the target's name.
+    """
+    return bool(re.fullmatch(rf"\.(?:{target})\.(?:{kinds})-[0-9a-f]{{12}}", name, re.DOTALL))
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` atomically; the folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path.parent, len(data)):
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        temporary = beside(path, "part")
+        descriptor = open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -127,51 +189,29 @@ def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 @contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
-    """Hold a file or folder, which need not exist yet, for this process; the system lets go when the process dies.
-
-    Args:
-        path: What is held; its parent is made if missing.
-        what: Is said if another process holds it.
-
-    Raises:
-        ConflictError: Another process holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConflictError(what, where=path, next_step="wait until it has ended, then run this again") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
 def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `target` that becomes `target` only if the block succeeds.
 
     Args:
         target: The folder to make; its parent is made if missing.
-        replace: Move an existing `target` aside and delete it, instead of refusing it.
+        replace: Exchange an existing `target` for the new one, instead of refusing it.
 
     Raises:
-        ConflictError: `target` exists and `replace` is false.
+        ConflictError: `target` exists and `replace` is false, or is no folder.
+        ConfigError: No path of a folder.
         DiskFullError: The file system filled up; the temporary folder is gone.
+        FailedError: The file system knows no locks.
     """
     refuse_existing(target, replace=replace)
     target.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(target.parent):
         sweep_staged(target)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
-        owner = os.open(temporary, os.O_RDONLY)
+        temporary = beside(target, "tmp")
+        temporary.mkdir(mode=0o700)
+        owner = open_folder(temporary)
         try:
             # The system drops the lock when its holder dies: that tells a leftover from work in progress.
-            fcntl.flock(owner, fcntl.LOCK_EX)
+            take_lock(owner, temporary)
             yield temporary
             publish_folder(temporary, target, replace=replace)
         except BaseException:
@@ -182,38 +222,75 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def sweep_staged(target: Path) -> None:
-    """Remove what killed runs have left of `target` under temporary names; a living run's folder stays."""
-    for leftover in target.parent.iterdir():
-        if not leftover.name.startswith(f".{target.name}.tmp-") or not leftover.is_dir():
+    """Mend what killed runs have left of `target` under temporary names; a living run's folders stay.
+
+    A folder in the making goes. One moved aside goes too, or is `target` again where a kill came before the new one.
+    """
+    names = os.listdir(target.parent) if target.parent.is_dir() else []
+    for name in sorted(names):
+        if not is_beside(name, "tmp|old", re.escape(target.name)):
             continue
+        leftover = target.parent / name
         try:
-            descriptor = os.open(leftover, os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # just published or removed
+            descriptor = open_folder(leftover)
+        except (OSError, IntegrityError):
+            continue  # just published or removed, or nothing that plyfold makes
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(leftover, ignore_errors=True)
-        except BlockingIOError:
-            pass  # its owner is alive
+            if not take_lock(descriptor, leftover):
+                continue  # its owner is alive
+            if is_beside(name, "old") and not os.path.lexists(target):
+                with suppress(FileNotFoundError):
+                    os.rename(leftover, target)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
         finally:
             os.close(descriptor)
 
 
 def publish_folder(temporary: Path, target: Path, *, replace: bool = False) -> None:
-    """Flush every file of `temporary` and rename the folder to `target` (same file system)."""
+    """Flush every file of `temporary` and make it `target` (same file system), which is there whole at any moment.
+
+    Where the file system cannot exchange two folders, `target` is missing between two renames; a kill just then leaves
+    it under a name that `sweep_staged` finds again.
+    """
     for path in sorted(temporary.rglob("*")):
         if path.is_file():
             fsync_path(path)
     fsync_path(temporary)
     os.chmod(temporary, 0o755)
-    if replace and target.exists():
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-        os.replace(target, aside / target.name)
+    if not (replace and is_folder(target)):
         os.rename(temporary, target)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.rename(temporary, target)
+        fsync_path(target.parent)
+        return
+    old = temporary
+    if not _exchange(temporary, target):
+        old = beside(target, "old")
+        owner = open_folder(target)
+        try:
+            take_lock(owner, target)
+            os.rename(target, old)
+            os.rename(temporary, target)
+        finally:
+            os.close(owner)
     fsync_path(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system cannot."""
+    import ctypes
+
+    at_fdcwd, rename_exchange = -100, 2  # linux/fcntl.h, linux/fs.h
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # a C library without it
+        return False
+    if not renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), ctypes.c_uint(rename_exchange)):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def _errno(error: Exception) -> int | None:
@@ -225,6 +302,6 @@ def _errno(error: Exception) -> int | None:
 
 
 def _existing(path: Path) -> Path:
-    while not path.exists():
+    while not os.path.exists(path):  # False too for a name that no file system takes
         path = path.parent
     return path

@@ -8,7 +8,6 @@ progress.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.digest import short
-from ..core.errors import ConflictError
+from ..core.errors import ConflictError, IntegrityError
 from ..core.files import disk_errors, publish_folder, refuse_existing, sweep_staged
+from ..core.links import is_folder, open_folder, open_own, refuse_links_in
+from ..core.locks import take_lock
 from ..core.strict_json import MalformedJSONError, parse_json
 
 JOURNAL_FILE = ".journal"
@@ -42,7 +43,7 @@ class Journal:
         """Entries of earlier runs, by name."""
         lines, sound_bytes = _sound_lines(path)
         resumed = bool(lines) and lines[0] == {"key": key}
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._descriptor = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.ftruncate(self._descriptor, sound_bytes if resumed else 0)
         if resumed:
             self.finished = {line["name"]: line for line in lines[1:] if "name" in line}
@@ -85,6 +86,7 @@ def resumable_folder(target: Path, key: str, *, keep: Sequence[str], need_bytes:
     Raises:
         ConflictError: `target` exists, or another process is making it with the same key.
         DiskFullError: The file system filled up; the folder is gone.
+        IntegrityError: The folder in the making is a link, holds one, or is another user's.
     """
     refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,21 +123,29 @@ def _own(folder: Path) -> int:
     """Make or find the folder and lock it; the descriptor that holds the lock."""
     while True:
         try:
+            refuse_links_in(folder)  # its name can be foretold, and what stands in it is written on
             folder.mkdir(exist_ok=True)
-            owner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            owner = open_folder(folder)
         except FileNotFoundError:
             continue  # its last owner removed or published it in between
         try:
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(owner).st_uid != os.geteuid():
+                raise IntegrityError(
+                    "another user has laid a half-made folder where this one is to be made",
+                    where=folder,
+                    next_step="choose another output with -o",
+                )
+            if not take_lock(owner, folder):
+                raise ConflictError(
+                    "another process is making this folder", where=folder, next_step="wait for it, or stop it"
+                )
             if os.stat(folder).st_ino == os.fstat(owner).st_ino:
                 return owner
-        except BlockingIOError as error:
-            os.close(owner)
-            raise ConflictError(
-                "another process is making this folder", where=folder, next_step="wait for it, or stop it"
-            ) from error
         except FileNotFoundError:
             pass
+        except BaseException:
+            os.close(owner)
+            raise
         os.close(owner)
 
 
@@ -145,20 +155,18 @@ def _sweep(target: Path, own: Path) -> None:
         if leftover == own or not _is_staging(leftover, target):
             continue
         try:
-            descriptor = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_folder(leftover)
         except FileNotFoundError:
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(leftover, ignore_errors=True)
-        except BlockingIOError:
-            pass  # its owner is alive
+            if take_lock(descriptor, leftover):  # else its owner is alive
+                shutil.rmtree(leftover, ignore_errors=True)
         finally:
             os.close(descriptor)
 
 
 def _is_staging(path: Path, target: Path) -> bool:
-    return bool(re.fullmatch(rf"\.{re.escape(target.name)}\.fold-[0-9a-f]{{12}}", path.name)) and path.is_dir()
+    return bool(re.fullmatch(rf"\.{re.escape(target.name)}\.fold-[0-9a-f]{{12}}", path.name)) and is_folder(path)
 
 
 def _publish(folder: Path, target: Path) -> None:

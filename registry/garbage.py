@@ -11,8 +11,8 @@ Using an entry of the cache makes it young again: whoever takes one sets its tim
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import re
 import shutil
 import time
 import uuid
@@ -22,12 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .objects import TMP_MAX_AGE_S
+from ..core.errors import ConflictError, IntegrityError
+from ..core.files import is_beside
+from ..core.links import is_folder, open_folder
+from ..core.locks import held, take_lock
+from .objects import TMP_MAX_AGE_S, is_scratch
 from .store import Store
 
 CACHED = {"twins": "dequantised base", "variants": "composed adapter"}
 """Folders of the cache whose entries are folders -> what one is."""
 LOGS = "serve"
+_CACHED_NAME = re.compile(r"[^.].*-[0-9a-f]{12,16}")
+_LOG_NAME = re.compile(r"[0-9]{1,5}(-[a-z0-9]+)*\.log")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +82,15 @@ def take_cached(store: Store, item: Garbage, grace_s: float) -> Path | None:
     Returns:
         Where it lies, if it still does, until it is deleted; None where it stays.
     """
-    from filelock import FileLock, Timeout
-
     aside = store.root / "tmp" / f"gc-{item.path.name}-{uuid.uuid4().hex[:8]}"
-    makers = FileLock(item.path.parent / f".{item.path.name}.lock", timeout=0)  # they hold this while they make it
     try:
-        with makers if item.path.is_dir() else nullcontext():
+        # Who makes a folder holds it meanwhile.
+        with held(item.path, "it is being made") if is_folder(item.path) else nullcontext():
             if time.time() - item.path.lstat().st_mtime <= grace_s:
                 return None
             _move(item.path, aside)
             item.path.with_name(f"{item.path.name}.json").unlink(missing_ok=True)
-    except (Timeout, FileNotFoundError):
+    except (ConflictError, FileNotFoundError):
         return None
     return aside
 
@@ -94,10 +98,10 @@ def take_cached(store: Store, item: Garbage, grace_s: float) -> Path | None:
 def leftovers(store: Store) -> list[Garbage]:
     """What killed runs have left in `tmp/` and `cache/`, judged by its youngest file."""
     found = []
-    paths = [(path, path.name) for path in _children(store.root / "tmp")]
+    paths = [(path, path.name) for path in _children(store.root / "tmp") if is_scratch(path)]
     for folder in CACHED:
         for path in _children(store.cache / folder):
-            if path.name.startswith(".") and (".tmp-" in path.name or ".old-" in path.name) and not _owned(path):
+            if is_beside(path.name, "tmp|old") and is_folder(path) and not _owned(path):
                 paths.append((path, path.relative_to(store.cache).as_posix()))
     for path, name in paths:
         try:
@@ -114,17 +118,17 @@ def leftovers(store: Store) -> list[Garbage]:
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
+    files = path.rglob("*") if is_folder(path) else [path]
     return sum(file.lstat().st_size for file in files if not file.is_dir())
 
 
 def _cached(cache: Path) -> Iterator[tuple[Path, str]]:
     for folder, label in CACHED.items():
         for path in _children(cache / folder):
-            if path.is_dir() and not path.name.startswith("."):
+            if _CACHED_NAME.fullmatch(path.name) and is_folder(path):
                 yield path, label
     for path in _children(cache / LOGS):
-        if path.suffix == ".log":
+        if _LOG_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             yield path, "log of a server"
 
 
@@ -147,13 +151,10 @@ def _move(path: Path, aside: Path) -> None:
 def _owned(path: Path) -> bool:
     """Does a living process hold a staged folder?"""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+        descriptor = open_folder(path)
+    except (OSError, IntegrityError):
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not take_lock(descriptor, path)
     finally:
         os.close(descriptor)
-    return False

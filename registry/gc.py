@@ -9,9 +9,9 @@ running server has them on its lease. Neither the Hub nor its cache is ever touc
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -23,6 +23,8 @@ from pathlib import Path
 
 from ..core.digest import PREFIX, short
 from ..core.errors import IntegrityError, NotFoundError
+from ..core.links import is_folder, open_own
+from ..core.locks import take_lock
 from . import ledger
 from .ancestry import known_record
 from .garbage import Garbage, leftovers, size_of, take_cached, unused_cache
@@ -34,6 +36,8 @@ from .store import Store
 
 GRACE_S = 14 * 86400.0
 """What was published, named, unnamed or used within this time is never taken."""
+
+_LEASE = re.compile(r"[0-9a-f]{32}\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,7 @@ def delete(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float = GR
                 moved.append(item.path)
             gone.append(item)
     for aside in moved:  # out of the lock: nobody can find these any more, and a kill leaves them to the next sweep
-        if aside.is_dir():
+        if is_folder(aside):
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
@@ -144,8 +148,8 @@ def lease(store: Store, digests: Iterable[str], cached: Iterable[Path] = ()) -> 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{uuid.uuid4().hex}.json"
     draft = path.with_suffix(".draft")  # a lease appears only once it is held: an unheld one is a dead one
-    with draft.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with os.fdopen(open_own(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
+        take_lock(file.fileno(), draft)
         json.dump({"schema": 1, "digests": sorted(digests), "cache": names}, file)
         file.flush()
         draft.rename(path)
@@ -196,17 +200,21 @@ def _leases(store: Store) -> list[dict[str, list[str]]]:
     """What living processes hold."""
     found = []
     for path in (store.root / "locks").glob("leases/*.json"):
-        try:
-            with open(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(PermissionError):
-                path.unlink(missing_ok=True)  # its holder is dead
-        except FileNotFoundError:
+        if not _LEASE.fullmatch(path.name):
             continue
-        except BlockingIOError:
+        try:
+            descriptor = open_own(path)
+        except (OSError, IntegrityError):
+            continue  # gone meanwhile; a folder, a socket: nobody's lease
+        try:
+            dead = take_lock(descriptor, path)
+        finally:
+            os.close(descriptor)
+        if dead:
+            with suppress(PermissionError):
+                path.unlink(missing_ok=True)
+        else:
             found.append(_lease(path))
-        except OSError:
-            continue  # a folder, a socket, a link to nowhere: nobody's lease
     return found
 
 

@@ -14,6 +14,7 @@ from ..core.config import STAGE_NAME
 from ..core.digest import PREFIX, canonical_json, digest_json, short
 from ..core.errors import ConfigError, IntegrityError
 from ..core.files import read_capped, write_json
+from ..core.links import open_own
 from .record import MAX_RECORD_BYTES, check_portable, utc_now
 
 LOCATION = "location"
@@ -114,8 +115,7 @@ def append_log(path: Path, event: str, **fields: object) -> None:
     A line that does not fit on the disk is taken back, and a line torn by a crash is closed first.
     """
     line = canonical_json({"time": utc_now(), "event": event, **fields}) + b"\n"
-    _require_plain(path)
-    with path.open("ab+") as file:
+    with os.fdopen(open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)
@@ -126,17 +126,18 @@ def append_log(path: Path, event: str, **fields: object) -> None:
             file.flush()
             os.fsync(file.fileno())
         except OSError:
-            os.truncate(path, size)
+            os.ftruncate(file.fileno(), size)
             raise
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The log's events, oldest first; a line torn by a crash, or longer than any record, is left out."""
-    if not path.exists():
-        return []
-    _require_plain(path)
     rows = []
-    with path.open("rb") as file:
+    try:
+        descriptor = open_own(path)
+    except FileNotFoundError:
+        return []
+    with os.fdopen(descriptor, "rb") as file:
         whole = True
         for line in iter(lambda: file.readline(MAX_RECORD_BYTES), b""):
             begins, whole = whole, line.endswith(b"\n")
@@ -188,15 +189,3 @@ def read_json(path: Path) -> dict[str, Any]:
             "not a file of this registry", where=path, found=str(error)[:200], next_step="remove it"
         ) from error
     return value
-
-
-def _require_plain(path: Path) -> None:
-    """Refuse a pipe or a folder in the place of a file, which would be waited for or fail halfway.
-
-    Raises:
-        IntegrityError: It is one.
-    """
-    if path.exists() and not path.is_file():
-        raise IntegrityError(
-            "not a file of this registry", where=path, found="a folder, pipe or device", next_step="remove it"
-        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,7 +20,8 @@ from pathlib import Path
 
 from ..core.digest import sha256_bytes, sha256_file
 from ..core.errors import ConfigError, FailedError, IntegrityError, NotFoundError, PlyfoldError
-from ..core.files import disk_errors, fsync_path, require_space
+from ..core.files import disk_errors, fsync_path, is_beside, require_space
+from ..core.links import is_folder, refuse_link
 from .record import MAX_RECORD_BYTES, RECORD_FILE, FileEntry, Record, check_file_name, parse_record, read_record_bytes
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
@@ -146,6 +148,7 @@ def read_record(path: Path) -> Record:
         IntegrityError: The record is missing, malformed, or not the one the folder is named after.
     """
     where = path / RECORD_FILE
+    refuse_link(path)
     if not path.is_dir():
         raise NotFoundError("no such object in the store", where=path)
     data = _record_bytes(where)
@@ -232,19 +235,27 @@ def raise_problems(path: Path, record: Record, problems: list[Problem]) -> None:
 def sweep(tmp: Path, max_age_s: float = TMP_MAX_AGE_S) -> None:
     """Remove what killed publishes left in `tmp`, judged by the newest file inside; never anything younger."""
     for leftover in tmp.iterdir():
-        if _age_s(leftover, "*") > max_age_s:
-            if leftover.is_symlink() or not leftover.is_dir():
-                leftover.unlink(missing_ok=True)
-            else:
+        if is_scratch(leftover) and _age_s(leftover, "*") > max_age_s:
+            if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def sweep_partial_files(*folders: Path, max_age_s: float = TMP_MAX_AGE_S) -> None:
     """Remove half-written refs and attestations (dot files) that a kill left; never anything younger."""
     for folder in folders:
         for leftover in folder.rglob(".*"):
-            if _age_s(leftover) > max_age_s and (leftover.is_symlink() or not leftover.is_dir()):
+            plain = is_beside(leftover.name, "part") and stat.S_ISREG(leftover.lstat().st_mode)
+            if plain and _age_s(leftover) > max_age_s:
                 leftover.unlink(missing_ok=True)
+
+
+def is_scratch(path: Path) -> bool:
+    """Is it what a publish, a scratch folder or a sweep makes in `tmp`, by its name and kind?"""
+    if re.fullmatch(r"(publish|scratch)-[a-z0-9_]{8}", path.name):
+        return is_folder(path)
+    return bool(re.fullmatch(r"gc-.+-[0-9a-f]{8}", path.name)) and not path.is_symlink()
 
 
 def _age_s(path: Path, inside: str = "") -> float:
@@ -330,7 +341,7 @@ def _move_in(staged: Path, target: Path) -> None:
 def _check_existing(target: Path) -> None:
     """The object is there already: keep it if it is sound, else say so rather than repair it silently."""
     with suppress(FileNotFoundError):
-        os.utime(target)  # young again: a sweep beside this keeps it
+        os.utime(target, follow_symlinks=False)  # young again: a sweep beside this keeps it
     try:
         record = read_record(target)
         raise_problems(target, record, find_problems(target, record))

@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..core.digest import PREFIX, short
-from ..core.errors import ConfigError, ConflictError, NotFoundError
-from ..core.files import NOT_ALLOWED, disk_errors, not_allowed
+from ..core.errors import ConfigError, IntegrityError, NotFoundError
+from ..core.files import NO_PATH, NOT_ALLOWED, disk_errors, no_path, not_allowed
+from ..core.links import is_folder, open_own, refuse_link, refuse_links_in
+from ..core.locks import locked, take_lock
 from . import ledger, objects
 from .ledger import Attestation
 from .objects import Entry as Entry
+from .ownership import refuse_foreign
 from .record import Record
 from .refs import ANY as ANY
 from .refs import MERGES as MERGES
@@ -47,18 +51,23 @@ def find_store(path: Path | None = None, *, create: bool = False, dry_run: bool 
     Raises:
         NotFoundError: There is none and `create` is false.
         NotAllowedError: It may not be read, or not made here.
+        ConfigError: What is named is no folder.
+        IntegrityError: A link stands in it, or nobody named it and it is not surely this user's.
     """
     named = path or (Path(value) if (value := os.environ.get("PLYFOLD_REGISTRY")) else None)
+    if named:
+        _require_folder(named.expanduser())
     candidates = [named] if named else [folder / FOLDER for folder in (Path.cwd(), *Path.cwd().parents)]
     for candidate in candidates:
         try:
             found = (candidate / "objects").is_dir()
         except PermissionError as error:
             raise not_allowed(candidate, "the registry cannot be read") from error
-        if found:
-            return Store(candidate)
-    if create:
-        return Store(candidates[0], make=not dry_run)
+        if found or (create and candidate is candidates[-1]):
+            place = candidate if found else candidates[0]
+            if not named:
+                refuse_foreign(place, Path.cwd())
+            return Store(place, make=found or not dry_run)
     raise NotFoundError(
         "no registry here",
         where=named or Path.cwd(),
@@ -71,8 +80,14 @@ class Store(Refs):
     """A registry folder, made where it is missing; one that may not be written is read all the same."""
 
     def __init__(self, root: Path, *, make: bool = True) -> None:
-        """The registry at `root`; with `make` false a missing one is only looked at, as if it were empty."""
-        self.root = root.expanduser().resolve()
+        """The registry at `root`; with `make` false a missing one is only looked at, as if it were empty.
+
+        Raises:
+            IntegrityError: A link, or what is no folder, stands in the place of a special folder or file of it.
+            ConfigError: `root` is no folder.
+            NotAllowedError: It can neither be made nor read.
+        """
+        self.root = Path(os.path.realpath(root.expanduser()))
         self.objects = self.root / "objects" / "sha256"
         self.cache = self.root / "cache"
         self._refs = self.root / "refs"
@@ -80,18 +95,39 @@ class Store(Refs):
         self._tmp = self.root / "tmp"
         self._log = self.root / "log.jsonl"
         self._locations = self.root / "locations.json"
+        self._lock = self.root / "locks" / "refs.lock"
         self._folders = (self.objects, self._refs, self._attest, self._tmp, self.root / "locks", self.cache)
+        self._refuse_links()
         if not make:
             return
         try:
             with disk_errors(self.root):
-                for folder in self._folders:
-                    folder.mkdir(parents=True, exist_ok=True)
+                self.root.parent.mkdir(parents=True, exist_ok=True)
+                for folder in (self.root, self.objects.parent, *self._folders):
+                    folder.mkdir(mode=0o775, exist_ok=True)  # never for everybody, whatever the umask
         except OSError as error:
             if error.errno not in NOT_ALLOWED:
                 raise
             if not self.objects.is_dir():
                 raise not_allowed(self.root, "no registry can be made here") from error
+
+    def _refuse_links(self) -> None:
+        """Refuse links where a stranger's folder could lead what is read, written or swept here to somewhere else.
+
+        In `tmp` and among the objects no more is looked at: what lies there is verified or removed without following.
+        """
+        _require_folder(self.root)
+        for folder in (self.objects.parent, *self._folders):
+            if not is_folder(folder) and os.path.lexists(folder):
+                refuse_link(folder)
+                raise IntegrityError(
+                    "no folder, where the registry keeps one of its own", where=folder, next_step="remove it"
+                )
+        for file in (self._log, self._locations):
+            refuse_link(file)
+        for folder in (self._refs, self._attest, self.root / "locks"):
+            refuse_links_in(folder)
+        refuse_links_in(self.cache, depth=3)
 
     @property
     def writable(self) -> bool:
@@ -108,9 +144,16 @@ class Store(Refs):
 
         Raises:
             NotAllowedError: This user may not add to the registry.
+            FailedError: Its file system knows no locks.
         """
         if not self.writable:
             raise not_allowed(self.root, "the registry cannot be written by this user")
+        if self._lock.parent.is_dir():
+            descriptor = open_own(self._lock, os.O_RDWR | os.O_CREAT)
+            try:
+                take_lock(descriptor, self._lock)  # by somebody, or by nobody: that it can be is what counts
+            finally:
+                os.close(descriptor)
 
     # ---- objects
 
@@ -257,19 +300,8 @@ class Store(Refs):
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """The one lock of the store; the system drops it when its holder dies."""
-        from filelock import FileLock, Timeout
-
-        path = self.root / "locks/refs.lock"
-        try:
-            with self._writing(), FileLock(path, timeout=LOCK_TIMEOUT_S):
-                yield
-        except Timeout as error:
-            raise ConflictError(
-                "another plyfold process holds the registry",
-                where=path,
-                expected=f"the lock within {LOCK_TIMEOUT_S:.0f} s",
-                next_step="let it finish, then run the same command again",
-            ) from error
+        with self._writing(), locked(self._lock, LOCK_TIMEOUT_S, "another plyfold process holds the registry"):
+            yield
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -282,3 +314,24 @@ class Store(Refs):
             if error.errno in NOT_ALLOWED and Path(str(error.filename)).is_relative_to(self.root):
                 raise not_allowed(Path(str(error.filename)), "the registry cannot be written by this user") from error
             raise
+
+
+def _require_folder(root: Path) -> None:
+    """Refuse a path in whose place no registry can be.
+
+    Raises:
+        ConfigError: It, or what it runs through, is a file; a circle of links; or too long.
+    """
+    try:
+        if stat.S_ISDIR(root.stat().st_mode):
+            return
+    except OSError as error:
+        if error.errno in NO_PATH:
+            raise no_path(root, error.errno) from error
+        return
+    raise ConfigError(
+        "the registry is no folder",
+        where=root,
+        found="a file",
+        next_step="name a folder: --registry or PLYFOLD_REGISTRY",
+    )

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.console import progress, say, verbosity
 from ..core.errors import ConfigError, ConflictError, FailedError
+from ..core.links import open_log
 from .options import EngineOptions, engine_options, shell_line, vllm_version
 from .variants import BASE, Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
 
@@ -278,8 +279,7 @@ def _log(path: Path) -> Iterator[Any]:
     if verbosity() > 0:
         yield sys.stderr
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with open_log(path) as file:
         yield file
 
 

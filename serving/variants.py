@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING
 from ..core.console import warn
 from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, ShapeMismatchError
-from ..core.files import write_json
+from ..core.files import sweep_staged, write_json
+from ..core.locks import lock_of, locked
 from ..core.strict_json import read_json
 from ..merge.parts import Part
 from ..merge.plan import ComposePlan, plan_compose
@@ -174,7 +174,8 @@ def materialise(store: Store, variant: Variant | VariantPlan) -> Materialised:
     if plan.path is None or plan.composition is None:
         return Materialised(variant=plan.variant, path=None, r=0, digest=None, entries=plan.entries)
     note = plan.path.parent / f"{plan.path.name}.json"
-    with _locked(plan.path):
+    with locked(lock_of(plan.path)):  # one process makes it, others wait
+        sweep_staged(plan.path)
         digest = _noted_digest(note) if plan.path.is_dir() else None
         if digest is not None and tensor_digest(plan.path) != digest:
             warn(f"the cached adapter {plan.path} is damaged; it is composed again")
@@ -253,13 +254,3 @@ def _noted_digest(note: Path) -> str | None:
         return str(read_json(note)["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a kill between composing and noting: compose again
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process makes a folder; others wait for it."""
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        yield

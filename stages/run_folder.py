@@ -10,7 +10,6 @@ aside, said aloud, and taken up again when its configuration comes back.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,9 @@ from ..adapters.tensors import tensor_digest
 from ..core.console import say, warn
 from ..core.digest import digest_json, short
 from ..core.errors import IncompatibleError, IntegrityError, NotFoundError, PlyfoldError
-from ..core.files import held, staged_folder, write_json
+from ..core.files import staged_folder, sweep_staged, write_json
+from ..core.links import refuse_link, refuse_links_in
+from ..core.locks import held
 from ..core.strict_json import read_json
 from .checkpoints import last_checkpoint, step_of
 from .stage_plan import CurriculumPlan, StagePlan
@@ -62,7 +63,9 @@ class RunFolder:
         Raises:
             ConflictError: Another run trains in it.
             IncompatibleError: The interrupted run in it was of another number of processes.
+            IntegrityError: A link in it, or in the place of its curriculum's folder.
         """
+        refuse_link(self.path.parent)
         with held(self.path, "another process trains in this folder"):
             self._take_over()
             yield
@@ -88,14 +91,16 @@ class RunFolder:
         return StageRun(folder=self.path / ADAPTER, steps=steps, details=details)
 
     def _take_over(self) -> None:
-        for left in [*self.path.parent.glob(f".{self.path.name}.tmp-*"), *self.path.glob(f".{ADAPTER}.*-*")]:
-            shutil.rmtree(left, ignore_errors=True)  # what a kill left half-written
+        refuse_links_in(self.path)
+        sweep_staged(self.path)
+        sweep_staged(self.path / ADAPTER)
         found = _note(self.path).get("fingerprint")
         if self.path.exists() and found != self.fingerprint:
             aside = self._free_name(found)
             self.path.rename(aside)
             say(f"{self.path} is a run of another configuration: kept as {aside.name}")
         if not self.path.exists() and (own := self._set_aside()):
+            refuse_links_in(own)
             own.rename(self.path)
             say(f"{own.name} is a run of this configuration: taken up again as {self.path}")
         if not self.path.exists():

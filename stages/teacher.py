@@ -21,7 +21,8 @@ from ..core.config import CurriculumConfig, DataConfig
 from ..core.console import Task, progress, warn
 from ..core.digest import digest_json
 from ..core.errors import ConfigError
-from ..core.files import disk_errors, held
+from ..core.files import disk_errors
+from ..core.locks import held
 from ..evaluation.answers import extract_solution, normalise
 from .at_hand import held_out_questions
 from .chat import Answer, Chat, Endpoint, RefusedRequestError

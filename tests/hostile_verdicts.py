@@ -116,6 +116,8 @@ def _record(case: Case, kind: str) -> str:
 def _store(case: Case, kind: str) -> str:
     """A file of the registry through everything that reads it."""
     hostile_stores.KINDS[kind](case)
+    if (opened := tried("open", lambda: case.store)) != "right":  # a link where the registry keeps what is its own
+        return opened
     outcomes = [survey(case)]
     if case.target is not None:
         outcomes.insert(0, _load(case, case.target))

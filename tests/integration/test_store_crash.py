@@ -26,7 +26,6 @@ NUM_WRITERS = 3
 WRITERS = """
 import itertools, os, sys
 from pathlib import Path
-import filelock
 from plyfold.core.errors import ConflictError
 from plyfold.registry.record import parse_record
 from plyfold.registry.store import Store

@@ -284,19 +284,19 @@ def test_the_command_shows_first_and_deletes_when_told(store: Store, capsys: pyt
 
 
 def test_leftovers_of_kills_go_after_an_hour(store: Store) -> None:
-    old, young = store.root / "tmp" / "publish-old", store.root / "tmp" / "publish-young"
+    old, young = store.root / "tmp" / "publish-old_____", store.root / "tmp" / "publish-young___"
     for path in (old, young):
         path.mkdir()
         (path / "part").write_bytes(b"12345")
     then = time.time() - 3700
     for path in (old / "part", old):
         os.utime(path, (then, then))
-    staged = store.cache / "twins" / ".base-0123.tmp-abc"
+    staged = store.cache / "twins" / ".base-0123456789ab.tmp-0123456789ab"
     staged.mkdir(parents=True)
     os.utime(staged, (then, then))
     assert [(item.name, item.size_bytes) for item in plan_sweep(store).garbage if item.kind == "leftover"] == [
-        ("publish-old", 5),
-        ("twins/.base-0123.tmp-abc", 0),
+        ("publish-old_____", 5),
+        ("twins/.base-0123456789ab.tmp-0123456789ab", 0),
     ]
     owner = os.open(staged, os.O_RDONLY)
     fcntl.flock(owner, fcntl.LOCK_EX)  # as who stages it does
@@ -315,7 +315,7 @@ class TestTheCache:
     @pytest.fixture
     def entries(self, store: Store) -> dict[str, Path]:
         found = {}
-        for name in ("twins/base-0123", "variants/toy-s1-0123", "serve/8000.log"):
+        for name in ("twins/base-0123456789ab", "variants/toy-s1-0123456789abcdef", "serve/8000.log"):
             path = found[name] = store.cache / name
             path.parent.mkdir(parents=True)
             if path.suffix == ".log":
@@ -340,7 +340,7 @@ class TestTheCache:
         assert not [path for folder in store.cache.iterdir() for path in folder.glob("[!.]*")]
         assert not list((store.root / "tmp").iterdir())
 
-    @pytest.mark.parametrize("name", ["twins/base-0123", "variants/toy-s1-0123", "serve/8000.log"])
+    @pytest.mark.parametrize("name", ["twins/base-0123456789ab", "variants/toy-s1-0123456789abcdef", "serve/8000.log"])
     def test_the_used_and_the_leased_stay(self, store: Store, entries: dict[str, Path], name: str) -> None:
         with lease(store, [], [entries[name]]):
             assert name not in dict(self.listed(store, grace_s=0.0))
@@ -351,11 +351,11 @@ class TestTheCache:
         assert [each for each, _ in self.listed(store, grace_s=0.0)] == [name]
 
     def test_what_is_being_made_or_was_just_used_stays(self, store: Store, entries: dict[str, Path]) -> None:
-        from filelock import FileLock
+        from plyfold.core.locks import locked
 
-        name = "variants/toy-s1-0123"
+        name = "variants/toy-s1-0123456789abcdef"
         (item,) = [item for item in plan_sweep(store).garbage if item.name == name]
-        with FileLock(entries[name].parent / ".toy-s1-0123.lock"):
+        with locked(entries[name].parent / ".toy-s1-0123456789abcdef.lock"):
             assert name not in {each.name for each in delete(store).garbage}
         assert entries[name].is_dir()
         os.utime(entries[name])

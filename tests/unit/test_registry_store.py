@@ -169,16 +169,23 @@ class TestPublish:
     def test_only_old_leftovers_are_swept(self, store: Store, folder: Path, make_record: Any) -> None:
         tmp, old_s = store.root / "tmp", time.time() - 3700
         for name in ("old", "young", "busy"):
-            (tmp / f"publish-{name}").mkdir()
-            (tmp / f"publish-{name}" / "weights").write_text("")
-        partial = store.root / "refs" / "toy" / ".latest.abc"
+            (tmp / f"publish-{name:_<8}").mkdir()
+            (tmp / f"publish-{name:_<8}" / "weights").write_text("")
+        partial = store.root / "refs" / "toy" / ".latest.part-0123456789ab"
         partial.parent.mkdir()
         partial.write_text("sha")
-        aged = [tmp / "publish-old" / "weights", tmp / "publish-old", tmp / "publish-busy", partial]
+        others = [store.root / "refs" / "toy" / ".notes.markdown", tmp / "publish-notes.md", tmp / ".env"]
+        for path in others:
+            path.write_text("somebody's")
+        old, busy = tmp / "publish-old_____", tmp / "publish-busy____"
+        aged = [old / "weights", old, busy, partial, *others]
         for path in aged:
             os.utime(path, (old_s, old_s))
         store.publish(folder, make_record())
-        assert sorted(path.name for path in leftovers(store)) == ["publish-busy", "publish-young"]
+        assert not old.exists()
+        assert busy.is_dir()
+        assert (tmp / "publish-young___").is_dir()
+        assert all(path.read_text() == "somebody's" for path in others)
         assert not partial.exists()
 
 
@@ -309,8 +316,8 @@ class TestRefs:
     ) -> None:
         digest = store.publish(folder, make_record())
         code = (
-            "import sys, time\nfrom filelock import FileLock\n"
-            "with FileLock(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)\n"
+            "import sys, time\nfrom pathlib import Path\nfrom plyfold.core.locks import locked\n"
+            "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
         )
         command = [sys.executable, "-c", code, str(store.root / "locks" / "refs.lock")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:

@@ -337,9 +337,9 @@ def test_other_rationales_are_not_mixed_in(teacher: Teacher, ask: Any, tmp_path:
     ask()
     assert "model" in ask("--model", "other", code=5)
     assert "0.6" in ask("--temperature", "1.0", code=5)
-    from filelock import FileLock
+    from plyfold.core.locks import locked
 
-    with FileLock(tmp_path / ".out.jsonl.lock"):
+    with locked(tmp_path / ".out.jsonl.lock"):
         assert "another process" in ask(code=5)
     (tmp_path / "out.manifest.json").unlink()
     assert "no manifest" in ask(code=5)
