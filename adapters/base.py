@@ -27,6 +27,7 @@ from ..core.locks import lock_of, locked
 from ..core.strict_json import read_json, read_object
 from .header import read_header, shown
 from .hub import snapshot
+from .quantised import refuse_packed, refuse_quantised_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,18 +109,25 @@ def resolve_base(config: BaseConfig, *, local_only: bool = False) -> BaseRef:
         OfflineError: Not in the cache, and the Hub is switched off or out of reach.
         AuthError: The repository asks for a token.
         IntegrityError: A weights file is damaged.
+        IncompatibleError: Its weights are quantised already.
     """
     if config.path is None:
         path = snapshot(
-            config.repo, config.revision, patterns=CONTENT_PATTERNS, check=check_weights, local_only=local_only
+            config.repo,
+            config.revision,
+            patterns=CONTENT_PATTERNS,
+            check=check_weights,
+            first=lambda folder: refuse_quantised_config(folder, config.repo),
+            local_only=local_only,
         )
+        refuse_quantised(path, config.repo)
         # A branch or tag becomes the commit it pointed to: the snapshot's folder name.
         commit = path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else config.revision
         return BaseRef(repo=config.repo, revision=commit, path=path)
     path = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
     if not path.is_dir():
         raise NotFoundError("no such base folder", where=path, next_step="set base.path to a folder, or to null")
-    check_weights(path)
+    refuse_quantised(path, config.repo)
     revision = content_revision(path) if config.revision == "auto" else config.revision
     return BaseRef(repo=config.repo, revision=revision, path=path.resolve())
 
@@ -216,6 +224,40 @@ def config_count(config: Mapping[str, Any], field: str, default: int, where: Pat
             f"{field} is malformed", where=where / "config.json", found=shown(value), expected="a whole number"
         )
     return value
+
+
+def refuse_quantised(folder: Path, repo: str = "") -> None:
+    """Refuse a base whose weights are quantised already, by its config or by its files' headers.
+
+    Args:
+        folder: Model folder.
+        repo: Its Hub id, from which the 16-bit base's name is told; empty where it has none.
+
+    Raises:
+        IncompatibleError: They are quantised.
+        NotFoundError, IntegrityError: As `check_weights`.
+    """
+    headers = [read_header(file) for file in check_weights(folder)]
+    refuse_quantised_config(folder, repo)
+    refuse_packed(headers, repo)
+
+
+def folder_identity(folder: Path) -> tuple[str, str] | None:
+    """(repo, revision) of a model folder whose notes or place tell: a twin, or a snapshot in a Hub cache.
+
+    None for a plain folder.
+
+    Raises:
+        IntegrityError: A twin whose note is damaged.
+    """
+    folder = folder.resolve()
+    if (folder / TWIN_NAME).is_file():
+        twin = read_object(folder / TWIN_NAME, "the twin's note")
+        return str(twin.get("repo")), str(twin.get("revision"))
+    snapshots, cached = folder.parent, folder.parent.parent
+    if snapshots.name == "snapshots" and cached.name.startswith("models--"):
+        return cached.name.removeprefix("models--").replace("--", "/"), folder.name
+    return None
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..core.errors import AuthError, ConfigError, DiskFullError, NotFoundError, OfflineError
+from ..core.errors import AuthError, ConfigError, DiskFullError, IncompatibleError, NotFoundError, OfflineError
 from ..core.files import disk_errors
 
 PROBE_TIMEOUT_S = 10
 
 
+def is_local(repo: str) -> bool:
+    """Whether a base is named by a folder rather than a Hub id (`name` or `owner/name`)."""
+    return bool(repo) and (repo.count("/") > 1 or "\\" in repo or repo[0] in "/.~")
+
+
+def hub_uri(text: str) -> str:
+    """The `hf://[datasets/]org/repo[@revision][/path]` of an address as a browser shows it; other text as it stands."""
+    from huggingface_hub import constants
+
+    hosts = "|".join(["huggingface.co", "hf.co", re.escape(constants.ENDPOINT.rstrip("/").partition("://")[2])])
+    page = re.fullmatch(rf"https?://(?:www\.)?(?:{hosts})/(?P<rest>[^?#]+?)/?(?:[?#].*)?", text)
+    if not page:
+        return text
+    kind, rest = ("datasets/", page["rest"][9:]) if page["rest"].startswith("datasets/") else ("", page["rest"])
+    org, _, rest = rest.partition("/")
+    repo, _, rest = rest.partition("/")
+    view, _, rest = rest.partition("/")
+    revision, _, path = rest.partition("/") if view in ("tree", "blob", "resolve", "commit") else ("", "", "")
+    named = f"{org}/{repo}" if repo else org
+    return f"hf://{kind}{named}" + (f"@{revision}" if revision else "") + (f"/{path}" if path else "")
+
+
 def snapshot(
-    repo: str, revision: str, *, patterns: Sequence[str], check: Callable[[Path], object], local_only: bool = False
+    repo: str,
+    revision: str,
+    *,
+    patterns: Sequence[str],
+    check: Callable[[Path], object],
+    first: Callable[[Path], object] = lambda folder: None,
+    local_only: bool = False,
 ) -> Path:
     """The folder of a repository at one commit in the local Hub cache, downloaded first where it is not there.
 
@@ -21,6 +50,7 @@ def snapshot(
         revision: Commit, or a branch or tag, which is looked up in the cache first.
         patterns: Names of the files to fetch.
         check: Raises NotFoundError for a folder that is cached only in part.
+        first: Called with a folder that holds `config.json` alone, before weights are fetched; raises to refuse them.
         local_only: Never ask the Hub.
 
     Raises:
@@ -58,9 +88,11 @@ def snapshot(
     try:
         # Asked once, without the download's half minute of retries where there is no network at all.
         info = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=PROBE_TIMEOUT_S)
+        commit = info.sha or revision
         with disk_errors(Path(constants.HF_HUB_CACHE)):
-            path = Path(snapshot_download(repo, revision=info.sha or revision, allow_patterns=wanted))
-    except DiskFullError:
+            first(Path(snapshot_download(repo, revision=commit, allow_patterns=["config.json"])))
+            path = Path(snapshot_download(repo, revision=commit, allow_patterns=wanted))
+    except (DiskFullError, IncompatibleError):
         raise
     except GatedRepoError as error:
         raise AuthError("the base asks for access", where=where, next_step="run: hf auth login") from error

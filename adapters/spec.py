@@ -171,8 +171,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise NotFoundError("no such adapter folder", where=folder)
     if not path.is_file():
-        raise NotFoundError(f"no {CONFIG_NAME} in the folder", where=folder, expected="a PEFT LoRA adapter folder")
+        raise _no_adapter(folder)
     return read_object(path, "the adapter config", max_bytes=MAX_CONFIG_BYTES)
+
+
+def _no_adapter(folder: Path) -> NotFoundError:
+    """The error for a folder without an adapter, which says where adapters lie inside it, newest last."""
+    files = [*folder.glob(f"*/{CONFIG_NAME}"), *folder.glob(f"*/*/{CONFIG_NAME}")]
+    inside = [str(file.parent) for file in sorted(files, key=lambda file: file.lstat().st_mtime_ns)]
+    return NotFoundError(
+        f"no {CONFIG_NAME} in the folder",
+        where=folder,
+        expected="a PEFT LoRA adapter folder",
+        found=f"adapters in {', '.join(inside[-5:])}" if inside else "",
+        next_step=f"name one of them, as {inside[-1]}" if inside else "",
+    )
 
 
 def _refuse_features(config: Mapping[str, Any], where: Path) -> None:

@@ -45,6 +45,11 @@ class Adapter:
     factors: dict[str, Factors]
     """By module name, sorted; on the CPU in the file's dtype."""
 
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether every delta is zero: by its scale, or because A or B is."""
+        return not any(each.scale and each.A_RI.any() and each.B_OR.any() for each in self.factors.values())
+
 
 def read_adapter(folder: Path) -> Adapter:
     """Read an adapter, after its header has been checked.

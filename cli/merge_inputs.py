@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from ..core.console import warn
 from ..core.digest import short
-from ..core.errors import ConfigError, NotFoundError
+from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
 from .options import parse_stages
 
 if TYPE_CHECKING:
     from ..merge.fold import FoldPlan
-    from ..merge.parts import Part
+    from ..merge.parts import BaseWord, Part
     from ..merge.plan import ComposePlan
     from ..registry.store import Entry, Store
     from ..serving.variants import Variant
@@ -168,7 +168,7 @@ def plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
         density=wanted.density,
         seed=wanted.seed,
         numerics=wanted.numerics,
-        base_repo=_base(wanted)[1],
+        base=_base(inputs, wanted),
     )
     _check_prompts(planned, wanted)
     return planned
@@ -187,17 +187,33 @@ def _check_prompts(plan: ComposePlan, wanted: Wanted) -> None:
             )
 
 
-def _base(wanted: Wanted) -> tuple[Path | None, str | None]:
-    """`--base` as (folder, Hub id), one of them at most."""
-    from ..merge.parts import is_local
+def _base(inputs: Inputs, wanted: Wanted) -> BaseWord | None:
+    """`--base` for plain folders; for stages it is on record, and `--base` can only say where its files lie.
 
-    if not wanted.base:
-        return None, None
-    if Path(wanted.base).is_dir():
-        return Path(wanted.base), None
-    if is_local(wanted.base):
-        raise NotFoundError("no such base folder", where=wanted.base)
-    return None, wanted.base
+    Raises:
+        NotFoundError: No such folder.
+        BaseMismatchError: A Hub id that is not the one on record for stages.
+    """
+    from ..merge.parts import parse_base
+
+    word = parse_base(wanted.base) if wanted.base else None
+    if word is None or inputs.store is None:
+        return word
+    base = inputs.entries[0].record.base
+    if word.repo and word.folder is None and (word.repo, word.revision or base.revision) != (base.repo, base.revision):
+        raise BaseMismatchError(
+            "the stages were not trained on this base",
+            where="--base",
+            expected=f"{base.repo}@{base.revision}, as their records say",
+            found=str(word),
+            next_step="leave --base out, or name the folder that the base lies in",
+        )
+    return None
+
+
+def _base_folder(wanted: Wanted) -> Path | None:
+    folder = Path(wanted.base or "").expanduser()
+    return folder if wanted.base and folder.is_dir() else None
 
 
 def plan_into_model(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> FoldPlan:
@@ -216,7 +232,7 @@ def base_of_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Path:
             "how the base was quantised is not on record for plain folders",
             where="--base-view",
             found="trained",
-            next_step="merge --stages of a registry, or use --base-view original",
+            next_step="leave --base-view out: the original base is used",
         )
     return base_at_hand(inputs, wanted) or _fetched_base(plan)
 
@@ -231,8 +247,7 @@ def _twin(inputs: Inputs, wanted: Wanted) -> Path:
     assert inputs.store is not None
     assert inputs.variant is not None
     ref, quantisation = base_of(inputs.store, [inputs.variant], told=lambda text: None)  # the report tells it
-    folder, _ = _base(wanted)
-    if folder:
+    if folder := _base_folder(wanted):
         ref = replace(ref, path=folder)
     if not wanted.dry_run:
         return ensure_twin(ref, quantisation, inputs.store.cache)
@@ -246,7 +261,7 @@ def _fetched_base(plan: ComposePlan) -> Path:
     from ..core.config import BaseConfig
 
     if not plan.base_repo:
-        raise ConfigError("the adapters do not say which base they belong to", next_step="add --base DIR")
+        raise ConfigError("the adapters do not say which base they belong to", next_step="add --base DIR or REPO")
     if Path(plan.base_repo).is_dir():
         return Path(plan.base_repo)
     return resolve_base(BaseConfig(repo=plan.base_repo, revision=plan.base_revision or "main")).path
@@ -254,7 +269,7 @@ def _fetched_base(plan: ComposePlan) -> Path:
 
 def base_at_hand(inputs: Inputs, wanted: Wanted) -> Path | None:
     """The original base where it lies on this disk."""
-    folder, _ = _base(wanted)
+    folder = _base_folder(wanted)
     if folder or inputs.store is None:
         return folder
     base = inputs.entries[0].record.base

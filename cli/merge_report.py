@@ -46,7 +46,7 @@ class Report:
     def warnings(self) -> list[str]:
         """What a user has to know before relying on the result."""
         plan, certificate = self.prepared.plan, self.prepared.certificate
-        found = list(plan.warnings)
+        found = [*plan.warnings, *self.prepared.warnings]
         found += self.lineage.warnings if self.lineage else ()
         found += self.fold_plan.warnings if self.fold_plan else ()
         if self.rounding is not None and self.fold_plan:

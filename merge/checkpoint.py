@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..adapters.base import MAX_INDEX_BYTES, TWIN_NAME, content_revision, model_config
+from ..adapters.base import MAX_INDEX_BYTES, TWIN_NAME, content_revision, folder_identity, model_config
 from ..adapters.header import Header, TensorEntry, read_header
-from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
+from ..adapters.hub import is_local
+from ..core.errors import IntegrityError, NotFoundError
 from ..core.strict_json import read_object
-from .parts import is_local
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -105,35 +105,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     raise NotFoundError("no weights in the base folder", where=folder, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
 
 
-def check_identity(checkpoint: Checkpoint, repo: str, revision: str | None) -> None:
-    """Refuse a folder that says itself that it is another base: a twin, or a snapshot in a Hub cache.
+def other_identity(checkpoint: Checkpoint, repo: str, revision: str | None) -> str:
+    """What a folder says itself that it is, where that is another base: a twin, or a snapshot in a Hub cache.
 
-    Raises:
-        BaseMismatchError: Another repository, or another revision of it.
+    Args:
+        checkpoint: The folder.
+        repo: What the adapters call their base; a local folder or nothing says nothing.
+        revision: Commit they name, if any.
+
+    Returns:
+        `org/model@revision`; empty where the folder is that base or does not tell.
     """
-    found = _identity(checkpoint.path.resolve())
+    found = folder_identity(checkpoint.path)
     if found is None or is_local(repo) or not repo:
-        return
+        return ""
     own_repo, own_revision = found
     other_revision = revision is not None and own_revision != revision and revision != "main"
     if own_repo != repo or (other_revision and content_revision(checkpoint.path) != revision):
-        raise BaseMismatchError(
-            "the base folder is not the base the adapters were trained on",
-            where=checkpoint.path,
-            expected=f"{repo}@{revision}" if revision else repo,
-            found=f"{own_repo}@{own_revision}",
-        )
-
-
-def _identity(folder: Path) -> tuple[str, str] | None:
-    """(repo, revision) of a folder whose place or notes tell; None for a plain folder."""
-    if (folder / TWIN_NAME).is_file():
-        twin = _read_json(folder / TWIN_NAME)
-        return str(twin.get("repo")), str(twin.get("revision"))
-    snapshots, cached = folder.parent, folder.parent.parent
-    if snapshots.name == "snapshots" and cached.name.startswith("models--"):
-        return cached.name.removeprefix("models--").replace("--", "/"), folder.name
-    return None
+        return f"{own_repo}@{own_revision}"
+    return ""
 
 
 def _stamps(folder: Path, files: Iterable[str]) -> dict[str, Stamp]:

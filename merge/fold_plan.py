@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..adapters.header import TensorEntry
+from ..adapters.quantised import quant_method, refuse_packed
 from ..core.digest import digest_json, sha256_bytes
-from ..core.errors import IncompatibleError, ShapeMismatchError
+from ..core.errors import BaseMismatchError, IncompatibleError, ShapeMismatchError
 from ..core.files import write_bytes, write_json
-from .checkpoint import CONFIG_FILE, FLOATS, INDEX_FILE, Checkpoint, check_identity, open_checkpoint
+from .checkpoint import CONFIG_FILE, FLOATS, INDEX_FILE, Checkpoint, open_checkpoint, other_identity
 from .direct import ALIGNMENT
 from .plan import ComposePlan, check_dtype
 
@@ -124,9 +125,9 @@ def plan_fold(compose: ComposePlan, base_dir: Path, *, dtype: str | None = None)
     if dtype is not None:
         check_dtype(dtype)
     base = open_checkpoint(base_dir)
-    check_identity(base, compose.base_repo, compose.base_revision)
-    _refuse_quantised(base)
-    warnings = []
+    method = quant_method(base.config.get("quantization_config"))
+    refuse_packed(base.shards.values(), compose.base_repo, setting="--base", method=method)
+    warnings = _check_identity(base, compose)
     if base.config.get("quantization_config"):
         warnings.append("the base's config asks for quantisation of unquantised weights; the result's does not")
     tied = bool(base.config.get("tie_word_embeddings"))
@@ -153,20 +154,21 @@ def plan_fold(compose: ComposePlan, base_dir: Path, *, dtype: str | None = None)
     )
 
 
-def _refuse_quantised(base: Checkpoint) -> None:
-    for file, header in base.shards.items():
-        for name, entry in header.tensors.items():
-            scaled = any(f"{name}{suffix}" in header.tensors for suffix in (".absmax", ".quant_map", "_scale_inv"))
-            packed = entry.dtype not in FLOATS and (name.endswith((".weight", ".qweight")) or scaled)
-            if packed:
-                method = (base.config.get("quantization_config") or {}).get("quant_method", "quantised")
-                raise IncompatibleError(
-                    "the base's weights are quantised; adding a delta to them would round it away",
-                    where=f"{base.path / file} {name}",
-                    found=f"{entry.dtype}, {method}",
-                    expected=f"weights in {', '.join(FLOATS)}",
-                    next_step="fold into the 16-bit base, or into the twin (--base-view trained)",
-                )
+def _check_identity(base: Checkpoint, compose: ComposePlan) -> list[str]:
+    """Refuse a folder that says itself that it is another base; a warning where the user named it."""
+    found = other_identity(base, compose.base_repo, compose.base_revision)
+    if not found:
+        return []
+    revision = f"@{compose.base_revision}" if compose.base_revision else ""
+    if compose.base_word is not None:
+        return [f"{base.path} is {found} by its own notes or place: it is taken to be {compose.base_repo}{revision}"]
+    raise BaseMismatchError(
+        "the base folder is not the base the adapters were trained on",
+        where=base.path,
+        expected=f"{compose.base_repo}{revision}",
+        found=found,
+        next_step=f"if it is, say so with --base {base.path}",
+    )
 
 
 def _source(base: Checkpoint, module: str, *, tied_head: bool) -> tuple[str, str, TensorEntry]:

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from ..adapters.base import folder_identity
+from ..adapters.hub import hub_uri, is_local
+from ..adapters.quantised import unquantised_name
 from ..adapters.spec import AdapterSpec, read_spec
-from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, ShapeMismatchError
+from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, NotFoundError, ShapeMismatchError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,28 @@ class Part:
         return Path(os.path.realpath(self.path))
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseWord:
+    """The user's word on which base plain folders belong to: taken over what their configs call it, and told.
+
+    A base has many names (a mirror, a quantised copy, a local folder, another case) and a config holds the one it was
+    loaded by; whether the weights fit is checked against their headers wherever they are at hand.
+    """
+
+    repo: str = ""
+    """Hub id; empty where only a folder was named."""
+    revision: str | None = None
+    """Commit, branch or tag of it, where one was named."""
+    folder: Path | None = None
+    """The base's folder, where one was named."""
+
+    def __str__(self) -> str:
+        """As it was typed, more or less."""
+        if self.folder is not None:
+            return str(self.folder)
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+
+
 class ModuleShape(NamedTuple):
     """One module of the sum."""
 
@@ -62,6 +90,8 @@ class PartSet:
     base_repo: str
     """What the parts call their base; empty where none says."""
     base_revision: str | None
+    base_word: BaseWord | None = None
+    """What the user said the base is; None where the parts' own word stands."""
     warnings: tuple[str, ...]
 
     @property
@@ -70,8 +100,12 @@ class PartSet:
         return max(shape.rank for shape in self.modules.values())
 
 
-def check_parts(parts: Sequence[Part], *, base_repo: str | None = None) -> PartSet:
+def check_parts(parts: Sequence[Part], *, base: BaseWord | None = None) -> PartSet:
     """Read every part's header and refuse what does not add up.
+
+    Args:
+        parts: At least one.
+        base: The user's word on the base, over what the parts call theirs.
 
     Raises:
         ConfigError: No part, or a weight that is not finite.
@@ -87,16 +121,30 @@ def check_parts(parts: Sequence[Part], *, base_repo: str | None = None) -> PartS
             raise ConfigError("a weight is not finite", where=part.name, found=part.weight)
     _refuse_duplicates(parts)
     specs = tuple(read_spec(part.path) for part in parts)
-    warnings = [f"{part.name} has weight 0: it costs rank and changes nothing" for part in parts if part.weight == 0]
-    repo, revision, about_base = _common_base(parts, specs, base_repo)
+    repo, revision, about_base = _common_base(parts, specs, base)
     return PartSet(
         parts=tuple(parts),
         specs=specs,
         modules=union(parts, specs),
         base_repo=repo,
         base_revision=revision,
-        warnings=(*warnings, *about_base, *_differing_targets(parts, specs)),
+        base_word=base,
+        warnings=(*_adding_nothing(parts, specs), *about_base, *_differing_targets(parts, specs)),
     )
+
+
+def _adding_nothing(parts: Sequence[Part], specs: Sequence[AdapterSpec]) -> list[str]:
+    """Parts, or modules of them, whose delta is zero by their weight or their config alone."""
+    found = []
+    for part, spec in zip(parts, specs, strict=True):
+        unscaled = [module.name for module in spec.modules.values() if module.scale == 0]
+        if part.weight == 0:
+            found.append(f"{part.name} has weight 0: it costs rank and adds nothing")
+        elif len(unscaled) == len(spec.modules):
+            found.append(f"{part.name} has lora_alpha 0: it costs rank and adds nothing")
+        elif unscaled:
+            found.append(f"{part.name} has alpha 0 for {len(unscaled)} of its {len(spec.modules)} modules")
+    return found
 
 
 def _refuse_duplicates(parts: Sequence[Part]) -> None:
@@ -119,53 +167,109 @@ def duplicate(first: Part, second: Part) -> IncompatibleError:
 
 
 def _common_base(
-    parts: Sequence[Part], specs: Sequence[AdapterSpec], named: str | None
+    parts: Sequence[Part], specs: Sequence[AdapterSpec], word: BaseWord | None
 ) -> tuple[str, str | None, list[str]]:
-    warnings = []
-    repos = [_repo(spec, named) for spec in specs]
-    known = [(part, repo) for part, repo in zip(parts, repos, strict=True) if repo]
+    """The base's name in the world and its commit, as far as they are known, and what has to be told of them."""
+    named = [(part, spec.base_repo.rstrip("/")) for part, spec in zip(parts, specs, strict=True)]
+    known = [(part, repo) for part, repo in named if repo]
+    if word is None:
+        repo = known[0][1] if known else ""
+        _refuse_other_names(known)
+        warnings = []
+    else:
+        repo = word.repo or next((name for _, name in known if not is_local(name)), known[0][1] if known else "")
+        others = _by_name([(part, name) for part, name in known if name != repo])
+        warnings = [
+            f"{', '.join(names)}: trained on {other!r} by the config, taken to be on {word.repo or repo} as --base says"
+            for other, names in others.items()
+        ]
+    unnamed = [part.name for part, name in named if not name]
+    if unnamed and not (word and word.repo):
+        warnings.append(f"not said which base these were trained on: {', '.join(unnamed)}")
+    # A commit belongs to the repository that an adapter names: of another name for the base it says nothing.
+    revisions = [
+        (part, spec.base_revision or "") for (part, name), spec in zip(named, specs, strict=True) if name in ("", repo)
+    ]
+    revision, about_revision = _common_revision(revisions, repo, word)
+    if is_local(repo):
+        warnings.append("the adapters name a local folder as their base; --base REPO gives its Hub id instead")
+    return repo, revision, [*warnings, *about_revision]
+
+
+def _refuse_other_names(known: Sequence[tuple[Part, str]]) -> None:
     for (first, one), (second, other) in pairwise(known):
         if one != other:
+            likely = next((name for name in (one, other) if not is_local(name) and not _is_copy(name)), "REPO")
             raise BaseMismatchError(
                 "the adapters were trained on different bases",
                 where=second.path,
                 expected=f"{one} (of {first.name})",
                 found=f"{other} (of {second.name})",
-                next_step="merge adapters of one base; if a local folder is that base, name it with --base REPO",
+                next_step=f"if both names mean one base, say which: --base {likely}",
             )
-    if named and known and known[0][1] != named:
-        raise BaseMismatchError(
-            "the adapters were not trained on this base", where=known[0][0].path, expected=named, found=known[0][1]
-        )
-    unnamed = [part.name for part, repo in zip(parts, repos, strict=True) if not repo]
-    if unnamed and not named:
-        warnings.append(f"not said which base these were trained on: {', '.join(unnamed)}")
-    revisions = [(part, spec.base_revision) for part, spec in zip(parts, specs, strict=True) if spec.base_revision]
-    for (first, one), (second, other) in pairwise(revisions):
-        if one != other:
-            raise BaseMismatchError(
-                "the adapters were trained on different revisions of the base",
-                where=second.path,
-                expected=f"{one} (of {first.name})",
-                found=f"{other} (of {second.name})",
-            )
-    if 0 < len(revisions) < len(parts):
-        without = [part.name for part, spec in zip(parts, specs, strict=True) if not spec.base_revision]
+
+
+def _is_copy(repo: str) -> bool:
+    return unquantised_name(repo) != repo
+
+
+def _by_name(named: Sequence[tuple[Part, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for part, name in named:
+        found.setdefault(name, []).append(part.name)
+    return found
+
+
+def _common_revision(
+    revisions: Sequence[tuple[Part, str]], repo: str, word: BaseWord | None
+) -> tuple[str | None, list[str]]:
+    said = [(part, revision) for part, revision in revisions if revision]
+    without = [part.name for part, revision in revisions if not revision]
+    warnings = []
+    if said and without and not (word and word.revision):
         warnings.append(f"not said which revision of the base these were trained on: {', '.join(without)}")
-    repo = named or (known[0][1] if known else "")
+    commits = list(dict.fromkeys(revision for _, revision in said if _COMMIT.fullmatch(revision)))
+    revision = (word.revision if word else None) or next(iter(commits), said[0][1] if said else None)
+    others = _by_name([(part, name) for part, name in said if name != revision])
+    settled = word is not None and (word.revision or word.folder or len(commits) < 2)
+    if others and not settled:
+        (other, names), *_ = others.items()
+        first = next(part for part, name in said if name == revision)
+        raise BaseMismatchError(
+            "the adapters were trained on different revisions of the base",
+            where=next(part.path for part, name in said if name == other),
+            expected=f"{revision} (of {first.name})",
+            found=f"{other} (of {names[0]})",
+            next_step=f"if they are one to you, say which: --base {repo or 'REPO'}@{revision}",
+        )
+    warnings += [
+        f"{', '.join(names)}: trained on revision {other} by the config, taken to be on {revision} as --base says"
+        for other, names in others.items()
+    ]
+    return revision, warnings
+
+
+def parse_base(text: str) -> BaseWord:
+    """Read `--base`: a folder, `org/model`, `org/model@revision`, or an address of the Hub as a browser shows it.
+
+    Raises:
+        NotFoundError: Neither a folder that exists nor a Hub id.
+        ConfigError: An address of the Hub that is no model's.
+    """
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        repo, revision = folder_identity(folder) or ("", None)
+        return BaseWord(repo=repo, revision=revision, folder=folder)
+    uri = hub_uri(text)
+    repo, _, rest = uri.removeprefix("hf://").removeprefix("models/").partition("@")
+    revision = rest.partition("/")[0]
+    if "://" in repo or repo.startswith(("datasets/", "spaces/")):
+        raise ConfigError("not a model on the Hub", where="--base", found=text, expected="ORG/MODEL or a folder")
     if is_local(repo):
-        warnings.append("the adapters name a local folder as their base; --base REPO gives its Hub id instead")
-    return repo, revisions[0][1] if revisions else None, warnings
-
-
-def _repo(spec: AdapterSpec, named: str | None) -> str:
-    repo = spec.base_repo.rstrip("/")
-    return named if named and is_local(repo) else repo
-
-
-def is_local(repo: str) -> bool:
-    """Whether a base is named by a folder rather than a Hub id (`name` or `owner/name`)."""
-    return bool(repo) and (repo.count("/") > 1 or "\\" in repo or repo[0] in "/.~")
+        raise NotFoundError(
+            "no such base folder", where=text, next_step="name a folder that exists, or a Hub id as ORG/MODEL"
+        )
+    return BaseWord(repo=repo.rstrip("/"), revision=revision or None)
 
 
 def union(parts: Sequence[Part], specs: Sequence[AdapterSpec]) -> dict[str, ModuleShape]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, IncompatibleError
-from .parts import Part, PartSet, check_parts
+from .parts import BaseWord, Part, PartSet, check_parts
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def plan_compose(
     density: float | None = None,
     seed: int | None = None,
     numerics: str = "sum",
-    base_repo: str | None = None,
+    base: BaseWord | None = None,
 ) -> ComposePlan:
     """Check parts and options, and say what composing them would make.
 
@@ -165,7 +165,7 @@ def plan_compose(
         density: Share of entries kept, in (0, 1], for methods that trim or drop; null is 0.5.
         seed: For methods that drop at random; null is 0.
         numerics: `sum`, or `peft` for results equal to PEFT's.
-        base_repo: Hub id of the base, where parts name a local folder or nothing.
+        base: The user's word on the base, over what the parts call theirs.
 
     Raises:
         ConfigError: Unknown method or dtype; an option missing, out of range or not meant for the method.
@@ -177,7 +177,7 @@ def plan_compose(
         raise ConfigError("no such merge method", found=method, expected=", ".join(METHODS))
     check_dtype(dtype)
     _check_options(method, rank, max_error, density, seed, numerics)
-    chosen = check_parts(parts, base_repo=base_repo)
+    chosen = check_parts(parts, base=base)
     warnings = list(chosen.warnings)
     kept = chosen.exact_rank if rank is None else min(rank, chosen.exact_rank)
     if rank is not None and rank > chosen.exact_rank:
@@ -198,6 +198,7 @@ def plan_compose(
         modules=chosen.modules,
         base_repo=chosen.base_repo,
         base_revision=chosen.base_revision,
+        base_word=base,
         warnings=tuple(warnings),
         max_error=max_error,
         density=1.0 if "density" not in METHODS[method].options else DEFAULT_DENSITY if density is None else density,

@@ -89,6 +89,24 @@ class Prepared:
         return _pad(B_OR, A_RI, self.plan.rank)
 
     @property
+    def adding_nothing(self) -> list[str]:
+        """Labels of the parts whose delta, weighed, is zero: by weight, by alpha, or because A or B is."""
+        return [entry.label for entry in self.inputs if not entry.weight * entry.delta_norm]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What only the numbers tell; the plan's warnings are known before."""
+        told = " ".join(self.plan.warnings)
+        found = [
+            f"{label} is all zeros, as an adapter that was never trained: it costs rank and adds nothing"
+            for label in self.adding_nothing
+            if f"{label} has " not in told
+        ]
+        if len(self.adding_nothing) == len(self.inputs):
+            found.append("no part adds anything: the result is the base")
+        return found
+
+    @property
     def key(self) -> str:
         """Digest of what decides the result: inputs, weights, method, rank, dtype and base."""
         return digest_json(
@@ -119,6 +137,7 @@ class Prepared:
             "inputs": [entry.to_json() for entry in self.inputs],
             "conflicts": [pair.to_json() for pair in self.conflicts],
             "certificate": self.certificate.to_json(),
+            **({"adding_nothing": self.adding_nothing} if self.adding_nothing else {}),
         }
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ..adapters.hub import hub_uri, is_local
+from ..adapters.quantised import unquantised_name
 from ..core.config import CURRICULUM_NAME, STAGE_NAME
+from ..core.console import warn
 from ..core.errors import ConfigError, ConflictError
 from ..core.files import disk_errors, require_space
 from .record import BaseRecord, Code, Recipe, Record, StageId, Weights, check_portable
@@ -53,7 +56,7 @@ def import_adapter(
         NotAllowedError: This user may not write to the registry.
     """
     from ..adapters.spec import CONFIG_NAME, WEIGHTS_NAME, read_spec
-    from ..adapters.tensors import canonicalise, tensor_digest
+    from ..adapters.tensors import canonicalise, read_adapter, tensor_digest
 
     store.require_writable()
     spec = read_spec(folder)
@@ -70,7 +73,10 @@ def import_adapter(
         for path in files:
             shutil.copyfile(path, tmp / path.name)
         canonicalise(tmp, of.repo, of.revision)
-        spec = read_spec(tmp)  # of the copy: whatever happens to the source meanwhile
+        adapter = read_adapter(tmp)  # of the copy: whatever happens to the source meanwhile
+        spec = adapter.spec
+        if adapter.adds_nothing:
+            warn(f"{title} adds nothing: its alpha is 0 or its factors are all zeros, as of one never trained")
         targets = spec.config.get("target_modules")
         record = Record(
             kind="foreign",
@@ -133,8 +139,19 @@ def base_record(
 
     if quantisation not in (None, "nf4"):
         raise ConfigError("not a quantisation that adapters are trained on here", found=quantisation, expected="nf4")
-    said_repo, _, said_revision = (given or "").partition("@")
+    said_repo, _, said_revision = hub_uri(given or "").removeprefix("hf://").partition("@")
+    if said_repo and said_repo != repo and not is_local(repo):
+        revision = None  # a commit of another repository
     repo, revision = said_repo or repo, said_revision or revision or ""
+    plain = unquantised_name(repo)
+    if plain != repo and not said_repo:
+        raise ConfigError(
+            "the adapter names a quantised copy as its base, on which nothing can be folded, served or scored",
+            where=where,
+            found=repo,
+            expected="the 16-bit base the copy was made from",
+            next_step=f"add --base {plain}@COMMIT, or the repository it was made from, with the commit of its files",
+        )
     try:
         return BaseRecord(repo=repo, revision=revision, quantisation=Quantisation().to_json() if quantisation else None)
     except ValidationError as error:
@@ -143,7 +160,7 @@ def base_record(
             where=where,
             expected="a Hub id and a commit of 40 hex digits",
             found=f"{repo or '(no base)'}@{revision or '(no commit)'}",
-            next_step="add --base ORG/MODEL@COMMIT",
+            next_step="add --base ORG/MODEL@COMMIT; its page on the Hub has the commit under Files and versions",
         ) from error
 
 

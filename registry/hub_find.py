@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..adapters.hub import hub_uri
 from ..core.config import CURRICULUM_NAME
 from ..core.digest import PREFIX
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
@@ -75,7 +76,7 @@ def _by_uri(looked: Looked, ref: str) -> Place:
     from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
 
-    wanted = "hf://org/repo[@revision][/folder]"
+    wanted, ref = "hf://org/repo[@revision][/folder]", hub_uri(ref)
     if not ref.startswith("hf://"):
         raise ConfigError("not a place on the Hub", found=ref, expected=wanted)
     try:

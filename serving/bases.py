@@ -107,9 +107,11 @@ def _check_folder(path: Path, record: BaseRecord) -> None:
 
     Raises:
         BaseMismatchError: Its config or tokenizer is another.
+        IncompatibleError: Its weights are quantised already.
     """
-    from ..adapters.base import config_digest, tokenizer_digest
+    from ..adapters.base import config_digest, refuse_quantised, tokenizer_digest
 
+    refuse_quantised(path, record.repo)
     pairs = (
         ("config.json", record.config_digest, config_digest(path)),
         ("tokenizer", record.tokenizer_digest, tokenizer_digest(path)),

@@ -171,6 +171,8 @@ def materialise(store: Store, variant: Variant | VariantPlan) -> Materialised:
 
     plan = variant if isinstance(variant, VariantPlan) else plan_variant(store, variant)
     _warn_of_revoked(store, plan)
+    for text in plan.composition.warnings if plan.composition else ():
+        warn(f"{plan.variant.alias}: {text}")
     if plan.path is None or plan.composition is None:
         return Materialised(variant=plan.variant, path=None, r=0, digest=None, entries=plan.entries)
     note = plan.path.parent / f"{plan.path.name}.json"

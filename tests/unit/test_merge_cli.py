@@ -129,7 +129,6 @@ class TestFolders:
             (["a", "b", "--base-view", "original"], 2, "--base-view"),
             (["a", "nowhere"], 3, "no such adapter folder"),
             (["a", "a"], 8, "given twice"),
-            (["a", "b", "--base", "acme/other"], 8, "not trained on this base"),
             (["a", "--into", "model", "--base", "./nowhere"], 3, "no such base folder"),
             (["a", "--into", "model", "--base", "a"], 3, "config.json"),
             (["a", "--into", "model", "--base-view", "trained"], 2, "not on record"),

@@ -17,7 +17,7 @@ from plyfold.core.errors import (
     UnsupportedAdapterError,
 )
 from plyfold.merge.fold import plan_fold
-from plyfold.merge.parts import Part
+from plyfold.merge.parts import Part, parse_base
 from plyfold.merge.plan import plan_compose, vllm_bucket
 from plyfold.merge.prepare import prepare
 
@@ -99,8 +99,7 @@ def test_another_base(one, tmp_path):
         plan_compose([Part(one), Part(other)])
     assert "acme/tiny" in caught.value.expected
     assert "acme/other" in caught.value.found
-    with pytest.raises(BaseMismatchError):
-        plan_compose([Part(one)], base_repo="acme/other")
+    assert "--base acme/tiny" in caught.value.next_step
 
 
 def test_another_revision_of_the_base(one, tmp_path):
@@ -120,7 +119,7 @@ def test_a_local_base_can_be_named(one, tmp_path):
     local = write_adapter_folder(tmp_path / "local", seed=2, base_model_name_or_path="/data/models/tiny").path
     with pytest.raises(BaseMismatchError):
         plan_compose([Part(one), Part(local)])
-    assert plan_compose([Part(one), Part(local)], base_repo="acme/tiny").base_repo == "acme/tiny"
+    assert plan_compose([Part(one), Part(local)], base=parse_base("acme/tiny")).base_repo == "acme/tiny"
     assert any("local folder" in warning for warning in plan_compose([Part(local)]).warnings)
 
 
