@@ -50,7 +50,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             row = parse_json(line)
-            sound = isinstance(row["question"], str) and all(name in row for name in needed)
+            counts = [row["tokens"]["prompt"], row["tokens"]["completion"], row["index"]]
+            texts = [row["question"], row[needed[-1]]]
+            sound = all(type(each) is int for each in counts) and all(isinstance(each, str) for each in texts)
         except (ValueError, TypeError, KeyError):
             sound = False
         if not sound:
@@ -102,7 +104,7 @@ def require_same_teacher(out: Path, teacher: Mapping[str, Any]) -> None:
             )
         return
     try:
-        known = read_json(path)["teacher"]
+        known = dict(read_json(path)["teacher"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError("the manifest cannot be read", where=path, found=error) from error
     changed = [name for name in teacher if known.get(name) != teacher[name]]

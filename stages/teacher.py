@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 from ..core.config import CurriculumConfig, DataConfig
 from ..core.console import Task, progress, warn
 from ..core.digest import digest_json
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, FailedError
 from ..core.files import disk_errors
 from ..core.locks import held
 from ..evaluation.answers import extract_solution, normalise
 from .at_hand import held_out_questions
-from .chat import Answer, Chat, Endpoint, RefusedRequestError
+from .chat import Answer, Chat, Endpoint, MalformedAnswerError, RefusedRequestError
 from .data import Row, data_of, load_rows, question_hash, require_disjoint, revision_of, source_name
 from .rationale import UnusableRationale, parse_rationale, read_gold
 from .rationale_files import (
@@ -46,6 +46,8 @@ line "Answer: " and the number alone.
 MOST_REFUSED = 5
 """Requests refused before any is answered, after which the settings are what is wrong; where none ever was, all there
 are."""
+MOST_MALFORMED = 32
+"""Answers in a row that are no completions, after which the endpoint is what is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +219,9 @@ def plan_rationales(data: DataConfig, out: Path, endpoint: Endpoint, asking: Ask
     problems, kept, given_up, seen = [], 0, 0, set()
     for row in rows:
         key, gold = question_hash(row.question), read_gold(row.answer)
-        if not row.question.strip() or normalise(gold) is None:
+        if not _is_text(row.question):
+            skipped["a question that is no Unicode text"] += 1
+        elif not row.question.strip() or normalise(gold) is None:
             skipped["no gold answer that is a number" if row.question.strip() else "no question"] += 1
         elif key in seen:
             skipped["question seen before"] += 1
@@ -259,6 +263,7 @@ def collect_rationales(plan: RationalesPlan, endpoint: Endpoint) -> dict[str, An
     Raises:
         ConflictError: Another process writes to the same file.
         AuthError, NotFoundError, OfflineError, FailedError: As `Chat.ask`; what was complete is kept.
+        FailedError: Its answers are no completions.
         ConfigError: The endpoint refuses whatever it is asked.
     """
     start_s = time.monotonic()
@@ -295,6 +300,8 @@ async def _ask_all(plan: RationalesPlan, problems: Sequence[Problem], endpoint: 
             run = _Run(plan, chat, kept, rejected, task)
             for _ in range(min(plan.asking.concurrency, len(problems))):
                 group.create_task(run.work(waiting))
+        if run.malformed and not (run.answered or run.answered_before):
+            raise run.not_a_teacher()
         return run.requests, chat.retries
 
 
@@ -303,9 +310,12 @@ class _Run:
 
     def __init__(self, plan: RationalesPlan, chat: Chat, kept: BinaryIO, rejected: BinaryIO, task: Task) -> None:
         self.asking, self.chat, self.kept, self.rejected, self.task = plan.asking, chat, kept, rejected, task
-        answered_before = plan.kept or plan.given_up or any(problem.used for problem in plan.problems)
-        self.most_refused = MOST_REFUSED if answered_before else min(MOST_REFUSED, len(plan.problems))
+        self.answered_before = bool(plan.kept or plan.given_up or any(problem.used for problem in plan.problems))
+        self.most_refused = MOST_REFUSED if self.answered_before else min(MOST_REFUSED, len(plan.problems))
         self.requests = self.answered = self.taken = self.solved = 0
+        self.malformed = 0
+        """Answers that were no completions since the last one that was."""
+        self.last_malformed = ""
 
     async def work(self, waiting: Iterator[Problem]) -> None:
         for problem in waiting:
@@ -328,7 +338,12 @@ class _Run:
         try:
             answer = await self.chat.ask([{"role": "user", "content": _prompt(question)}], sampling)
             self.answered += 1
+            self.malformed = 0
             reason = why_not(question, answer, gold)
+        except MalformedAnswerError as error:
+            self.malformed += 1
+            self.last_malformed = f"{error.reason}: {error.detail}".rstrip(": ")
+            answer, reason = Answer(error.detail, "malformed"), error.reason
         except RefusedRequestError as error:
             if not self.answered and self.requests >= self.most_refused:
                 raise ConfigError(
@@ -348,7 +363,19 @@ class _Run:
         file = self.rejected if reason else self.kept
         file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         file.flush()
+        if self.malformed >= MOST_MALFORMED:
+            raise self.not_a_teacher()
         return reason
+
+    def not_a_teacher(self) -> FailedError:
+        """The error of an endpoint that only sends what is no completion."""
+        return FailedError(
+            "the endpoint's answers are no chat completions",
+            where=self.chat.endpoint.host,
+            expected="choices[0].message.content",
+            found=f"{self.last_malformed}; {self.malformed} in a row, on file as rejected",
+            next_step="check the address: it usually ends in /v1",
+        )
 
 
 def why_not(question: str, answer: Answer, gold: str) -> str:
@@ -370,6 +397,11 @@ def why_not(question: str, answer: Answer, gold: str) -> str:
 def solution(text: str, gold: str) -> str:
     """A verified completion in GSM8K's form: without what was thought aloud, the gold answer on a line of its own."""
     return f"{extract_solution(text)[0].strip()}\n#### {gold}"
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text can be sent and written: it holds no half of a surrogate pair."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _prompt(question: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
@@ -20,6 +23,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.core.config import DataConfig, load_config
+from plyfold.core.errors import OfflineError
 from plyfold.registry.store import find_store
 from plyfold.stages import chat
 from plyfold.stages.data import load_rationales
@@ -93,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.isdecimal():
             headers = {"429": {"retry-after": "0"}, "503": {"retry-after": formatdate(time.time() - 5, usegmt=True)}}
             return self._send(int(fault), {"error": {"message": f"no, not with {KEY}"}}, headers.get(fault, {}))
+        if fault in SENT:
+            return self._raw(*SENT[fault])
         if fault == "later":
             return self._send(429, {"error": {"message": "quota"}}, {"retry-after": "86400"})
         return self._send(200, reply, cut=fault == "cut")
@@ -107,7 +113,72 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data[: len(data) // 2] if cut else data)
 
+    def _raw(self, headers: dict[str, str], data: bytes | Iterator[bytes]) -> None:
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for chunk in [data] if isinstance(data, bytes) else iter(data):
+            self.wfile.write(chunk)
+
     def log_message(self, *_: object) -> None: ...
+
+
+class _Endless:
+    """An answer that goes on, a chunk every so many seconds."""
+
+    def __init__(self, chunk: bytes, pause_s: float) -> None:
+        self.chunk, self.pause_s = chunk, pause_s
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            yield self.chunk
+            time.sleep(self.pause_s)
+
+
+def _answer(**fields: Any) -> bytes:
+    choice = {"message": {"content": "Answer: 1"}, "finish_reason": "stop", **fields}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+_BOMB = gzip.compress(b" " * 60_000_000)
+SENT: dict[str, tuple[dict[str, str], Any]] = {
+    "bomb": ({"content-encoding": "gzip"}, _BOMB),
+    "bomb of bombs": ({"content-encoding": "gzip, gzip"}, gzip.compress(_BOMB)),
+    "deflated bomb": ({"content-encoding": "deflate"}, zlib.compress(b" " * 60_000_000)),
+    "bad gzip": ({"content-encoding": "gzip"}, b"\x1f\x8b\x08" + b"\xff" * 99),
+    "cut gzip": ({"content-encoding": "gzip"}, gzip.compress(_answer())[:-9]),
+    "br": ({"content-encoding": "br"}, b"\x8b\x02\x80"),
+    "zstd": ({"content-encoding": "zstd"}, b"\x28\xb5\x2f\xfd"),
+    "endless": ({}, _Endless(b"x" * 1_000_000, 0.0)),
+    "dripping": ({}, _Endless(b" ", 0.05)),
+    "cut chunks": ({"transfer-encoding": "chunked"}, b"ff\r\n{"),
+    "no chunks": ({"transfer-encoding": "chunked"}, b"{}{}{}"),
+    "declared 1e18": ({"content-length": str(10**18)}, b"{"),
+    "deep": ({}, b'{"choices":' * 100_000),
+    "beyond float": ({}, b'{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": 1e999}}'),
+    "huge": ({}, b'{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": ' + b"9" * 5000 + b"}}"),
+    "many tokens": ({}, b'{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": 1e300}}'),
+    "NaN": ({}, b'{"choices": [{"message": {"content": "a"}}], "x": NaN}'),
+    "twice": ({}, b'{"choices": [{"message": {"content": "a", "content": "b"}}]}'),
+    "half a pair": ({}, b'{"choices": [{"message": {"content": "\\ud800"}}]}'),
+    "HTML": ({"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>"),
+    "nothing": ({}, b""),
+    "another charset": ({"content-type": "application/json; charset=utf-16"}, _answer().decode().encode("utf-16")),
+    "Latin 1": ({}, '{"choices": [{"message": {"content": "é"}}]}'.encode("latin-1")),
+    "an error": ({}, b'{"error": {"message": "out of credit", "code": 402}}'),
+    "a bare error": ({}, b'{"error": "out of credit"}'),
+    "a list": ({}, b"[]"),
+    "no choice": ({}, b'{"choices": []}'),
+    "null message": ({}, b'{"choices": [{"message": null}]}'),
+    "a number": ({}, _answer(message={"content": 7})),
+    "a mapping": ({}, _answer(message={"content": {"text": "a"}})),
+    "parts of numbers": ({}, _answer(message={"content": [{"type": "text", "text": 7}]})),
+    "finish": ({}, _answer(finish_reason=["stop"])),
+    "true tokens": ({}, b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": true}}'),
+    "usage": ({}, b'{"choices": [{"message": {"content": "a"}}], "usage": [1]}'),
+}
+"""What is no completion, and how it is sent."""
 
 
 @pytest.fixture
@@ -150,7 +221,7 @@ def _kept(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_through_every_fault_the_verified_ones_are_kept(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
-    hindered = ["429", "503", "cut", "nonsense", "error", "thinking"]
+    hindered = ["429", "503", "error", "cut", "nonsense", "thinking"]
     teacher.faults = {row["question"]: faults for row, faults in zip(ROWS, [
         hindered, ["slow"], ["wrong", "wrong", "silent", "right"], ["wrong"] * 4, ["long"] * 3, ["bare", "empty"],
         ["400"], ["surrogate"], ["parts"],
@@ -160,14 +231,15 @@ def test_through_every_fault_the_verified_ones_are_kept(teacher: Teacher, ask: A
     assert teacher.keys == {f"Bearer {KEY}"}
     assert found["rejected"] == {
         "the rationale's answer is not the gold one": 6, "cut off": 3, "the rationale states no answer": 1,
-        "fewer than 2 steps": 1, "empty": 1, "refused by the endpoint": 1, "no Unicode text": 1,
+        "fewer than 2 steps": 1, "empty": 1, "refused by the endpoint": 1, "the endpoint's answer has no end": 1,
+        "the endpoint's answer is no chat completion": 1, "the endpoint's answer is not sound JSON": 1,
     }  # fmt: skip
     kept = _kept(tmp_path)
     assert [row["index"] for row in kept] == [0, 1, 2, 4, 5, 7, 8, 9, 10, 11]
     assert (found["kept"], found["unsolved"], found["complete"]) == (10, 2, True)
-    assert {row["index"]: row["attempt"] for row in kept if row["attempt"] > 1} == {2: 4, 4: 4, 5: 3, 7: 2}
-    assert found["retries"] == 6
-    assert found["tokens"] == {"prompt": 30 * 23, "completion": 20 * 23}
+    assert {row["index"]: row["attempt"] for row in kept if row["attempt"] > 1} == {0: 3, 2: 4, 4: 4, 5: 3, 7: 2}
+    assert found["retries"] == 4
+    assert found["tokens"] == {"prompt": 30 * 22, "completion": 20 * 22}
     assert kept[0]["answer"].startswith("Step 1: 1 + 1 = 2\n")  # without the thoughts
     assert kept[0]["answer"].endswith("\n#### 1002")
     for body in teacher.asked:
@@ -179,7 +251,7 @@ def test_through_every_fault_the_verified_ones_are_kept(teacher: Teacher, ask: A
         "temperature": 0.6, "top_p": 0.95, "max_tokens": 4096, "seed": 0}}  # fmt: skip
     assert found["endpoint"] == f"127.0.0.1:{teacher.server_port}"
     rejected = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
-    assert {row["finish"] for row in rejected} == {"stop", "length", "refused"}
+    assert {row["finish"] for row in rejected} == {"stop", "length", "refused", "malformed"}
     assert all(row["completion"] or row["reason"] == "empty" for row in rejected)
 
 
@@ -255,7 +327,6 @@ def test_what_no_retry_mends_stops_at_once_and_keeps_what_there_is(teacher: Teac
         (["later"], 6, "86400 s"),
         (["500"] * 6, 6, "does not answer"),
         (["error"] * 6, 6, "no free worker"),
-        (["nonsense"] * 6, 1, "no chat completions"),
     ):
         teacher.faults, teacher.seen = {last: fault}, Counter()
         said = ask("--concurrency", "1", code=code)
@@ -263,6 +334,67 @@ def test_what_no_retry_mends_stops_at_once_and_keeps_what_there_is(teacher: Teac
         assert len(_kept(tmp_path)) == 11
     teacher.faults = {}
     assert ask()["kept"] == 12
+
+
+@pytest.mark.parametrize("kinds", [list(SENT)[start : start + 11] for start in range(0, len(SENT), 11)], ids=" ".join)
+def test_a_bad_answer_is_one_rejected_row_and_the_others_are_kept(
+    teacher: Teacher, ask: Any, tmp_path: Path, kinds: list[str]
+) -> None:
+    teacher.faults = {row["question"]: [kind] for row, kind in zip(ROWS, kinds, strict=False)}
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = ask("--attempts", "1", "--timeout", "2")
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) < 300_000
+    assert (found["kept"], sum(found["rejected"].values())) == (len(ROWS) - len(kinds), len(kinds))
+    assert not set(found["rejected"]) - {
+        "the endpoint's answer has no end", "the endpoint's answer is not sound JSON",
+        "the endpoint's answer is too long", "the endpoint's answer cannot be unpacked",
+        "the endpoint's answer is no chat completion", "an error in the place of an answer",
+    }  # fmt: skip
+    rejected = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
+    assert {row["finish"] for row in rejected} == {"malformed"}
+    assert all(len(row["completion"]) <= 200 for row in rejected)
+    assert ask("--attempts", "2")["kept"] == len(ROWS)
+
+
+def test_an_endpoint_without_one_completion_is_a_failure_and_asked_no_longer(teacher: Teacher, ask: Any) -> None:
+    teacher.faults = {"*": ["HTML"] * 9}
+    said = ask(code=1)
+    assert "no chat completions" in said
+    assert "usually ends in /v1" in said
+    assert len(teacher.asked) <= 32 + 8
+    assert "no chat completions" in ask("data.rows=[0,1]", "-o", "other.jsonl", "--attempts", "1", code=1)
+
+
+def test_an_answer_packed_though_nobody_asked_is_read(teacher: Teacher, ask: Any, monkeypatch: Any) -> None:
+    text = "Step 1: 1 + 1 = 2\nStep 2: 2 + 1000 = 1002\nAnswer: 1002"
+    reply = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+    monkeypatch.setitem(SENT, "packed", ({"content-encoding": "gzip"}, gzip.compress(reply)))
+    teacher.faults = {ROWS[0]["question"]: ["packed"]}
+    assert ask("--attempts", "1")["kept"] == 12
+
+
+@pytest.mark.parametrize(
+    "asked", ["9" * 400, "99999999999", "Wed, 21 Oct 99999999 07:28:00 GMT", "\u0663", "nan", "-5"]
+)
+def test_a_wait_is_bounded_however_it_is_spelt(teacher: Teacher, ask: Any, monkeypatch: Any, asked: str) -> None:
+    endpoint = chat.Chat(chat.Endpoint(url=teacher.url, model="toy"), 1)
+    reply = chat._Reply(429, asked, "", b"")
+    try:
+        wait_s = endpoint._asked_wait_s(reply, 1.0)
+    except OfflineError:
+        wait_s = 0.0
+    assert 0 <= wait_s <= chat.PATIENCE_S
+
+
+def test_no_proxy_sees_what_stays_here_and_one_of_a_kind_unknown_is_named(
+    teacher: Teacher, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    for name in ("HTTP_PROXY", "ALL_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert ask("data.rows=[0,1]")["kept"] == 1
+    monkeypatch.setenv("ALL_PROXY", "carrier-pigeon://127.0.0.1:9")
+    assert "proxy" in ask("-o", "other.jsonl", url="http://teacher.invalid/v1", code=2)
 
 
 def test_settings_that_every_request_is_refused_for_are_named(teacher: Teacher, ask: Any) -> None:
