@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..core.errors import AuthError, ConfigError, FailedError, NotFoundError, OfflineError, first_line
-from ..core.loopback import is_loopback
+from ..core.one_host import is_loopback
 from ..core.strict_json import MalformedJSONError, parse_json
 
 if TYPE_CHECKING:

@@ -1,27 +1,37 @@
 """Rollouts from a running vLLM server, which may have GPUs of its own and serve several training processes.
 
 The server reads adapters from the run's folder, so that folder has to lie where both see it under one path. How it has
-to be started is `serving.rollouts`.
+to be started is `serving.rollouts`. What the server answers is held to a length and a time and checked, a redirect is
+refused, so that the key goes to one host alone.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
+import math
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..adapters.base import TWIN_NAME
 from ..core.console import warn
-from ..core.errors import AuthError, BaseMismatchError, FailedError, IncompatibleError, OfflineError, PlyfoldError
+from ..core.errors import (
+    AuthError,
+    BaseMismatchError,
+    ConfigError,
+    FailedError,
+    IncompatibleError,
+    OfflineError,
+    PlyfoldError,
+)
+from ..core.one_host import UNANSWERED, Reply, ask, is_loopback
+from ..core.strict_json import MalformedJSONError, parse_json, read_json
 from .rollout import START, Completion, Request, Sampling
 
 ATTEMPTS = 4
@@ -33,7 +43,11 @@ LOOK_TIMEOUT_S = 10.0
 CONCURRENT = 64
 """Prompts on their way at once; the server batches what arrives."""
 
-_GONE = (OSError, http.client.HTTPException)
+MAX_ANSWER_BYTES = 4_000_000
+"""Longest answer that holds no completions."""
+TOKEN_BYTES = 500
+"""Most that an answer takes for one token, with its id, text and log probabilities."""
+
 _UNAVAILABLE = {502, 503, 504}
 _DENIED = {401, 403}
 
@@ -51,8 +65,11 @@ class HttpRollouts:
         Args:
             url: Of the server, with or without `/v1`.
             timeout_s: Longest wait for the completions of one prompt, and for an adapter to be loaded.
+
+        Raises:
+            ConfigError: No http address, or one that carries a password or a query.
         """
-        self._url, self._timeout_s = url.rstrip("/").removesuffix("/v1"), timeout_s
+        self._url, self._timeout_s = _address(url), timeout_s
         self._folders: dict[str, Path] = {}
         self._model: dict[str, Any] = {}
 
@@ -70,10 +87,13 @@ class HttpRollouts:
             BaseMismatchError: It serves another model.
             IncompatibleError: It loads no adapters while it runs, gives other log probabilities, or is too short.
         """
+        host = urlsplit(self._url)
+        if _key() and host.scheme == "http" and not is_loopback(host.hostname or ""):
+            warn(f"the key goes to {host.netloc} over http, for everybody between to read")
         self._model = self._base_card()
         self._check_twin(twin)
         longest = self._model.get("max_model_len")
-        if isinstance(longest, int) and longest < context:
+        if type(longest) is int and longest < context:
             raise self._unfit("the server's context is too short", f"{context} tokens", longest)
         # A server that loads adapters complains of an empty name; another one has no such path.
         status, _ = self._once("/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""}, LOOK_TIMEOUT_S)
@@ -176,25 +196,34 @@ class HttpRollouts:
             "logprobs": 0,
             "return_token_ids": True,
         }
-        status, answer = self._patiently("/v1/completions", body)
-        if status != 200:
-            raise FailedError("the rollout server answers with an error", where=self._url, found=_message(answer))
+        tokens = len(request.prompt_ids) + request.n * sampling.max_tokens
+        answer = self._completions(body, MAX_ANSWER_BYTES + TOKEN_BYTES * tokens)
         try:
-            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-            drawn = [Completion(each["token_ids"], each["logprobs"]["token_logprobs"]) for each in choices]
-            sound = len(drawn) == request.n and all(len(each.token_ids) == len(each.logprobs) for each in drawn)
+            choices = {choice["index"]: choice for choice in answer["choices"]}
+            each = [choices[index] for index in range(request.n)]
+            drawn = [Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in each]
+            sound = len(answer["choices"]) == request.n and all(_is_sound(one, sampling.max_tokens) for one in drawn)
         except (KeyError, TypeError):
             sound = False
         if not sound:
-            raise IncompatibleError(
-                "the server's completions lack their token ids or log probabilities",
-                where=self._url,
-                expected="vLLM 0.32's /v1/completions",
-                found=_message(answer),
-            )
+            raise self._no_completions(answer)
         return drawn
 
-    def _patiently(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    def _completions(self, body: dict[str, Any], max_bytes: int) -> Any:
+        status, answer = self._patiently("/v1/completions", body, max_bytes)
+        if status != 200:
+            raise FailedError("the rollout server answers with an error", where=self._url, found=_message(answer))
+        return answer
+
+    def _no_completions(self, answer: Any) -> IncompatibleError:
+        return IncompatibleError(
+            "the server's completions lack their token ids or log probabilities, or hold what is none",
+            where=self._url,
+            expected="vLLM 0.32's /v1/completions",
+            found=_message(answer),
+        )
+
+    def _patiently(self, path: str, body: dict[str, Any], max_bytes: int = MAX_ANSWER_BYTES) -> tuple[int, Any]:
         """The answer, asked for again for a while where the server is out of reach or has lost the adapter."""
         wait_s, found = WAIT_S, ""
         for attempt in range(ATTEMPTS):
@@ -202,7 +231,7 @@ class HttpRollouts:
                 time.sleep(wait_s)
                 wait_s *= 2
             try:
-                status, answer = self._once(path, body, self._timeout_s)
+                status, answer = self._once(path, body, self._timeout_s, max_bytes)
             except OfflineError as error:
                 found = error.found
                 continue
@@ -217,40 +246,47 @@ class HttpRollouts:
                     self._once("/v1/load_lora_adapter", load, self._timeout_s)
         raise self._gone(found, f"{ATTEMPTS} attempts")
 
-    def _once(self, path: str, body: dict[str, Any] | None, timeout_s: float) -> tuple[int, Any]:
+    def _once(
+        self, path: str, body: dict[str, Any] | None, timeout_s: float, max_bytes: int = MAX_ANSWER_BYTES
+    ) -> tuple[int, Any]:
         """Status and answer of one attempt.
 
         Raises:
             OfflineError: There was none.
             AuthError: It was a refusal.
+            IncompatibleError: It leads elsewhere, or is no JSON though the server says that all is well.
         """
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("VLLM_API_KEY"):
+        if key := _key():
             headers["Authorization"] = f"Bearer {key}"
         data = json.dumps(body).encode() if body is not None else None
         try:
-            request = urllib.request.Request(f"{self._url}{path}", data=data, headers=headers)
-            try:
-                answered = urllib.request.urlopen(request, timeout=timeout_s)
-            except urllib.error.HTTPError as error:
-                answered = error
-            with answered as response:
-                status, raw = response.status, response.read()
-        except (*_GONE, ValueError) as error:  # ValueError: not a URL
+            reply = ask(f"{self._url}{path}", data=data, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes)
+        except (*UNANSWERED, ValueError) as error:  # ValueError: a chunk's length that is no number
             raise self._gone(str(getattr(error, "reason", error)) or type(error).__name__) from error
-        if status in _DENIED:
+        if reply.status in _DENIED:
             raise AuthError("the rollout server asks for a key", where=self._url,
                             next_step="set VLLM_API_KEY to the key it was started with")  # fmt: skip
+        if reply.location:
+            elsewhere = reply.location.partition("?")[0][:200]
+            raise self._unfit("the server sends its callers elsewhere, and the key goes to one host alone",
+                              "an answer", f"HTTP {reply.status} to {elsewhere}")  # fmt: skip
+        return reply.status, self._read(reply, max_bytes)
+
+    def _read(self, reply: Reply, max_bytes: int) -> Any:
         try:
-            return status, json.loads(raw)
-        except ValueError:
-            return status, raw.decode(errors="replace")
+            return parse_json(reply.data, max_bytes=max_bytes)
+        except MalformedJSONError as error:
+            if reply.status == 200 and reply.data.strip().startswith((b"{", b"[")):
+                raise self._unfit("the server's answer is not sound JSON", "vLLM 0.32's answers", error) from error
+            return reply.data[:1000].decode(errors="replace")
 
     def _models(self) -> list[dict[str, Any]]:
         status, answer = self._once("/v1/models", None, LOOK_TIMEOUT_S)
-        if status != 200 or not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
+        cards = answer.get("data") if isinstance(answer, dict) else None
+        if status != 200 or not isinstance(cards, list) or not all(map(_is_card, cards)):
             raise self._unfit("what answers is no vLLM server", "a list of models at /v1/models", _message(answer))
-        return list(answer["data"])
+        return cards
 
     def _base_card(self) -> dict[str, Any]:
         bases = [card for card in self._models() if not card.get("parent")]
@@ -264,7 +300,7 @@ class HttpRollouts:
         if twin is None or not folder.is_dir():
             return
         try:
-            found = json.loads((folder / TWIN_NAME).read_bytes())
+            found = read_json(folder / TWIN_NAME)
         except (OSError, ValueError):
             found = None
         if found != twin:
@@ -272,17 +308,21 @@ class HttpRollouts:
                 "the rollout server serves another model than the one that is trained on",
                 where=f"{self._url} {folder}",
                 expected=twin,
-                found=found or f"a folder without {TWIN_NAME}",
+                found=str(found or f"a folder without {TWIN_NAME}")[:300],
                 next_step=START,
             )
 
     def _first_logprob(self, temperature: float) -> float:
         body = {"model": self._model["id"], "prompt": [0], "max_tokens": 1, "temperature": temperature, "top_k": 0,
                 "seed": 0, "logprobs": 5, "ignore_eos": True}  # fmt: skip
-        status, answer = self._patiently("/v1/completions", body)
-        if status != 200:
-            raise FailedError("the rollout server answers with an error", where=self._url, found=_message(answer))
-        return max(float(value) for value in answer["choices"][0]["logprobs"]["top_logprobs"][0].values())
+        answer = self._completions(body, MAX_ANSWER_BYTES)
+        try:
+            values = list(answer["choices"][0]["logprobs"]["top_logprobs"][0].values())
+            if not values or not all(map(_is_logprob, values)):
+                raise ValueError("no log probabilities")
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise self._no_completions(answer) from error
+        return float(max(values))
 
     def _holds(self, name: str) -> bool:
         return any(card["id"] == name for card in self._models())
@@ -303,6 +343,64 @@ class HttpRollouts:
 
     def _unfit(self, what: str, expected: str, found: object) -> IncompatibleError:
         return IncompatibleError(what, where=self._url, expected=expected, found=found, next_step=START)
+
+
+def _address(url: str) -> str:
+    """A server's root.
+
+    Raises:
+        ConfigError: No http address, or one that carries more than an address.
+    """
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        sound = sound and url.isascii() and url.isprintable() and " " not in url
+        more = bool(parts.username or parts.password or parts.query or parts.fragment)
+    except ValueError:  # brackets or a port that no address has
+        sound = more = False
+    if not sound or more:
+        raise ConfigError(
+            "the rollout server's address carries more than an address" if more else "not the address of a server",
+            where="rollout.url",
+            expected="as http://127.0.0.1:8001",
+            found="" if more else url.rpartition("@")[2].partition("?")[0][:200],
+        )
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _key() -> str:
+    """What VLLM_API_KEY holds.
+
+    Raises:
+        ConfigError: Characters that no header takes; they are not shown.
+    """
+    key = os.environ.get("VLLM_API_KEY", "")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError("the key holds characters that no header takes", where="VLLM_API_KEY",
+                          next_step="set the variable anew")  # fmt: skip
+    return key
+
+
+def _is_card(card: object) -> bool:
+    return isinstance(card, dict) and isinstance(card.get("id"), str)
+
+
+def _is_sound(drawn: Completion, max_tokens: int) -> bool:
+    """Whether a server's completion is token ids with a log probability each, and no longer than was asked for."""
+    tokens: Any = drawn.token_ids
+    logprobs: Any = drawn.logprobs
+    return (
+        isinstance(tokens, list)
+        and isinstance(logprobs, list)
+        and 0 < len(tokens) == len(logprobs) <= max_tokens
+        and all(type(token) is int and 0 <= token < 1 << 31 for token in tokens)
+        and all(map(_is_logprob, logprobs))
+    )
+
+
+def _is_logprob(value: object) -> bool:
+    """Whether a value is a log probability; one of 0 may have been rounded up."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value <= 1e-3
 
 
 def _message(answer: Any) -> str:

@@ -17,6 +17,7 @@ from plyfold.adapters.base import BaseRef, Quantisation, twin_note
 from plyfold.core.errors import (
     AuthError,
     BaseMismatchError,
+    ConfigError,
     IncompatibleError,
     OfflineError,
     PlyfoldError,
@@ -45,12 +46,18 @@ class Script:
     key: str = ""
     root: str = "/elsewhere"
     completions: int = 0
+    elsewhere: str = ""
+    models: Any = None
+    sent: bytes | None = None
+    """Instead of completions."""
     extra: Callable[[dict[str, Any]], dict[str, Any]] = lambda choice: choice
 
     def answer(self, path: str, body: Any, authorised: str) -> tuple[int, Any]:
         if self.key and authorised != f"Bearer {self.key}":
             return 401, {"error": "Unauthorized"}
         if path == "/v1/models":
+            if self.models is not None:
+                return self.models
             base = {"id": "twin", "root": self.root, "parent": None, "max_model_len": 32}
             return 200, {"data": [base, *({"id": k, "root": v, "parent": "twin"} for k, v in self.adapters.items())]}
         if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter") and self.runtime:
@@ -78,6 +85,8 @@ class Script:
                 return fault, {"error": {"message": "fault"}}
         if body["model"] not in (*self.adapters, "twin"):
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+        if self.sent is not None:
+            return 200, self.sent
         top = -1.0 / body["temperature"] if self.processed else -1.0
         choices = [
             self.extra({"index": i, "token_ids": [body["seed"] % 7 + i, 1],
@@ -102,8 +111,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
             if status == 0:
                 self.connection.close()
                 return
-            data = json.dumps(answer).encode()
+            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
+            if status == 307:
+                self.send_header("Location", script.elsewhere)
             self.send_header("Content-Length", str(len(data) + (status == 503)))  # cut off
             self.end_headers()
             self.wfile.write(data)
@@ -215,3 +226,70 @@ def test_an_error_does_not_wait_for_the_requests_beside_it(script: Script, tmp_p
         engine.sample("a-v1", [Request(prompt_ids=(5,), n=1, seed=seed) for seed in range(3)], SAMPLING)
     assert time.monotonic() - start_s < 15  # of the 30 the others take
     free.set()
+
+
+def _sent(tokens: str = "[3, 1]", logprobs: str = "[-0.5, -0.25]", index: str = "0", more: str = "") -> bytes:
+    choice = f'{{"index": {index}, "token_ids": {tokens}, "logprobs": {{"token_logprobs": {logprobs}}}}}'
+    return f'{{"choices": [{choice}{more}]}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        _sent(tokens="[3, -1]"), _sent(tokens="[3, true]"), _sent(tokens="[3, 1.5]"), _sent(tokens='"31"'),
+        _sent(tokens="[3, 99999999999]"), _sent(tokens="[]", logprobs="[]"), _sent(logprobs="[0.5, 1]"),
+        _sent(logprobs="[-1]"), _sent(logprobs='["a", "b"]'), _sent(logprobs="[null, null]"),
+        _sent(logprobs="[-1, NaN]"),
+        _sent(logprobs="[-1, -Infinity]"), _sent(logprobs="[-1, -1e999]"), _sent(index="1"), _sent(index='"0"'),
+        _sent(index="[0]"), _sent(more=", 7"), _sent(tokens=str([1] * 9), logprobs=str([-1] * 9)),
+        b'{"choices": 7}', b"[]",
+        b'{"choices":' * 10_000, b"<html>", b"", b'{"choices": []}', b'{"choices": "' + b"x" * 5_000_000 + b'"}',
+        b"\xff\xfe", _sent()[:-1] + b', "choices": []}',
+    ],
+    ids=range(27),
+)  # fmt: skip
+def test_a_servers_bad_answer_is_one_error_that_names_it(sent: bytes, script: Script, tmp_path: Path) -> None:
+    engine = HttpRollouts(script.url, timeout_s=5)
+    engine.load("a-v1", tmp_path)
+    request = Request(prompt_ids=(5,), n=1, seed=3)
+    assert engine.sample("a-v1", [request], SAMPLING) == [[Completion([3, 1], [-0.5, -0.25])]]
+    script.sent = sent
+    with pytest.raises(IncompatibleError) as caught:
+        engine.sample("a-v1", [request], SAMPLING)
+    assert caught.value.where == script.url
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "models", [{"data": [7]}, {"data": [{}]}, {"data": 7}, [], b'{"data": [{"id": NaN}]}', b"[" * 1000, b"x" * 10**7]
+)
+def test_a_list_of_models_that_is_none_is_no_server(models: Any, script: Script) -> None:
+    script.models = (200, models)
+    with pytest.raises(IncompatibleError, match="server"):
+        HttpRollouts(script.url, timeout_s=5).check(8)
+
+
+def test_a_redirect_is_refused_and_the_key_stays_with_its_host(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "k-not-to-be-seen")
+    engine, seen = HttpRollouts(script.url, timeout_s=5), script.completions
+    script.models, script.elsewhere = (307, b""), f"{script.url}/v1/completions?key=k"
+    with pytest.raises(IncompatibleError, match="one host alone") as caught:
+        engine.check(8)
+    assert "key=k" not in str(caught.value)
+    assert script.completions == seen
+    monkeypatch.setenv("VLLM_API_KEY", "k-not-to-be-seen\n")
+    with pytest.raises(ConfigError) as refused:
+        engine.check(8)
+    assert "not-to-be-seen" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://x", "127.0.0.1:8001", "http://u:secret@x", "http://x/v1?k=secret", "http://[", ""]
+)  # fmt: skip
+def test_what_is_no_address_is_refused_unasked(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        HttpRollouts(url, timeout_s=5)
+    assert "secret" not in str(caught.value)
