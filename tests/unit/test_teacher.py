@@ -356,13 +356,17 @@ def test_a_bad_answer_is_one_rejected_row_and_the_others_are_kept(
     assert ask("--attempts", "2")["kept"] == len(ROWS)
 
 
-def test_an_endpoint_without_one_completion_is_a_failure_and_asked_no_longer(teacher: Teacher, ask: Any) -> None:
+def test_an_endpoint_without_one_completion_is_a_failure_and_asked_no_longer(
+    teacher: Teacher, ask: Any, tmp_path: Path
+) -> None:
     teacher.faults = {"*": ["HTML"] * 9}
     said = ask(code=1)
     assert "no chat completions" in said
     assert "usually ends in /v1" in said
     assert len(teacher.asked) <= 32 + 8
-    assert "no chat completions" in ask("data.rows=[0,1]", "-o", "other.jsonl", "--attempts", "1", code=1)
+    assert "no chat completions" in ask(
+        "data.rows=[0,1]", "-o", str(tmp_path / "other.jsonl"), "--attempts", "1", code=1
+    )
 
 
 def test_an_answer_packed_though_nobody_asked_is_read(teacher: Teacher, ask: Any, monkeypatch: Any) -> None:
@@ -387,14 +391,14 @@ def test_a_wait_is_bounded_however_it_is_spelt(teacher: Teacher, ask: Any, monke
 
 
 def test_no_proxy_sees_what_stays_here_and_one_of_a_kind_unknown_is_named(
-    teacher: Teacher, ask: Any, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_PROXY")
     for name in ("HTTP_PROXY", "ALL_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert ask("data.rows=[0,1]")["kept"] == 1
     monkeypatch.setenv("ALL_PROXY", "carrier-pigeon://127.0.0.1:9")
-    assert "proxy" in ask("-o", "other.jsonl", url="http://teacher.invalid/v1", code=2)
+    assert "proxy" in ask("-o", str(tmp_path / "other.jsonl"), url="http://teacher.invalid/v1", code=2)
 
 
 def test_settings_that_every_request_is_refused_for_are_named(teacher: Teacher, ask: Any) -> None:
