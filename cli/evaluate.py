@@ -47,12 +47,12 @@ def eval_command(
     them, for example eval.max_new_tokens=256.
     """
     from ..registry.store import find_store
-    from ..serving.variants import Variant, parse_variant
+    from ..serving.variants import Variant, find_variant
 
     store = find_store(registry)
     name = store.default_curriculum(curriculum)
     overrides = [argument for argument in arguments if "=" in argument]
-    variants = [parse_variant(argument, name) for argument in arguments if "=" not in argument]
+    variants = [find_variant(store, argument, name) for argument in arguments if "=" not in argument]
     numbers = tuple(store.stages(name))
     variants = variants or [Variant(curriculum=name, stages=numbers[:last]) for last in range(len(numbers) + 1)]
     options = {"engine": engine, "protocol": protocol, "limit": limit}

@@ -138,12 +138,9 @@ class Report:
             self.written["copy"] = str(copy)
             self._lines.append(("copied", str(copy)))
         plain = self.prepared.plan.keeps_all and all(part.weight == 1 for part in self.prepared.plan.parts)
-        if plain and self.lineage:
-            self.next_command = (
-                f"plyfold eval base {self.lineage.variant}   or   plyfold serve base {self.lineage.variant}"
-            )
-        else:
-            self.next_command = f"plyfold show {slug}"
+        name = self.lineage.variant if plain and self.lineage else slug
+        served = f"   or   plyfold serve base {name}" if self.prepared.plan.bucket else ""
+        self.next_command = f"plyfold eval base {name}{served}"
 
     def folded(self, done: FoldReport) -> None:
         """Take note of a checkpoint."""

@@ -64,10 +64,10 @@ def serve_command(
 
 def _chosen(store: Store, names: tuple[str, ...], curriculum: str) -> list[Variant]:
     """The named variants, or the base and every prefix of the curriculum."""
-    from ..serving.variants import Variant, parse_variant
+    from ..serving.variants import Variant, find_variant
 
     if names:
-        return [parse_variant(name, curriculum) for name in names]
+        return [find_variant(store, name, curriculum) for name in names]
     numbers = tuple(store.stages(curriculum))
     return [Variant(curriculum=curriculum, stages=numbers[:length]) for length in range(len(numbers) + 1)]
 

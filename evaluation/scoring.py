@@ -121,7 +121,7 @@ def warn_of_overlaps(store: Store, plans: Mapping[str, VariantPlan], data: DataR
 
 
 def attest(store: Store, evaluation: Evaluation, variants: Mapping[str, Variant], data: DataRef) -> None:
-    """Write the scores beside the stages they belong to; variants with other weights than 1 belong to none."""
+    """Write the scores beside the stages they belong to; merges and other weights than 1 belong to none."""
     from ..registry.scores import attest_scores
 
     described = evaluation.to_json()
@@ -130,7 +130,7 @@ def attest(store: Store, evaluation: Evaluation, variants: Mapping[str, Variant]
     details["protocol"] = described["protocol"]["digest"]
     for score in evaluation.scores:
         variant = variants[score.variant]
-        if variant.weights is None or set(variant.weights) <= {1.0}:
+        if variant.merge is None and (variant.weights is None or set(variant.weights) <= {1.0}):
             measured = metrics(score, evaluation.protocol.name)
             attest_scores(store, variant.curriculum, variant.stages, measured, details, data)
 

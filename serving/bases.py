@@ -43,14 +43,18 @@ def base_of(
     """
     from ..adapters.base import BaseRef, Quantisation, resolve_base
     from ..core.config import BaseConfig
+    from ..registry.store import MERGES
 
     found: dict[str, BaseRecord] = {}
     others: dict[str, BaseRecord] = {}
     for variant in variants:
         curriculum = store.default_curriculum(variant.curriculum)
         stages = store.stages(curriculum)
-        for stage in variant.stages or list(stages)[:1]:
-            entry = store.peek(store.ref(curriculum, stage))
+        digests = [store.ref(curriculum, stage) for stage in variant.stages or list(stages)[:1]]
+        if variant.merge is not None:
+            digests = [store.ref(curriculum, MERGES, variant.merge)]
+        for digest in digests:
+            entry = store.peek(digest)
             found[f"{curriculum} {entry.record.label}"] = entry.record.base
         others |= {f"{curriculum} {number}": base for number, base in _bases(store, stages)}
     if not found:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..core.console import warn
 from ..core.digest import digest_json, short
-from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, ShapeMismatchError
+from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, NotFoundError, ShapeMismatchError
 from ..core.files import sweep_staged, write_json
 from ..core.locks import lock_of, locked
 from ..core.strict_json import read_json
@@ -35,43 +35,57 @@ CACHE_FORMAT = 1
 """Raised when the bytes that composing writes change, so that older cache entries are left alone."""
 
 _CURRICULUM = r"(?P<curriculum>[a-z0-9][a-z0-9-]{0,62})"
-_NAME = re.compile(rf"(?:{_CURRICULUM}:)?(?P<stages>{BASE}|\d{{1,3}}(?:\+\d{{1,3}}){{0,15}})")
-_SLUG = re.compile(rf"{_CURRICULUM}-(?P<stages>{BASE}|s\d{{1,3}}(?:\.s\d{{1,3}}){{0,15}})")
+_WEIGHT = r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,3})?"
+_TERM, _SLUG_TERM = rf"\d{{1,3}}(?:\*{_WEIGHT})?", rf"s\d{{1,3}}(?:[*x]{_WEIGHT})?"
+_NAME = re.compile(rf"(?:{_CURRICULUM}:)?(?P<stages>{BASE}|{_TERM}(?:\+{_TERM}){{0,15}})")
+_SLUG = re.compile(rf"{_CURRICULUM}-(?P<stages>{BASE}|{_SLUG_TERM}(?:\.{_SLUG_TERM}){{0,15}})")
+_READ_TERM = re.compile(rf"s?(?P<stage>\d{{1,3}})(?:[*x](?P<weight>{_WEIGHT}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The base plus some stages of one curriculum."""
+    """The base plus some stages of one curriculum, or plus one adapter that is registered beside the stages."""
 
     curriculum: str
-    stages: tuple[int, ...]
+    stages: tuple[int, ...] = ()
     """Ascending stage numbers; empty is the base alone."""
     weights: tuple[float, ...] | None = None
     """One per stage, dimensionless; null weighs every stage 1, which is the model that was trained."""
+    merge: str | None = None
+    """Name of a registered merge or imported adapter, which has no stages then."""
 
     @property
     def name(self) -> str:
-        """`base`, `1`, `1+2`; other weights than 1 are spelled out: `1+2*0.5`."""
+        """`base`, `1`, `1+2`, or a merge's name; other weights than 1 are spelled out: `1+2*0.5`."""
+        if self.merge is not None:
+            return self.merge
         if not self.stages:
             return BASE
-        weights = self.weights or (1.0,) * len(self.stages)
-        terms = (f"{stage}" if weight == 1 else f"{stage}*{weight:g}" for stage, weight in self.terms(weights))
-        return "+".join(terms)
+        return "+".join(self._spelled())
 
     @property
     def slug(self) -> str:
-        """Fit for files and repositories: `gsm8k-s1.s2`."""
-        stages = self.name.split("+")
-        return f"{self.curriculum}-" + (BASE if not self.stages else ".".join(f"s{stage}" for stage in stages))
+        """Fit for files and repositories: `gsm8k-s1.s2`; a merge's own name."""
+        if self.merge is not None:
+            return self.merge
+        return f"{self.curriculum}-" + (".".join(f"s{term}" for term in self._spelled()) or BASE)
 
     @property
     def alias(self) -> str:
         """With its curriculum: `gsm8k:1+2`."""
         return f"{self.curriculum}:{self.name}"
 
-    def terms(self, weights: Sequence[float] | None = None) -> Iterator[tuple[int, float]]:
+    def terms(self) -> Iterator[tuple[int, float]]:
         """Each stage with its weight."""
-        return zip(self.stages, weights or self.weights or (1.0,) * len(self.stages), strict=True)
+        return zip(self.stages, self.weights or (1.0,) * len(self.stages), strict=True)
+
+    def _spelled(self) -> list[str]:
+        return [f"{stage}" if weight == 1 else f"{stage}*{_shortest(weight)}" for stage, weight in self.terms()]
+
+
+def _shortest(weight: float) -> str:
+    """`0.5`, `2`: the fewest digits that give the number back."""
+    return f"{weight:g}" if float(f"{weight:g}") == weight else repr(weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +121,7 @@ class Materialised:
 
 
 def parse_variant(text: str, curriculum: str) -> Variant:
-    """Read a variant as people write it: `base`, `1+2`, `gsm8k:1+2` or `gsm8k-s1.s2`.
+    """Read a variant as people write it: `base`, `1+2`, `1+2*0.5`, `gsm8k:1+2` or `gsm8k-s1.s2`.
 
     Args:
         text: The name.
@@ -119,12 +133,48 @@ def parse_variant(text: str, curriculum: str) -> Variant:
     match = _NAME.fullmatch(text) or _SLUG.fullmatch(text)
     if not match:
         raise ConfigError("not a variant", found=text, expected=f"base, 1, 1+2, {curriculum}:1+2 or {curriculum}-s1.s2")
-    numbers = [] if match["stages"] == BASE else [int(number) for number in re.findall(r"\d+", match["stages"])]
-    if len(set(numbers)) != len(numbers):
+    terms = [] if match["stages"] == BASE else [*_READ_TERM.finditer(match["stages"])]
+    weights = {int(term["stage"]): float(term["weight"] or 1) for term in terms}
+    if len(weights) != len(terms):
         raise ConfigError("a stage is named twice", found=text, next_step="name every stage once")
-    if 0 in numbers:
+    if 0 in weights:
         raise ConfigError("stages are numbered from 1", found=text, next_step="the base alone is called base")
-    return Variant(curriculum=match["curriculum"] or curriculum, stages=tuple(sorted(numbers)))
+    stages = tuple(sorted(weights))
+    plain = all(weight == 1 for weight in weights.values())
+    return Variant(
+        curriculum=match["curriculum"] or curriculum,
+        stages=stages,
+        weights=None if plain else tuple(weights[stage] for stage in stages),
+    )
+
+
+def find_variant(store: Store, text: str, curriculum: str) -> Variant:
+    """A variant as people write it, or the name of a merge or an imported adapter: `gsm8k-s1.s2-svd16`, `gsm8k:alice`.
+
+    Args:
+        store: Registry that names are looked up in.
+        text: The name.
+        curriculum: Curriculum of a name that does not say one.
+
+    Raises:
+        ConfigError: Neither a variant nor a name that the registry has, or one that two curricula have; the known
+            names are listed.
+    """
+    try:
+        return parse_variant(text, curriculum)
+    except ConfigError as error:
+        said, _, name = text.rpartition(":")
+        named = {own: store.merges(own) for own in store.curricula() if said in ("", own)}
+        owners = [own for own, merges in named.items() if name in merges]
+        if curriculum in owners:
+            owners = [curriculum]
+        if len(owners) == 1:
+            return Variant(curriculum=owners[0], merge=name)
+        if owners:
+            error.next_step = f"say which: {' or '.join(f'{own}:{name}' for own in owners)}"
+        elif known := [name for merges in named.values() for name in merges]:
+            error.expected = f"{error.expected}, or one of {', '.join(known[:10])}"
+        raise
 
 
 def plan_variant(store: Store, variant: Variant) -> VariantPlan:
@@ -137,14 +187,14 @@ def plan_variant(store: Store, variant: Variant) -> VariantPlan:
             how its base was quantised fits all.
         IncompatibleError: Shapes that differ, or a feature that cannot be composed.
     """
-    entries = tuple(store.stage(variant.curriculum, number) for number in variant.stages)
+    entries = _entries(store, variant)
     if not entries:
         store.default_curriculum(variant.curriculum)
         return VariantPlan(variant=variant, entries=(), composition=None, path=None)
     shared_base(entries)
     parts = [
         Part(path=entry.path, weight=weight, label=entry.record.label, digest=entry.digest)
-        for entry, (_, weight) in zip(entries, variant.terms(), strict=True)
+        for entry, weight in zip(entries, variant.weights or (1.0,) * len(entries), strict=True)
     ]
     composition = plan_compose(parts)
     recipe = {
@@ -156,6 +206,17 @@ def plan_variant(store: Store, variant: Variant) -> VariantPlan:
     folder = f"{variant.slug.replace('*', 'x')}-{short(digest_json(recipe), 16)}"
     path = store.cache / "variants" / folder
     return VariantPlan(variant=variant, entries=entries, composition=composition, path=path)
+
+
+def _entries(store: Store, variant: Variant) -> tuple[Entry, ...]:
+    if variant.merge is None:
+        return tuple(store.stage(variant.curriculum, number) for number in variant.stages)
+    digest = store.merges(variant.curriculum).get(variant.merge)
+    if digest is None:
+        raise NotFoundError(
+            "no such merge", where=variant.curriculum, found=variant.merge, next_step="`plyfold tree` lists them"
+        )
+    return (store.load(digest),)
 
 
 def materialise(store: Store, variant: Variant | VariantPlan) -> Materialised:

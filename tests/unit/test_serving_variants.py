@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from plyfold.adapters.base import config_digest, tokenizer_digest
+from plyfold.adapters.tensors import read_adapter
+from plyfold.cli.main import run
 from plyfold.core.errors import (
     BaseMismatchError,
     ConfigError,
@@ -17,7 +23,15 @@ from plyfold.core.errors import (
     ShapeMismatchError,
     UnsupportedAdapterError,
 )
-from plyfold.serving.variants import Variant, base_of, check_fits, materialise, parse_variant, plan_variant
+from plyfold.serving.variants import (
+    Variant,
+    base_of,
+    check_fits,
+    find_variant,
+    materialise,
+    parse_variant,
+    plan_variant,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +58,29 @@ def test_names_are_read(text: str, curriculum: str, stages: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1+", "+1", "1++2", "1,2", "base+1", "s1", "1+1", "0", "x:", "../1", "1 +2", "-1", "A:1", "1\n", "1234"],
+    [
+        "",
+        "1+",
+        "+1",
+        "1++2",
+        "1,2",
+        "base+1",
+        "s1",
+        "1+1",
+        "0",
+        "1*",
+        "1*x",
+        "*2",
+        "1*nan",
+        "1*2*3",
+        "x:",
+        "../1",
+        "1 +2",
+        "-1",
+        "A:1",
+        "1\n",
+        "1234",
+    ],
 )
 def test_other_names_are_refused(text: str) -> None:
     with pytest.raises(ConfigError):
@@ -54,6 +90,22 @@ def test_other_names_are_refused(text: str) -> None:
 def test_weights_are_part_of_the_name() -> None:
     variant = Variant(curriculum="gsm8k", stages=(1, 2), weights=(1.0, 0.5))
     assert (variant.name, variant.slug) == ("1+2*0.5", "gsm8k-s1.s2*0.5")
+    assert parse_variant("2*0.5+1*1", "gsm8k") == variant
+    assert parse_variant("gsm8k-s1.s2x0.5", "elsewhere") == variant
+
+
+@given(
+    st.dictionaries(
+        st.integers(1, 999), st.floats(-1e300, 1e300, allow_nan=False).filter(lambda value: value), min_size=1
+    ).filter(lambda terms: len(terms) <= 16)
+)
+def test_every_name_is_read_back(terms: dict[int, float]) -> None:
+    stages = tuple(sorted(terms))
+    weights = tuple(terms[stage] for stage in stages)
+    plain = all(weight == 1 for weight in weights)
+    variant = Variant(curriculum="gsm8k", stages=stages, weights=None if plain else weights)
+    for text in (variant.name, variant.alias, variant.slug, variant.slug.replace("*", "x")):
+        assert parse_variant(text, "gsm8k") == variant
 
 
 class TestInAStore:
@@ -94,6 +146,27 @@ class TestInAStore:
         (made.path.parent / f"{made.path.name}.json").unlink()
         (made.path / "adapter_model.safetensors").write_bytes(b"torn")
         assert materialise(store, parse_variant("2", "tiny")) == made
+
+    def test_a_lossy_merge_is_found_by_its_name(self, store: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["merge", "--stages", "1,2", "--rank", "3", "--registry", str(store.root), "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        slug = "tiny-s1.s2-svd3"
+        assert told["next"] == f"plyfold eval base {slug}   or   plyfold serve base {slug}"
+        for text in (slug, f"tiny:{slug}"):
+            variant = find_variant(store, text, "elsewhere")
+            assert (variant.name, variant.merge, variant.stages) == (slug, slug, ())
+        made = materialise(store, variant)
+        assert made.path is not None
+        assert [entry.digest for entry in made.entries] == [told["written"]["record"]]
+        ours, merged = (read_adapter(path) for path in (made.path, Path(told["written"]["path"])))
+        for name, factors in merged.factors.items():
+            assert torch.equal(ours.factors[name].B_OR, factors.B_OR)
+            assert torch.equal(ours.factors[name].A_RI, factors.A_RI)
+        ref, _ = base_of(store, [variant])
+        assert ref == base_of(store, [parse_variant("1", "tiny")])[0]
+        with pytest.raises(ConfigError) as caught:
+            find_variant(store, "nobody", "tiny")
+        assert slug in caught.value.expected
 
     def test_the_base_has_no_adapter(self, store: Any) -> None:
         made = materialise(store, parse_variant("base", "tiny"))
