@@ -299,6 +299,7 @@ def load_nf4(ref: BaseRef, quantisation: Quantisation, device: str | None = None
             device_map={"": device or default_device()},
             local_files_only=True,
         )
+        _plain_decoding(model)
     layers = _linear4bit(model)
     blocksizes = {layer.weight.quant_state.blocksize for layer in layers}
     if blocksizes != {quantisation.blocksize}:
@@ -359,7 +360,20 @@ def load_twin(path: Path, device: str | None = None) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype="auto", device_map={"": device or default_device()}, local_files_only=True
         )
+        _plain_decoding(model)
     return model.eval()
+
+
+def _plain_decoding(model: PreTrainedModel) -> None:
+    """Keep of a base's generation config its special tokens alone.
+
+    `generate` fills whatever it is not told from there: a repetition penalty, a cut, forbidden tokens. What samples
+    would then be neither what trains nor what is scored and served.
+    """
+    from transformers import GenerationConfig
+
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in tokens})
 
 
 def default_device() -> str:

@@ -21,6 +21,11 @@ from ..core.console import print_error, printable, set_verbosity
 from ..core.errors import ConfigError, FailedError, PlyfoldError, ran_out_of_memory
 from ..core.files import DISK_FULL, NO_PATH, NOT_ALLOWED, disk_full, no_path, not_allowed
 
+if "__mp_main__" in sys.modules:  # an engine of this command's that starts, and is to end with it from now on
+    from ..serving.processes import follow_parent
+
+    follow_parent()
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
     "data": ("data", "Look at training rows, or have a teacher write them."),

@@ -45,6 +45,16 @@ def config_option(function: Command) -> Command:
     return click.option("-c", "--config", help="A YAML file, or a packaged config: sandbox, gsm8k, paper.")(function)
 
 
+def api_key_file_option(function: Command) -> Command:
+    """`--api-key-file FILE` as `api_key_file: Path | None`."""
+    return click.option(
+        "--api-key-file",
+        type=click.Path(path_type=Path),
+        help="Holds the key that every request but /health has to carry; else VLLM_API_KEY. Needed where others reach "
+        "the address.",
+    )(function)
+
+
 def public_key_option(function: Command) -> Command:
     """`--public-key PEM`, any number of times, as `public_keys: tuple[Path, ...]`."""
     return click.option(

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import click
 
-from .options import config_option, dry_run_option, json_option, registry_option
+from .options import api_key_file_option, config_option, dry_run_option, json_option, registry_option
 from .train import DEFAULT_CONFIG
 
 
 @click.command("rollouts")
 @config_option
 @click.option("--host", default="127.0.0.1", show_default=True,
-              help="Address to listen on; whoever reaches it can load adapters.")  # fmt: skip
+              help="Address to listen on; whoever reaches it, with the key, can load adapters.")  # fmt: skip
 @click.option("--port", default=8001, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="That share the model.")
 @click.option("--max-model-len", type=int, help="Longest prompt plus completion, in tokens; else the base's.")
+@click.option("--runs", type=click.Path(path_type=Path, file_okay=False), multiple=True, default=(Path("runs"),),
+              show_default=True, help="Folder of runs that adapters are read from; any number.")  # fmt: skip
+@api_key_file_option
 @registry_option
 @dry_run_option
 @json_option
@@ -27,6 +30,8 @@ def rollouts_command(
     port: int,
     gpus: int,
     max_model_len: int | None,
+    runs: tuple[Path, ...],
+    api_key_file: Path | None,
     registry: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -43,14 +48,16 @@ def rollouts_command(
     from ..core.console import emit_json, show
     from ..registry.gc import lease
     from ..registry.store import find_store
+    from ..serving.access import key_variable
     from ..serving.rollouts import run_rollout_server
     from ..stages.rollout_server import make_twin, plan_rollout_server
 
     loaded = load_config(config or DEFAULT_CONFIG, overrides)
     store = find_store(registry, create=True, dry_run=dry_run)
     server = plan_rollout_server(
-        loaded, store.cache, host=host, port=port, max_model_len=max_model_len, gpus=gpus, only_show=dry_run
-    )
+        loaded, store.cache, host=host, port=port, max_model_len=max_model_len, gpus=gpus, runs=runs,
+        key_file=api_key_file, only_show=dry_run,
+    )  # fmt: skip
     if as_json:
         emit_json({"dry_run": dry_run, **server.to_json()})
     else:
@@ -58,10 +65,11 @@ def rollouts_command(
         show(f"rank     {server.rank}")
         show(f"command  {server.shell_command}")
         own = shlex.join([*(["-c", config] if config else []), *overrides])
-        show(f"then     plyfold train {f'{own} ' if own else ''}{server.overrides}")
+        key = f"{key_variable(api_key_file)} " if api_key_file else ""
+        show(f"then     {key}plyfold train {f'{own} ' if own else ''}{server.overrides}")
     sys.stdout.flush()
     if dry_run:
         return 0
     with lease(store, [], [server.twin]):
         make_twin(server, store.cache)
-        return run_rollout_server(server.command, server.environment)
+        return run_rollout_server(server.command, server.environment | server.secret)

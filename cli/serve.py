@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.console import emit_json, print_table, say, show
-from .options import curriculum_option, dry_run_option, json_option, registry_option
+from .options import api_key_file_option, curriculum_option, dry_run_option, json_option, registry_option
 
 if TYPE_CHECKING:
     from ..registry.store import Store
@@ -27,6 +27,7 @@ EXAMPLE_TOKENS = 128
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--max-model-len", type=int, help="Longest prompt plus answer, in tokens; else the base's.")
+@api_key_file_option
 @curriculum_option
 @registry_option
 @dry_run_option
@@ -36,6 +37,7 @@ def serve_command(
     host: str,
     port: int,
     max_model_len: int | None,
+    api_key_file: Path | None,
     curriculum: str | None,
     registry: Path | None,
     dry_run: bool,
@@ -51,7 +53,7 @@ def serve_command(
 
     store = find_store(registry)
     chosen = _chosen(store, variants, store.default_curriculum(curriculum))
-    plan = plan_server(store, chosen, host=host, port=port, max_model_len=max_model_len)
+    plan = plan_server(store, chosen, host=host, port=port, max_model_len=max_model_len, key_file=api_key_file)
     if dry_run:
         _show_plan(plan, as_json)
         return 0
@@ -105,6 +107,8 @@ def _print_models(plan: ServerPlan) -> None:
 def _curl(plan: ServerPlan) -> str:
     model = next(reversed(plan.modules), "base")
     body = {"model": model, "prompt": EXAMPLE_PROMPT, "max_tokens": EXAMPLE_TOKENS, "temperature": 0}
-    return shlex.join(
-        ["curl", f"{plan.url}/v1/completions", "-H", "Content-Type: application/json", "-d", json.dumps(body)]
-    )
+    from ..serving.access import bearer_header
+
+    key = f"-H {bearer_header(plan.key_file)} " if plan.key is not None else ""
+    asked = shlex.join([f"{plan.url}/v1/completions", "-H", "Content-Type: application/json", "-d", json.dumps(body)])
+    return f"curl {key}{asked}"

@@ -19,6 +19,7 @@ from ..adapters.spec import read_spec
 from ..core.console import Task, progress, verbosity
 from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError, first_line
 from ..serving.options import EngineOptions, engine_options, vllm_version
+from ..serving.processes import PARENT
 from ..serving.variants import check_sizes
 from .engines import BASE, PROBE_TOKENS, Generation, check_temperature, describe_decoding, end_token_ids
 
@@ -244,10 +245,8 @@ def start_llm(twin: Path, options: EngineOptions, **arguments: Any) -> Any:
         try:
             from vllm import LLM
 
-            # "vllm": the base's own sampling defaults stay out, as in the other engine.
             return LLM(
                 str(twin),
-                generation_config="vllm",
                 disable_log_stats=True,
                 use_tqdm_on_load=verbosity() > 0,
                 **{"seed": 0, **options.arguments(), **arguments},
@@ -266,7 +265,7 @@ def _environment(options: EngineOptions) -> Iterator[None]:
     """Set what vLLM reads from the environment while its processes start, and put it back."""
     wanted = {
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        "PLYFOLD_SERVER_PARENT": str(os.getpid()),  # so that they end with this one; serving.resolver
+        PARENT: str(os.getpid()),  # so that they end with this one; serving.resolver
         **options.environment(),
     }
     if verbosity() <= 0:

@@ -1,47 +1,39 @@
 """One vLLM server for a base and its variants: planned, prepared, started, watched and stopped.
 
 `plan_server` refuses everything that can be refused from headers, `prepare` makes the twin and the composed adapters,
-`run_server` starts vLLM in its own process group, waits until it answers, and leaves no process behind however it
-ends. Adapters are static modules: nothing can be loaded over HTTP.
+`run_server` starts vLLM behind a gateway, waits until it answers, and leaves no process behind however it ends.
+Adapters are static modules: nothing can be loaded over HTTP.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..core.console import progress, say, verbosity
 from ..core.errors import ConfigError, ConflictError, FailedError
 from ..core.links import open_log
-from .options import EngineOptions, engine_options, shell_line, vllm_version
+from .access import KEY_VARIABLE, api_key, check_reach, server_url
+from .options import EngineOptions, engine_options, gateway_environment, gateway_flags, shell_line, vllm_version
+from .processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interruptible, launched
 from .variants import BASE, Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
 
 if TYPE_CHECKING:
     from ..adapters.base import BaseRef, Quantisation
     from ..registry.store import Store
 
-INTERRUPTED = 130
 START_TIMEOUT_S = 1800.0
 """Longest wait for a first answer; a large base is read and, on a GPU, compiled before it."""
-DRAIN_S = 30
-"""Time requests in flight have when the server is asked to stop; vLLM's `--shutdown-timeout`."""
-STOP_TIMEOUT_S = DRAIN_S + 15.0
-"""Time from asking vLLM to stop until it is killed."""
-POLL_S = 0.5
 REQUEST_TIMEOUT_S = 300.0
 LOG_CAUSES = 3
 """Different error lines of vLLM's log that an error quotes."""
@@ -67,13 +59,16 @@ class ServerPlan:
     """vLLM's own output, unless `-v` shows it."""
     command: tuple[str, ...]
     environment: dict[str, str]
-    """Variables set for vLLM beside the present ones."""
+    """Variables set for vLLM beside the present ones; the key is not among them."""
+    key: str | None = field(default=None, repr=False)
+    """That the server asks for; never shown."""
+    key_file: Path | None = None
+    """Where it was read; null with a key is VLLM_API_KEY."""
 
     @property
     def url(self) -> str:
         """Where the server answers; a wildcard host is reached through localhost."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return f"http://{host}:{self.port}"
+        return server_url(self.host, self.port)
 
     @property
     def modules(self) -> dict[str, Path]:
@@ -83,13 +78,14 @@ class ServerPlan:
     @property
     def shell_command(self) -> str:
         """The exact command with its environment, to be pasted into a shell."""
-        return shell_line(self.command, self.environment)
+        return shell_line(self.command, self.environment, self.key_file)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "curriculum": self.curriculum,
             "url": self.url,
+            "key": None if self.key is None else str(self.key_file or KEY_VARIABLE),
             "base": {"repo": self.base.repo, "revision": self.base.revision, "names": [BASE, self.base.repo]},
             "twin": str(self.twin),
             "variants": [
@@ -118,6 +114,7 @@ def plan_server(
     host: str = "127.0.0.1",
     port: int = 8000,
     max_model_len: int | None = None,
+    key_file: Path | None = None,
 ) -> ServerPlan:
     """Decide everything about a server without writing or starting anything.
 
@@ -127,9 +124,11 @@ def plan_server(
         host: Address to listen on.
         port: TCP port; 0 takes a free one.
         max_model_len: Longest prompt plus answer in tokens; null takes the base's, on a CPU at most 4096.
+        key_file: Holds the key that requests have to carry; null takes VLLM_API_KEY, and without one none is asked for.
 
     Raises:
-        ConfigError: Two variants of one name from different curricula, or a context longer than the base's.
+        ConfigError: Two variants of one name from different curricula, a context longer than the base's, an address
+            that others reach without a key, or a key that is none.
         NotFoundError: An unknown stage or curriculum, or no vLLM (the command that installs it is named).
         BaseMismatchError, ShapeMismatchError, UnsupportedAdapterError, IncompatibleError: What vLLM would refuse late,
             or apply wrongly without a word.
@@ -137,6 +136,8 @@ def plan_server(
     """
     from ..adapters.base import twin_path
 
+    key = api_key(key_file)
+    check_reach(host, key)
     version = vllm_version()
     plans = [plan_variant(store, variant) for variant in dict.fromkeys(variants)]
     _refuse_shared_names(plans)
@@ -158,7 +159,9 @@ def plan_server(
         port=port,
         log=store.cache / "serve" / f"{port}.log",
         command=_command(base, twin, plans, options, host, port),
-        environment=options.environment(),
+        environment=options.environment() | gateway_environment(key),
+        key=key,
+        key_file=key_file,
     )
 
 
@@ -189,26 +192,24 @@ def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) ->
     Raises:
         FailedError: vLLM ended by itself, never answered, or does not serve what was planned; with its own reason.
     """
-    with interruptible(), _log(plan.log) as output:
-        server = subprocess.Popen(
-            plan.command,
-            env={**os.environ, **plan.environment, "PLYFOLD_SERVER_PARENT": str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the server in order
-        )
+    secret = {} if plan.key is None else {KEY_VARIABLE: plan.key}
+    with (
+        interruptible(),
+        _log(plan.log) as output,
+        launched(plan.command, plan.environment | secret, stdout=output, stderr=output) as server,
+    ):
+        watch = Watch(server)
         try:
-            _wait_until_healthy(server, plan)
+            _wait_until_healthy(watch, plan)
             _check_answers(plan)
             on_ready()
-            code = server.wait()
-            raise _died(plan, f"vLLM ended with code {code}")
+            watch.look()
+            while not (lost := watch.lost()):
+                time.sleep(POLL_S)
+            raise _died(plan, lost)
         except KeyboardInterrupt:
             say("stopping …")
             return INTERRUPTED
-        finally:
-            stop_server(server)
 
 
 def _refuse_shared_names(plans: Sequence[VariantPlan]) -> None:
@@ -229,7 +230,7 @@ def _command(
     modules = [json.dumps({"name": plan.variant.name, "path": str(plan.path)}) for plan in plans if plan.path]
     command = [sys.executable, "-m", "plyfold.serving.vllm_main", "serve", str(twin)]
     command += ["--served-model-name", BASE, base.repo, "--host", host, "--port", str(port)]
-    command += ["--shutdown-timeout", str(DRAIN_S), *options.flags()]
+    command += ["--shutdown-timeout", str(DRAIN_S), *options.flags(), *gateway_flags("ServeGateway")]
     return tuple(command + (["--lora-modules", *modules] if modules else []))
 
 
@@ -260,20 +261,6 @@ def _free_port(host: str, port: int) -> int:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM, like Ctrl-C, raises KeyboardInterrupt inside."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def _log(path: Path) -> Iterator[Any]:
     """Where vLLM's output goes: this process's stderr with `-v`, else a file."""
     if verbosity() > 0:
@@ -283,12 +270,13 @@ def _log(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], plan: ServerPlan) -> None:
+def _wait_until_healthy(watch: Watch, plan: ServerPlan) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     with progress("start vLLM") as task:
         while time.monotonic() < deadline_s:
-            if (code := server.poll()) is not None:
-                raise _died(plan, f"vLLM ended with code {code} before it answered")
+            watch.look()
+            if lost := watch.lost():
+                raise _died(plan, f"{lost} before it answered")
             try:
                 with urllib.request.urlopen(f"{plan.url}/health", timeout=5):
                     return
@@ -313,8 +301,8 @@ def _check_answers(plan: ServerPlan) -> None:
 
 def _ask(plan: ServerPlan, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("VLLM_API_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
+    if plan.key is not None:
+        headers["Authorization"] = f"Bearer {plan.key}"
     data = json.dumps(body).encode() if body else None
     request = urllib.request.Request(f"{plan.url}{path}", data=data, headers=headers)
     with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
@@ -343,20 +331,3 @@ def log_causes(log: str) -> list[str]:
     )
     lines = log.strip().splitlines()
     return list(dict.fromkeys(found))[-LOG_CAUSES:] or lines[-1:]
-
-
-def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """Ask vLLM to stop, wait, and kill whatever is left of its process group.
-
-    A second Ctrl-C skips the wait.
-    """
-    try:
-        if server.poll() is None:
-            server.terminate()
-            server.wait(STOP_TIMEOUT_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        pass
-    finally:
-        with suppress(ProcessLookupError):  # it left nothing
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()

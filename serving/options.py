@@ -19,6 +19,7 @@ from typing import Any
 from ..adapters.base import config_count, model_config
 from ..core.errors import ConfigError, IncompatibleError, NotFoundError
 from ..merge.plan import VLLM_RANKS, vllm_bucket
+from .access import KEY_REQUIRED, key_variable
 
 CPU_MAX_MODEL_LEN = 4096
 """Longest context on a CPU unless more is asked for, in tokens."""
@@ -50,7 +51,10 @@ class EngineOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `vllm.LLM`."""
+        # "vllm": a base's own sampling defaults (repetition_penalty, top_p, …) stay out of every answer. Its end tokens
+        # are taken all the same.
         arguments: dict[str, Any] = {"dtype": self.dtype, "max_model_len": self.max_model_len}
+        arguments["generation_config"] = "vllm"
         if self.max_loras:
             arguments |= {"enable_lora": True, "max_lora_rank": self.max_lora_rank}
             arguments |= {"max_loras": self.max_loras, "max_cpu_loras": self.max_loras}
@@ -86,6 +90,8 @@ class EngineOptions:
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+            "VLLM_SERVER_DEV_MODE": "0",
+            "VLLM_USE_RUST_FRONTEND": "0",  # it knows no middleware
         }
         if self.cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             environment["VLLM_CPU_KVCACHE_SPACE"] = str(self.kv_cache_gib)
@@ -200,6 +206,23 @@ def _attention(config: dict[str, Any], model: Path, dtype: str) -> tuple[int, in
     return head_dim, 2 * count("num_hidden_layers", 0) * kv_heads * head_dim * ELEMENT_BYTES.get(dtype, 4)
 
 
-def shell_line(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """A command with the variables set for it, to be pasted into a shell."""
-    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in environment.items()), shlex.join(command)])
+def gateway_flags(gateway: str) -> list[str]:
+    """Flags of `vllm serve` that put a class of `serving.gateway` in front of it and close what it opens beside.
+
+    Args:
+        gateway: Name of the class.
+    """
+    return ["--middleware", f"plyfold.serving.gateway.{gateway}", "--allowed-origins", "[]", "--disable-fastapi-docs"]
+
+
+def gateway_environment(key: str | None) -> dict[str, str]:
+    """Variables for the gateway; the key itself is handed on apart from what is shown."""
+    return {} if key is None else {KEY_REQUIRED: "1"}
+
+
+def shell_line(command: Sequence[str], environment: Mapping[str, str], key_file: Path | None = None) -> str:
+    """A command with the variables set for it, to be pasted into a shell; a key is read from its file there."""
+    variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    if key_file is not None:
+        variables.append(key_variable(key_file))
+    return " ".join([*variables, shlex.join(command)])

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-import signal
 
-from .vllm_main import follow_parent
+from .processes import follow_parent
 
 logger = logging.getLogger("vllm.plyfold")
 
 
 def register() -> None:
-    """Let an engine die with the plyfold that started it, and mend CPU LoRA where this vLLM has it wrong.
+    """Let engines and workers end with whoever started them, and mend CPU LoRA where this vLLM has it wrong.
 
-    An engine waits for work on a queue and would hold its memory for good after its parent was killed.
+    They wait for work on a queue and would hold their memory for good after their parent was killed.
     vLLM calls this in every process, also for servers that have nothing to do with plyfold, and an exception would
     stop them: whatever fails here is logged and leaves vLLM as it is. Servers that plyfold launches keep a spare LoRA
     slot empty, which alone keeps base rows right.
     """
     try:
-        follow_parent(signal.SIGKILL)
+        follow_parent()
         from vllm.platforms import current_platform
 
         if not current_platform.is_cpu():

@@ -1,21 +1,23 @@
 """A vLLM server for rollouts: the twin of a base, adapters loaded and unloaded over HTTP while it runs.
 
-Whoever reaches such a server can make it read folders of its machine, so it belongs on a private address; a server
-for anybody else is `serving.launch`, which takes no adapters over HTTP.
+Whoever reaches such a server, with its key where it has one, can make it read adapters below the folders of runs it was
+told of; a server for anybody else is `serving.launch`, which takes no adapters over HTTP.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..core.console import say
 from ..core.errors import FailedError
-from .launch import INTERRUPTED, interruptible, stop_server
-from .options import engine_options
+from .gateway import RUNS
+from .options import engine_options, gateway_flags
+from .processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interruptible, launched
+from .variants import BASE
 
 SLOTS = 2
 """LoRA slots: the version that is sampled from, and the next one while it comes."""
@@ -29,6 +31,7 @@ def server_command(
     rank: int,
     host: str = "127.0.0.1",
     port: int = 8001,
+    runs: Sequence[Path] = (Path("runs"),),
     max_model_len: int | None = None,
     gpus: int = 1,
 ) -> tuple[list[str], dict[str, str]]:
@@ -41,6 +44,7 @@ def server_command(
         rank: Largest an adapter will have.
         host: Address to listen on.
         port: TCP port.
+        runs: Folders of runs; adapters are read from below them alone.
         max_model_len: Longest prompt plus completion, in tokens; null takes the base's, on a CPU at most 4096.
         gpus: That share the model.
 
@@ -51,11 +55,13 @@ def server_command(
     """
     options = engine_options(model, dtype, [rank] * SLOTS, max_model_len=max_model_len)
     command = [sys.executable, "-m", "plyfold.serving.vllm_main", "serve", str(twin), "--host", host]
-    command += ["--port", str(port), *options.flags(), "--generation-config", "vllm"]
+    command += ["--port", str(port), "--served-model-name", BASE, "--shutdown-timeout", str(DRAIN_S)]
+    command += [*options.flags(), *gateway_flags("RolloutGateway")]
     command += ["--logprobs-mode", "processed_logprobs"]  # of the distribution that was sampled from
     if gpus > 1:
         command += ["--tensor-parallel-size", str(gpus)]
-    return command, options.environment() | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    allowed = os.pathsep.join(str(folder.resolve()) for folder in runs)
+    return command, options.environment() | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", RUNS: allowed}
 
 
 def run_rollout_server(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -65,21 +71,15 @@ def run_rollout_server(command: Sequence[str], environment: Mapping[str, str]) -
         130 when interrupted.
 
     Raises:
-        FailedError: vLLM ended by itself.
+        FailedError: vLLM ended by itself, or lost one of its processes.
     """
-    with interruptible():
-        server = subprocess.Popen(
-            command,
-            env={**os.environ, **environment, "PLYFOLD_SERVER_PARENT": str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
-            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the server in order
-        )
+    with interruptible(), launched(command, environment, stdout=sys.stderr, stderr=None) as server:
+        watch = Watch(server)
         try:
-            code = server.wait()
+            while not (lost := watch.lost()):
+                watch.look()
+                time.sleep(POLL_S)
         except KeyboardInterrupt:
             say("stopping …")
             return INTERRUPTED
-        finally:
-            stop_server(server)
-    raise FailedError(f"vLLM ended with code {code}", next_step="see vLLM's messages above")
+    raise FailedError(lost, next_step="see vLLM's messages above")

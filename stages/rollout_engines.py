@@ -55,7 +55,7 @@ def rollout_engine(
         engine = HttpRollouts(str(config.url), timeout_s=config.timeout_s)
         engine.check(context(), temperature=arguments.temperature, twin=twin_note(plan.base, plan.quantisation))
         if processes.is_first:
-            engine.sweep(folder)
+            engine.sweep(run_dir)
     try:
         if processes.is_first:
             shutil.rmtree(folder, ignore_errors=True)

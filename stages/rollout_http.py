@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 
 from ..adapters.base import TWIN_NAME
 from ..core.console import warn
+from ..core.digest import digest_json
 from ..core.errors import (
     AuthError,
     BaseMismatchError,
@@ -32,7 +32,8 @@ from ..core.errors import (
 )
 from ..core.one_host import UNANSWERED, Reply, ask, is_loopback
 from ..core.strict_json import MalformedJSONError, parse_json, read_json
-from .rollout import START, Completion, Request, Sampling
+from ..serving.access import api_key
+from .rollout import START, Completion, Request, Sampling, adapter_prefix
 
 ATTEMPTS = 4
 """Times something is asked for before a server counts as gone."""
@@ -79,16 +80,18 @@ class HttpRollouts:
         Args:
             context: Longest prompt plus completion, in tokens.
             temperature: Completions are drawn at.
-            twin: What the twin's `twin.json` holds; compared where the server's model lies on this machine.
+            twin: What the twin's `twin.json` holds; compared where the server says what its model is a twin of, or
+                its model lies on this machine.
 
         Raises:
             OfflineError: Nothing answers there.
             AuthError: It asks for a key that is missing or wrong.
+            ConfigError: VLLM_API_KEY is empty, or no key.
             BaseMismatchError: It serves another model.
             IncompatibleError: It loads no adapters while it runs, gives other log probabilities, or is too short.
         """
         host = urlsplit(self._url)
-        if _key() and host.scheme == "http" and not is_loopback(host.hostname or ""):
+        if api_key() and host.scheme == "http" and not is_loopback(host.hostname or ""):
             warn(f"the key goes to {host.netloc} over http, for everybody between to read")
         self._model = self._base_card()
         self._check_twin(twin)
@@ -105,10 +108,10 @@ class HttpRollouts:
             raise self._unfit("the server leaves temperature out of log probabilities",
                               "--logprobs-mode processed_logprobs", "")  # fmt: skip
 
-    def sweep(self, folder: Path) -> None:
-        """Let the server forget adapters below `folder`, which a killed run has left there."""
+    def sweep(self, run_dir: Path) -> None:
+        """Let the server forget adapters of a run folder, which a killed run has left there."""
         for card in self._models():
-            if card.get("parent") and Path(str(card.get("root"))).is_relative_to(folder):
+            if card.get("parent") and str(card["id"]).startswith(adapter_prefix(run_dir)):
                 self._forget(card["id"])
 
     def load(self, name: str, folder: Path) -> None:
@@ -257,7 +260,7 @@ class HttpRollouts:
             IncompatibleError: It leads elsewhere, or is no JSON though the server says that all is well.
         """
         headers = {"Content-Type": "application/json"}
-        if key := _key():
+        if key := api_key():
             headers["Authorization"] = f"Bearer {key}"
         data = json.dumps(body).encode() if body is not None else None
         try:
@@ -295,20 +298,28 @@ class HttpRollouts:
         return bases[0]
 
     def _check_twin(self, twin: dict[str, Any] | None) -> None:
-        """Whether it is the twin of another base or quantisation, if that can be seen from here."""
-        folder = Path(str(self._model.get("root")))
-        if twin is None or not folder.is_dir():
+        """Whether it is the twin of another base or quantisation: `plyfold rollouts` says it, by a digest.
+
+        Of another server it is known where its model's folder, as it gives it, lies on this machine.
+        """
+        if twin is None:
             return
-        try:
-            found = read_json(folder / TWIN_NAME)
-        except (OSError, ValueError):
-            found = None
-        if found != twin:
+        folder, expected, found = Path(str(self._model.get("root"))), str(twin), self._model.get("twin")
+        if found is not None:
+            expected = digest_json(twin)
+        elif folder.is_dir():
+            try:
+                found = str(read_json(folder / TWIN_NAME))
+            except (OSError, ValueError):
+                found = f"a folder without {TWIN_NAME}"
+        else:
+            return
+        if found != expected:
             raise BaseMismatchError(
                 "the rollout server serves another model than the one that is trained on",
-                where=f"{self._url} {folder}",
-                expected=twin,
-                found=str(found or f"a folder without {TWIN_NAME}")[:300],
+                where=self._url,
+                expected=expected,
+                found=str(found)[:300],
                 next_step=START,
             )
 
@@ -366,19 +377,6 @@ def _address(url: str) -> str:
             found="" if more else url.rpartition("@")[2].partition("?")[0][:200],
         )
     return url.rstrip("/").removesuffix("/v1")
-
-
-def _key() -> str:
-    """What VLLM_API_KEY holds.
-
-    Raises:
-        ConfigError: Characters that no header takes; they are not shown.
-    """
-    key = os.environ.get("VLLM_API_KEY", "")
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError("the key holds characters that no header takes", where="VLLM_API_KEY",
-                          next_step="set the variable anew")  # fmt: skip
-    return key
 
 
 def _is_card(card: object) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters.base import BaseRef, Quantisation, ensure_twin, resolve_base, twin_path
+from ..adapters.base import BaseRef, Quantisation, ensure_twin, resolve_base, twin_note, twin_path
 from ..core.config import CurriculumConfig
+from ..core.digest import digest_json
 from ..core.errors import ConfigError
-from ..serving.options import runs_on_cpu, shell_line
+from ..serving.access import KEY_VARIABLE, api_key, check_reach, server_url
+from ..serving.gateway import TWIN
+from ..serving.options import gateway_environment, runs_on_cpu, shell_line
 from ..serving.rollouts import server_command
 from .tasks import SUPERVISED
 
@@ -27,12 +31,21 @@ class RolloutServer:
     url: str
     command: tuple[str, ...]
     environment: dict[str, str]
-    """Variables set for vLLM beside the present ones."""
+    """Variables set for vLLM beside the present ones; the key is not among them."""
+    key: str | None = field(default=None, repr=False)
+    """That the server asks for; never shown."""
+    key_file: Path | None = None
+    """Where it was read; null with a key is VLLM_API_KEY."""
+
+    @property
+    def secret(self) -> dict[str, str]:
+        """The variable that hands the key on."""
+        return {} if self.key is None else {KEY_VARIABLE: self.key}
 
     @property
     def shell_command(self) -> str:
         """The exact command with its environment, to be pasted into a shell."""
-        return shell_line(self.command, self.environment)
+        return shell_line(self.command, self.environment, self.key_file)
 
     @property
     def overrides(self) -> str:
@@ -46,6 +59,7 @@ class RolloutServer:
             "twin": str(self.twin),
             "rank": self.rank,
             "url": self.url,
+            "key": None if self.key is None else str(self.key_file or KEY_VARIABLE),
             "overrides": self.overrides,
             "environment": self.environment,
             "command": list(self.command),
@@ -60,6 +74,8 @@ def plan_rollout_server(
     port: int = 8001,
     max_model_len: int | None = None,
     gpus: int = 1,
+    runs: Sequence[Path] = (Path("runs"),),
+    key_file: Path | None = None,
     only_show: bool = False,
 ) -> RolloutServer:
     """Decide how the server is started, without making or starting anything.
@@ -71,12 +87,17 @@ def plan_rollout_server(
         port: TCP port.
         max_model_len: Longest prompt plus completion, in tokens; null takes the base's, on a CPU at most 4096.
         gpus: That share the model.
+        runs: Folders of runs; adapters are read from below them alone.
+        key_file: Holds the key that requests have to carry; null takes VLLM_API_KEY, and without one none is asked for.
         only_show: It will not be started: a base is not downloaded for it.
 
     Raises:
-        ConfigError: No stage that has completions drawn, or several GPUs on a machine without one.
+        ConfigError: No stage that has completions drawn, several GPUs on a machine without one, an address that others
+            reach without a key, or a key that is none.
         NotFoundError, IncompatibleError: As `resolve_base` and `server_command`.
     """
+    key = api_key(key_file)
+    check_reach(host, key)
     drawing = [stage for stage in config.stages.values() if stage.task not in SUPERVISED]
     if not drawing:
         raise ConfigError("no stage of this curriculum has completions drawn", where=config.curriculum)
@@ -87,7 +108,7 @@ def plan_rollout_server(
     ranks = [(stage.adapter or config.adapter).r for stage in config.stages.values() if stage.number <= last]
     twin = twin_path(base, quantisation, cache)
     command, environment = server_command(
-        base.path, twin, quantisation.compute_dtype, rank=sum(ranks), host=host, port=port,
+        base.path, twin, quantisation.compute_dtype, rank=sum(ranks), host=host, port=port, runs=runs,
         max_model_len=max_model_len, gpus=gpus,
     )  # fmt: skip
     return RolloutServer(
@@ -95,9 +116,11 @@ def plan_rollout_server(
         quantisation=quantisation,
         twin=twin,
         rank=sum(ranks),
-        url=f"http://{host}:{port}",
+        url=server_url(host, port),
         command=tuple(command),
-        environment=environment,
+        environment=environment | gateway_environment(key) | {TWIN: digest_json(twin_note(base, quantisation))},
+        key=key,
+        key_file=key_file,
     )
 
 

@@ -195,7 +195,19 @@ def server(make_config: MakeConfig, tmp_path: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "plyfold", "rollouts", "-c", "tiny.yaml", "--registry", "store", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "plyfold",
+        "rollouts",
+        "-c",
+        "tiny.yaml",
+        "--registry",
+        "store",
+        "--json",
+        "--runs",
+        ".",
+    ]
     log = tmp_path / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

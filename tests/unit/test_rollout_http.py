@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from plyfold.adapters.base import BaseRef, Quantisation, twin_note
+from plyfold.core.digest import digest_json
 from plyfold.core.errors import (
     AuthError,
     BaseMismatchError,
@@ -27,6 +28,7 @@ from plyfold.stages.rollout import (
     Completion,
     Request,
     Sampling,
+    adapter_prefix,
 )
 from plyfold.stages.rollout_http import HttpRollouts
 
@@ -45,6 +47,7 @@ class Script:
     refuse: str = ""
     key: str = ""
     root: str = "/elsewhere"
+    twin: str | None = None
     completions: int = 0
     elsewhere: str = ""
     models: Any = None
@@ -58,7 +61,7 @@ class Script:
         if path == "/v1/models":
             if self.models is not None:
                 return self.models
-            base = {"id": "twin", "root": self.root, "parent": None, "max_model_len": 32}
+            base = {"id": "twin", "root": self.root, "parent": None, "max_model_len": 32, "twin": self.twin}
             return 200, {"data": [base, *({"id": k, "root": v, "parent": "twin"} for k, v in self.adapters.items())]}
         if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter") and self.runtime:
             name = body["lora_name"]
@@ -147,12 +150,12 @@ def test_a_server_gives_completions_in_order_and_forgets_what_it_was_given(scrip
     engine.load("a-v2", tmp_path)
     engine.unload("a-v1")
     assert list(script.adapters) == ["a-v2"]
-    script.adapters["killed-v9"] = str(tmp_path / "rollout" / "killed-v9")
-    script.adapters["other"] = "/another/run"
-    engine.sweep(tmp_path / "rollout")
-    assert set(script.adapters) == {"a-v2", "other"}
+    left, others = f"{adapter_prefix(tmp_path)}01-v9", f"{adapter_prefix(tmp_path.parent / 'x' / tmp_path.name)}01-v9"
+    script.adapters |= {left: "?", others: str(tmp_path)}  # of a run folder of the same name that lies elsewhere
+    engine.sweep(tmp_path)
+    assert set(script.adapters) == {"a-v2", others}
     engine.close()
-    assert list(script.adapters) == ["other"]
+    assert list(script.adapters) == [others]
 
 
 def test_a_server_that_was_restarted_or_busy_gets_its_adapter_and_its_time(script: Script, tmp_path: Path) -> None:
@@ -196,8 +199,14 @@ def test_servers_that_are_not_as_rollouts_need_them(
     refused(BaseMismatchError, "another model")
     (tmp_path / "twin.json").write_text(json.dumps(note))
     HttpRollouts(script.url, timeout_s=5).check(32, twin=note)
+    script.twin = digest_json(twin_note(base, Quantisation(double_quant=False)))
+    refused(BaseMismatchError, "another model")  # what it says goes before what lies here
+    script.twin, script.root = digest_json(note), "twin"
+    HttpRollouts(script.url, timeout_s=5).check(32, twin=note)
     script.key = "k"
     refused(AuthError, "asks for a key")
+    monkeypatch.setenv("VLLM_API_KEY", "")
+    refused(ConfigError, "empty")
     monkeypatch.setenv("VLLM_API_KEY", "k")
     HttpRollouts(script.url, timeout_s=5).check(32)
     script.refuse = "rank 64 is greater than max_lora_rank"

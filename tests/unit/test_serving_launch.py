@@ -75,6 +75,7 @@ class TestOptions:
         assert engine_options(tiny_base(), "float32", [], cpu=True).arguments() == {
             "dtype": "float32",
             "max_model_len": 512,
+            "generation_config": "vllm",
             "enforce_eager": True,
         }
 
@@ -133,10 +134,13 @@ class TestPlan:
         assert len({module["path"] for module in modules}) == 3
         assert command[command.index("--max-lora-rank") + 1] == "32"
         assert command[command.index("--dtype") + 1] == "float32"
+        assert command[command.index("--generation-config") + 1] == "vllm"
+        assert command[command.index("--middleware") + 1] == "plyfold.serving.gateway.ServeGateway"
         for name, value in {
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+            "VLLM_USE_RUST_FRONTEND": "0",
             "VLLM_CPU_KVCACHE_SPACE": "1",
         }.items():
             assert plan.environment[name] == value
@@ -289,12 +293,10 @@ class TestRun:
 
 
 def test_a_server_ends_with_a_launcher_that_was_killed() -> None:
-    if sys.platform != "linux":
-        pytest.skip("parent-death signals are Linux's")
     child = """
-from plyfold.serving.vllm_main import follow_parent
+from plyfold.serving.processes import follow_launcher
 import time
-follow_parent()
+follow_launcher()
 print("up", flush=True)
 time.sleep(600)
 """
