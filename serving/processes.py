@@ -140,11 +140,12 @@ class Watch:
                         self._known[process.pid] = process, name
 
     def lost(self) -> str | None:
-        """What has ended, if anything."""
+        """What has ended, if anything; then the others are ended too, as there is nothing left to wait for."""
         if (code := self._server.poll()) is not None:
             return f"vLLM ended with code {code}"
         for process, name in self._known.values():
             if _is_gone(process):
+                stop_server(self._server, DYING_S)
                 return f"vLLM lost a process: {name}, pid {process.pid}"
         return None
 
@@ -171,15 +172,15 @@ def _is_sweeper(process: psutil.Process) -> bool:
     return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
 
 
-def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """Ask a server to stop, wait, and kill whatever is left of its session.
+def stop_server(server: subprocess.Popen[bytes], timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Ask a server to stop, wait for `timeout_s`, and kill whatever is left of its session.
 
     A second Ctrl-C skips the wait.
     """
     try:
         if server.poll() is None:
             server.terminate()
-            server.wait(STOP_TIMEOUT_S)
+            server.wait(timeout_s)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         pass
     finally:
