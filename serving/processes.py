@@ -152,7 +152,7 @@ class Watch:
 
 def _lasting(process: psutil.Process) -> str | None:
     """What to call a process that lives as long as its server; None for helpers that come and go."""
-    name = process.name()
+    name = str(process.name())
     if name.startswith("VLLM::"):
         return name
     return "the sweeper of shared memory" if _is_sweeper(process) else None
