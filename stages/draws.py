@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import CurriculumConfig, MiningConfig
-from ..core.digest import PREFIX, digest_json, sha256_file
+from ..core.digest import PREFIX, digest_json
 from ..core.files import disk_errors, write_bytes
 from ..core.strict_json import parse_json
-from ..evaluation import answers
+from ..evaluation.grader import grader
 from ..evaluation.protocols import Protocol
 from .mining import OUTCOMES, Ask, judge
 from .rationale import Rationale
@@ -111,8 +111,8 @@ def rows_seed(config: CurriculumConfig, number: int) -> int:
 
 
 def verifier() -> dict[str, str]:
-    """What judges an answer: the version of plyfold, and the digest of the module that reads answers."""
-    return {"plyfold": metadata.version("plyfold"), "answers": sha256_file(Path(answers.__file__))}
+    """What judges an answer: the version of plyfold, and the grader."""
+    return {"plyfold": metadata.version("plyfold"), "grader": grader()}
 
 
 def _entry(line: str) -> dict[str, str] | None:

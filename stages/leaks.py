@@ -104,7 +104,7 @@ def marks_answer(text: str, gold: str) -> bool:
 def _line_says(line: str, gold: str) -> bool:
     # One line at a time: what one step opens, a brace or a sentence, another step of a prompt does not close.
     boxes = (line[start:end] for _, start, end, _ in _boxes(line))
-    return any(same_answer(content, gold) for content in boxes) or any(
+    return any(_tells(content, gold) for content in boxes) or any(
         _says(line[found.start("number") : end], found["number"], gold) for found, _, end in _sentences(line)
     )
 
@@ -253,7 +253,7 @@ def _without_sentences(text: str, gold: str) -> str:
 def _without_boxes(text: str, gold: str) -> str:
     for start, inner, inner_end, end in reversed(_boxes(text)):
         content = text[inner:inner_end].strip()
-        if not same_answer(content, gold):
+        if not _tells(content, gold):
             continue
         before, after = text[:start], text[end:]
         opening, closing = _MATH_BEFORE.search(before), _MATH_AFTER.match(after)
@@ -269,6 +269,12 @@ def _without_boxes(text: str, gold: str) -> str:
         else:
             text = f"{before}\\( {content} \\){after}"
     return text.strip()
+
+
+def _tells(content: str, gold: str) -> bool:
+    """Whether a box states the answer, or a number that is its digits: `60 million`, asked for in millions."""
+    value = (normalise(gold) or "").removeprefix("-")
+    return same_answer(content, gold) or any(number.value == value for number in find_digits(content))
 
 
 def _boxes(text: str) -> list[tuple[int, int, int, int]]:

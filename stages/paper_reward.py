@@ -23,6 +23,7 @@ _FIRST_ANSWER = {
     "complete": re.compile(r"answer:\s*[^\n]*?\d.*?(?=\n|answer:|\Z)", re.IGNORECASE),
     "rewrite": re.compile(r"answer:\s*\$?[\d,]+(?:\.\d+)?", re.IGNORECASE),
 }
+_REST = re.compile(r"[^\n]*(?:\s*(?:or|and|maybe|perhaps|possibly|alternatively|otherwise)\b[^\n]*)?", re.IGNORECASE)
 
 
 def count_labels(text: str) -> int:
@@ -34,6 +35,15 @@ def until_answer(text: str, task: str) -> str:
     """A completion up to the end of its first answer, all that the original judges: its line, or the number alone."""
     first = _FIRST_ANSWER[task].search(text)
     return text[: first.end()].strip() if first else text
+
+
+def judged(text: str, task: str) -> str:
+    """A completion up to the end of the line of its first answer, and one that goes on to offer another: `or 20`.
+
+    The original reads the number of `Answer: 18 or 20` alone, and pays for either.
+    """
+    first = _FIRST_ANSWER[task].search(text)
+    return text[: _REST.match(text, first.end()).end()].strip() if first else text  # type: ignore[union-attr]
 
 
 def is_formatted(text: str, task: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.config import RewardConfig
 from ..core.errors import ConfigError
-from ..evaluation.answers import extract, extract_answer, same_answer
+from ..evaluation.answers import extract_answer, same_answer
 from . import paper_reward
 from .rationale import ANSWER_CUE
 
@@ -73,8 +73,7 @@ def brevity(num_tokens: int, teacher_tokens: int) -> float:
 def ends_with_answer(completion: str, gold: str) -> bool:
     """Whether the last line is `Answer: ` and the right answer: nothing may follow it."""
     last = completion.rstrip().rpartition("\n")[2]
-    stated = extract_answer(last)
-    return last.startswith(ANSWER_CUE) and stated is not None and same_answer(stated, gold)
+    return last.startswith(ANSWER_CUE) and same_answer(extract_answer(last), gold)
 
 
 class HierarchicalReward:
@@ -93,13 +92,13 @@ class HierarchicalReward:
 
     def level(self, completion: str, gold: str) -> str:
         """Which of `LEVELS` a completion reaches."""
-        if self.config.mode == "paper":
-            completion = paper_reward.until_answer(completion, self.task)
-        stated = extract(completion)
-        if stated.value is None or not same_answer(stated.value, gold):
+        is_paper = self.config.mode == "paper"
+        if not same_answer(
+            extract_answer(paper_reward.judged(completion, self.task) if is_paper else completion), gold
+        ):
             return "wrong"
-        if self.config.mode == "paper":
-            formatted = paper_reward.is_formatted(completion, self.task)
+        if is_paper:
+            formatted = paper_reward.is_formatted(paper_reward.until_answer(completion, self.task), self.task)
         else:
             formatted = ends_with_answer(completion, gold)
         return "correct" if formatted else "unformatted"

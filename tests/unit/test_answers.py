@@ -56,7 +56,7 @@ HARD = [
     ("<answer>The total is 9 eggs.\nShe makes 18</answer> of 20", "18", "answer-line"),
     ("Solved in 3 steps.\n\n### Problem\nJanet.\n\n### Solution\n9 * 2 = 18\n\\boxed{18}", "18", "boxed"),
     ("In 2 parts.\n**Question**: how much?\n9 * 2 = 18\n**Answer**: 18", "18", "answer-line"),
-    ("Answer: 20-2 = 18 + 2 extra", "18", "answer-line"),
+    ("Answer: 20-2 = 18 + 2 extra", None, "answer-line"),
     ("Answer: 18 apples of 36 apples = 50%", "18", "answer-line"),
     ("\\boxed{18}\n\nCheck the answer: 18/2 = 9.", "18", "boxed"),
     ("Answer: 18\n\n**Question**: Tom has 5.\n**Answer**: 5", "18", "answer-line"),
@@ -108,9 +108,9 @@ HARD = [
     ("so 1{,}800 in total", "1800", "last-number"),
     ("so 1\\,800 in total", "1800", "last-number"),
     ("so 1\u202f800 in total", "1800", "last-number"),
-    ("from 20-5", "5", "last-number"),
+    ("from 20-5", None, "last-number"),
     ("(-18)", "-18", "last-number"),
-    ("between 3\u20135 days", "5", "last-number"),
+    ("between 3\u20135 days", None, "last-number"),
     ("it grew 18%", "18", "last-number"),
     ("the area is 18 m^2", "18", "last-number"),
     ("H2O and x2", None, "none"),
@@ -259,8 +259,8 @@ def test_renderings_of_all_golds(real_data: Callable[[str], Path]) -> None:
         ("Answer: 1 000 000 dollars", "1000000"),
         ("So \\boxed{16 300}", "16300"),
         ("Answer: 5 100 g bags", "5"),
-        ("Answer: 2020 300", "2020"),
+        ("Answer: 2020 300", None),
     ],
 )
-def test_digits_grouped_by_blanks_are_read_where_they_can_count_nothing(text: str, value: str) -> None:
+def test_digits_grouped_by_blanks_are_read_where_they_can_count_nothing(text: str, value: str | None) -> None:
     assert extract_answer(text) == value

@@ -129,7 +129,7 @@ def test_the_manifest_says_what_was_mined_with_what(make_plan: MakePlan, tmp_pat
     assert manifest["base"]["revision"] == plan.base.revision
     assert (manifest["policy"], manifest["seed"], manifest["k"]) == ("base", 0, 16)
     assert manifest["mining"]["temperature"] == 1.0
-    assert set(manifest["verifier"]) == {"plyfold", "answers"}
+    assert set(manifest["verifier"]) == {"plyfold", "grader"}
     assert manifest["held_out"]["problems"] == 20
     assert [entry["question"] for entry in manifest["problems"]] == [
         question_hash(r.question) for r in stage.rationales
@@ -265,7 +265,7 @@ def test_what_was_mined_stands_after_an_upgrade_or_with_another_engine(
     other, sampler = _find(made, tmp_path, batch=512)  # of an engine
     assert (sampler.drawn, other.rationales, other.summary) == (0, first.rationales, first.summary)
     assert other.before == first.before
-    monkeypatch.setattr("plyfold.stages.draws.verifier", lambda: {"plyfold": "9", "answers": "other"})
+    monkeypatch.setattr("plyfold.stages.draws.verifier", lambda: {"plyfold": "9", "grader": "other"})
     upgraded, sampler = _find(made, tmp_path)
     assert (upgraded.rationales, upgraded.summary) == (first.rationales, first.summary)
     assert sampler.drawn == 20 * 8  # what is measured with this version, before and after

@@ -68,6 +68,20 @@ def test_levels(completion: str, gold: str, reward: float | str) -> None:
     assert score == (1 + 0.5 * 2**-0.5 if reward == "full" else reward)
 
 
+HEDGES = ["18 or 20", "20 or 18", "18 + 99", "18-25", "18 or 19 or 20", "18, 20", "18 and 20", "18 (or 20)",
+          "between 18 and 20", "18\nor 20", "18 or\nAnswer: 20", "18 or Answer: 20", "2x + 18",
+          "18:00", "18 hours 30 minutes"]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["continuous", "binary", "paper"])
+@pytest.mark.parametrize("task", ["complete", "rewrite"])
+@pytest.mark.parametrize("hedge", HEDGES)
+def test_hedging_is_never_paid(hedge: str, mode: str, task: str) -> None:
+    reward = HierarchicalReward(RewardConfig(mode=mode), task)
+    for gold in ("18", "20", "25", "19", "117"):
+        assert reward.level(f"Step 1: 9+9\nAnswer: {hedge}", gold) == "wrong"
+
+
 def test_labels_without_content_buy_nothing() -> None:
     few, many = "Step 1: 9+9=18\nAnswer: 18", "Step 1: 9+9\nStep 2: =18\nAnswer: 18"
     assert REWARD.score(few, 30, "18", 60) == REWARD.score(many, 30, "18", 60)
