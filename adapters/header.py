@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import FailedError, IntegrityError, NotFoundError, PlyfoldError
+from ..core.files import NO_PATH, no_path
 from ..core.strict_json import MalformedJSONError, parse_json
 
 MAX_HEADER_BYTES = 16_000_000
@@ -88,13 +89,16 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what the system has against reading `path` into one clear error.
 
     Raises:
-        FailedError: No permission, a failing disk, a name too long.
+        FailedError: No permission, a failing disk.
+        ConfigError: No path of a file: a name too long, a circle of links.
     """
     try:
         yield
     except PlyfoldError:
         raise
     except OSError as error:
+        if error.errno in NO_PATH:
+            raise no_path(error.filename or path, error.errno) from error
         raise FailedError(
             "a file cannot be read", where=error.filename or path, found=error.strerror or str(error)
         ) from error

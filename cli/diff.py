@@ -58,9 +58,12 @@ def diff_command(
     A and B are adapters of the registry, named as for `show`, or PEFT folders; where `1` is a stage, `./1` is a folder.
     """
     from ..adapters.tensors import tensor_digest
+    from ..core.files import refuse_no_file
     from ..merge.interference import for_comparison, interference
     from ..merge.parts import Part
 
+    if html:
+        refuse_no_file(html)
     sides = _named_apart(*(_side(ref, curriculum, registry) for ref in (first, second)))
     parts = for_comparison(*(Part(side.path, 1.0, side.label) for side in sides))
     sides = [replace(side, digest=tensor_digest(side.path)) for side in sides]

@@ -136,12 +136,14 @@ def merge_command(
 
 def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, inputs: Inputs, wanted: Wanted) -> None:
     """Refuse before work is spent on it: an output that exists or may not be written, a disk without room."""
-    from ..core.files import refuse_existing, require_space
+    from ..core.files import refuse_existing, refuse_no_file, require_space
     from ..merge.plan import HEADER_ALLOWANCE_BYTES
 
     out = (wanted.out or Path.cwd()).absolute()
     if wanted.out:
         refuse_existing(wanted.out)
+    if wanted.html:
+        refuse_no_file(wanted.html)
     if fold_plan is None:
         if inputs.store and not (wanted.out or wanted.dry_run):
             inputs.store.require_writable()

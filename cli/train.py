@@ -53,10 +53,12 @@ def train_command(
         )
 
     def show() -> None:
+        from ..core.files import refuse_no_folder
         from ..stages.plan import plan_curriculum
         from ..stages.run_folder import unfinished
 
         plan = plan_curriculum(loaded, store, numbers, only_show=True)
+        refuse_no_folder(runs)
         begun = unfinished(plan, store, runs)
         if as_json:
             places = {"run_folder": str(runs / loaded.curriculum), "registry": str(store.root)}

@@ -30,7 +30,7 @@ NO_PATH = {
     errno.ELOOP: "a path runs in a circle of links",
     errno.ENOTDIR: "a file stands in a path where a folder is needed",
     errno.EISDIR: "a folder stands where a file is needed",
-    errno.EEXIST: "a file stands where a folder is needed",
+    errno.EEXIST: "a file, or a link to nowhere, stands where a folder is needed",
 }
 """Numbers of errors that say a path itself cannot be meant -> what each says."""
 
@@ -119,20 +119,58 @@ def refuse_existing(out: Path, *, replace: bool = False) -> None:
             where=out,
             next_step="choose another folder, or remove this one",
         )
-    if len(os.fsencode(out.name)) + BESIDE_BYTES > NAME_MAX:
-        raise no_path(out, errno.ENAMETOOLONG)
-    for parent in out.absolute().parents:
+    refuse_no_folder(out.absolute().parent)
+    _refuse_long_name(out)
+
+
+def refuse_no_folder(path: Path) -> None:
+    """Refuse a path in whose place no folder is or can be made, before work is spent on it.
+
+    Raises:
+        ConfigError: It is no folder, or runs through what is none, in a circle of links, or is too long.
+    """
+    for place in (path, *path.absolute().parents):
         try:
-            if not stat.S_ISDIR(os.stat(parent).st_mode):
-                raise no_path(parent, errno.ENOTDIR)
+            if stat.S_ISDIR(os.stat(place).st_mode):
+                return
         except FileNotFoundError:
-            if os.path.islink(parent):  # to nowhere
-                raise no_path(parent, errno.EEXIST) from None
+            if os.path.islink(place):  # to nowhere
+                raise no_path(place, errno.EEXIST) from None
             continue
         except OSError as error:
             if error.errno in NO_PATH:
-                raise no_path(parent, error.errno) from error
-        return
+                raise no_path(place, error.errno) from error
+            return
+        raise no_path(place, errno.ENOTDIR)
+
+
+def refuse_no_file(path: Path) -> None:
+    """Refuse a path in whose place no file is or can be written, before work is spent on it.
+
+    A rename would put a plain file in the place of a device or a pipe, for everybody.
+
+    Raises:
+        ConfigError: It is something else than a file; it runs through what is no folder, or is too long.
+    """
+    try:
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            raise no_path(path, errno.EISDIR)
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise ConfigError(
+                "a pipe or device stands where a file is to be written", where=path, next_step="name another path"
+            )
+    except FileNotFoundError:
+        refuse_no_folder(path.absolute().parent)
+    except OSError as error:
+        if error.errno in NO_PATH:
+            raise no_path(path, error.errno) from error
+    _refuse_long_name(path)
+
+
+def _refuse_long_name(path: Path) -> None:
+    if len(os.fsencode(path.name)) + BESIDE_BYTES > NAME_MAX:
+        raise no_path(path, errno.ENAMETOOLONG)
 
 
 def read_capped(path: Path, max_bytes: int) -> bytes:
@@ -164,7 +202,13 @@ def is_beside(name: str, kinds: str, target: str = r".+") -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` atomically; the folder is made if missing."""
+    """Replace `path` by `data` atomically; the folder is made if missing.
+
+    Raises:
+        ConfigError: Something else than a file stands there, or no file can.
+        DiskFullError: No room; what was there is there still.
+    """
+    refuse_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path.parent, len(data)):
         temporary = beside(path, "part")

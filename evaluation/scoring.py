@@ -13,7 +13,8 @@ from ..adapters.base import ensure_twin, twin_path
 from ..core.config import EvalConfig
 from ..core.console import warn
 from ..core.errors import ConfigError
-from ..core.files import sweep_staged
+from ..core.files import refuse_no_folder, sweep_staged
+from ..core.links import refuse_link
 from ..registry.gc import lease
 from ..serving.options import vllm_version
 from ..serving.variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
@@ -77,6 +78,10 @@ def score_variants(
     check_temperature(config.temperature)
     check_engine(config)
     chosen = list(dict.fromkeys(variants))
+    place = runs / chosen[0].curriculum / "eval"
+    refuse_no_folder(place)
+    for folder in (place.parent, place):
+        refuse_link(folder)
     plans = {name: plan_variant(store, variant) for name, variant in name_variants(chosen).items()}
     base, quantisation = base_of(store, chosen)
     check_fits(base, list(plans.values()))
@@ -88,7 +93,7 @@ def score_variants(
         twin = ensure_twin(base, quantisation, store.cache)
         with closing(load_engine(config, twin, adapters, asked.stop)) as engine:
             evaluation = evaluate(problems, engine, list(adapters), asked)
-    folder = write_evaluation(evaluation, _fresh(runs / chosen[0].curriculum / "eval"))
+    folder = write_evaluation(evaluation, _fresh(place))
     if not config.temperature:
         attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, data)
     return evaluation, folder

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
-from ..core.files import NO_PATH, NOT_ALLOWED, disk_errors, no_path, not_allowed
+from ..core.files import NOT_ALLOWED, disk_errors, not_allowed, refuse_no_folder
 from ..core.links import is_folder, open_own, refuse_link, refuse_links_in
 from ..core.locks import locked, take_lock
 from . import ledger, objects
@@ -56,7 +55,7 @@ def find_store(path: Path | None = None, *, create: bool = False, dry_run: bool 
     """
     named = path or (Path(value) if (value := os.environ.get("PLYFOLD_REGISTRY")) else None)
     if named:
-        _require_folder(named.expanduser())
+        refuse_no_folder(named.expanduser())
     candidates = [named] if named else [folder / FOLDER for folder in (Path.cwd(), *Path.cwd().parents)]
     for candidate in candidates:
         try:
@@ -116,7 +115,7 @@ class Store(Refs):
 
         In `tmp` and among the objects no more is looked at: what lies there is verified or removed without following.
         """
-        _require_folder(self.root)
+        refuse_no_folder(self.root)
         for folder in (self.objects.parent, *self._folders):
             if not is_folder(folder) and os.path.lexists(folder):
                 refuse_link(folder)
@@ -314,24 +313,3 @@ class Store(Refs):
             if error.errno in NOT_ALLOWED and Path(str(error.filename)).is_relative_to(self.root):
                 raise not_allowed(Path(str(error.filename)), "the registry cannot be written by this user") from error
             raise
-
-
-def _require_folder(root: Path) -> None:
-    """Refuse a path in whose place no registry can be.
-
-    Raises:
-        ConfigError: It, or what it runs through, is a file; a circle of links; or too long.
-    """
-    try:
-        if stat.S_ISDIR(root.stat().st_mode):
-            return
-    except OSError as error:
-        if error.errno in NO_PATH:
-            raise no_path(root, error.errno) from error
-        return
-    raise ConfigError(
-        "the registry is no folder",
-        where=root,
-        found="a file",
-        next_step="name a folder: --registry or PLYFOLD_REGISTRY",
-    )

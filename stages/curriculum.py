@@ -15,6 +15,7 @@ from ..core.config import CurriculumConfig, config_dict
 from ..core.console import say, warn
 from ..core.digest import short
 from ..core.errors import IntegrityError, NotFoundError
+from ..core.files import refuse_no_folder
 from ..registry.record import BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store import Entry, Store
 from ..serving.variants import Variant, materialise
@@ -89,6 +90,7 @@ def train(
     processes = join()
 
     def begin() -> CurriculumPlan:
+        refuse_no_folder(runs_dir)
         plan = plan_curriculum(config, store, stages)
         store.remember_base(plan.base.repo, plan.base.revision, plan.base.path)
         return plan
