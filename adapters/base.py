@@ -15,13 +15,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.config import BaseConfig
 from ..core.digest import CHUNK_BYTES, digest_json, sha256_file, short
-from ..core.errors import ConfigError, FailedError, IntegrityError, NotFoundError
+from ..core.errors import ConfigError, FailedError, IncompatibleError, IntegrityError, NotFoundError
 from ..core.files import require_space, staged_folder, sweep_staged, write_json
 from ..core.locks import lock_of, locked
 from ..core.strict_json import read_json, read_object
@@ -41,6 +42,13 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """Files that decide how text becomes tokens."""
+ACCOMPANYING = (
+    *TOKENIZER_FILES, "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model.v*", "tekken.json",
+    "*.tiktoken", "added_tokens.txt", "generation_config.json", "chat_template*.jinja", "preprocessor_config.json",
+    "processor_config.json", "image_processor_config.json", "video_preprocessor_config.json",
+    "additional_chat_templates", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+"""What belongs to a checkpoint beside its config and weights; a folder may hold an adapter, a run's state and more."""
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 32_000_000
 """Longest index accepted; that of a trillion parameters in 140,000 tensors is some 16 MB."""
@@ -128,6 +136,7 @@ def resolve_base(config: BaseConfig, *, local_only: bool = False) -> BaseRef:
     if not path.is_dir():
         raise NotFoundError("no such base folder", where=path, next_step="set base.path to a folder, or to null")
     refuse_quantised(path, config.repo)
+    refuse_adapter_beside(path)
     revision = content_revision(path) if config.revision == "auto" else config.revision
     return BaseRef(repo=config.repo, revision=revision, path=path.resolve())
 
@@ -169,6 +178,66 @@ def tokenizer_digest(path: Path) -> str | None:
 def content_files(path: Path) -> set[Path]:
     """The files in a base folder that `CONTENT_PATTERNS` name."""
     return {file for pattern in CONTENT_PATTERNS for file in path.glob(pattern) if file.is_file()}
+
+
+def accompanying(path: Path) -> tuple[list[Path], list[str]]:
+    """What of a base folder belongs to a checkpoint made from it, and the names of what does not.
+
+    Python files belong where a config says that the model's or the tokenizer's code is in them. The config, the
+    weights and hidden files are in neither list.
+    """
+    patterns = [*ACCOMPANYING, "*.py"] if _has_code(path) else ACCOMPANYING
+    known = {"config.json", INDEX_NAME, *(file.name for file in _weight_files(path))}
+    belonging, left_out = [], []
+    for file in sorted(path.iterdir()):
+        if file.name in known or file.name.startswith((".", "__")):
+            continue
+        if any(fnmatchcase(file.name, pattern) for pattern in patterns) and _plain(file):
+            belonging.append(file)
+        else:
+            left_out.append(file.name + "/" * file.is_dir())
+    return belonging, left_out
+
+
+def _plain(file: Path) -> bool:
+    """Whether it is what its name says: a file, or a folder of chat templates alone."""
+    if not file.is_dir():
+        return file.is_file()
+    return file.name == "additional_chat_templates" and all(
+        each.is_file() and each.suffix == ".jinja" for each in file.iterdir()
+    )
+
+
+def _has_code(path: Path) -> bool:
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+        try:
+            if model_config(path, name).get("auto_map"):
+                return True
+        except (NotFoundError, IntegrityError):
+            continue
+    return False
+
+
+def _weight_files(path: Path) -> list[Path]:
+    try:
+        return check_weights(path)
+    except (NotFoundError, IntegrityError):
+        return []
+
+
+def refuse_adapter_beside(path: Path) -> None:
+    """Refuse a base folder with an adapter in it: transformers would load that adapter, on the base it names.
+
+    Raises:
+        IncompatibleError: There is an `adapter_config.json`.
+    """
+    if (path / "adapter_config.json").exists():
+        raise IncompatibleError(
+            "an adapter lies in the base folder, and transformers would load it with the base",
+            where=path / "adapter_config.json",
+            expected="a base alone",
+            next_step="move adapter_config.json and adapter_model.safetensors to a folder of their own",
+        )
 
 
 def check_weights(path: Path) -> list[Path]:
@@ -283,6 +352,7 @@ def load_nf4(ref: BaseRef, quantisation: Quantisation, device: str | None = None
     """
     import torch
 
+    refuse_adapter_beside(ref.path)
     with quiet_loading():
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -354,6 +424,7 @@ def twin_path(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
 
 def load_twin(path: Path, device: str | None = None) -> PreTrainedModel:
     """Load a twin, or any plain checkpoint, in the dtype it was saved in, for inference."""
+    refuse_adapter_beside(path)
     with quiet_loading():
         from transformers import AutoModelForCausalLM
 
@@ -424,8 +495,8 @@ def _make_twin(ref: BaseRef, quantisation: Quantisation, folder: Path) -> None:
         torch.cuda.empty_cache()  # an engine that starts next finds the memory free
     # Bytes, not what transformers makes of them: it validates, rewrites and adds.
     (folder / "generation_config.json").unlink(missing_ok=True)
-    for file in content_files(ref.path):
-        if file.name not in ("config.json", INDEX_NAME) and file.suffix != ".safetensors":
+    for file in accompanying(ref.path)[0]:
+        if file.is_file():
             shutil.copyfile(file, folder / file.name)
 
 

@@ -6,7 +6,6 @@ and B (O, R), so that dW = scale * B @ A. Whatever gives an adapter another mean
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,16 @@ from typing import Any
 from ..core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
 from ..core.strict_json import read_object
 from .header import Header, read_header, reading, shown
+from .names import KEY_PREFIX, Copy, canonical, read_names
 from .scaling import Scaling, bad_config
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
-KEY_PREFIX = "base_model.model."
-A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' name of each dtype a factor may have -> torch's name."""
 MAX_CONFIG_BYTES = 8_000_000
 """Longest config accepted: some 30,000 modules, each with its name in full in three fields."""
-MODULE_NAME = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_-]+){0,32}")
 NEUTRAL_INITS = {"gaussian", "eva", "orthogonal", "mica"}
 """Initialisations that leave the base weights as they are; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them."""
 
@@ -72,6 +69,8 @@ class ModuleSpec:
     """I, columns of A."""
     out_features: int
     """O, rows of B."""
+    keys: tuple[str, str]
+    """The keys of A and B in the file, however they are spelt there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +86,22 @@ class AdapterSpec:
     dtype: str
     """`float32`, `bfloat16`, …, or `mixed`."""
     modules: dict[str, ModuleSpec]
-    """By name, sorted."""
+    """By canonical name, sorted."""
     header: Header
     """The weights file's checked header."""
+    copies: dict[str, Copy]
+    """Weights of the base that stand whole in the file, by key."""
+    marks: tuple[str, ...]
+    """What was taken out of the file's keys; empty where they are as PEFT writes them."""
 
 
-def read_spec(folder: Path) -> AdapterSpec:
+def read_spec(folder: Path, *, base_follows: bool = False) -> AdapterSpec:
     """Read what an adapter folder says it is, from its config and header only.
+
+    Args:
+        folder: PEFT LoRA folder.
+        base_follows: Whether the caller compares the copies of base weights in it with the base (`placement`);
+            without that, those that may have been trained are refused.
 
     Returns:
         The adapter with r and scale of every module as PEFT would set them.
@@ -107,7 +115,41 @@ def read_spec(folder: Path) -> AdapterSpec:
     Source: PEFT 0.21 `LoraModel._create_and_replace`, `get_pattern_key`; tests compare with its live layers.
     """
     with reading(folder):
-        return _read_spec(folder)
+        spec = _read_spec(folder)
+    if not base_follows:
+        refuse_whole_weights(spec)
+    return spec
+
+
+def refuse_whole_weights(spec: AdapterSpec) -> None:
+    """Refuse weights of the base that stand whole in the file and may have been trained there.
+
+    Raises:
+        UnsupportedAdapterError: There is one.
+    """
+    for key, copy in spec.copies.items():
+        if not copy.frozen:
+            raise UnsupportedAdapterError(
+                "a whole weight beside the LoRA may have been trained, which is more than B @ A",
+                where=f"{spec.header.path} {shown(key)}",
+                found=f"a whole {copy.tensor}",
+                next_step="merge it with --base DIR, which passes it over where it equals the base's",
+            )
+
+
+def refuse_other_keys(spec: AdapterSpec) -> None:
+    """Refuse a file that PEFT and vLLM would load in part or not at all, without a word.
+
+    Raises:
+        UnsupportedAdapterError: Its keys are not as PEFT writes them.
+    """
+    if spec.marks:
+        raise UnsupportedAdapterError(
+            "the adapter's keys are not as PEFT writes them; PEFT and vLLM would ignore those",
+            where=spec.header.path,
+            found=", ".join(spec.marks),
+            next_step=f"plyfold merge {spec.path} -o OUT writes the same adapter with PEFT's keys",
+        )
 
 
 def _read_spec(folder: Path) -> AdapterSpec:
@@ -119,12 +161,12 @@ def _read_spec(folder: Path) -> AdapterSpec:
     header = read_header(weights)
     scaling = Scaling(config, folder / CONFIG_NAME)
     targets = _targets(config, folder / CONFIG_NAME)
-    pairs = _pair(header)
+    names = read_names(weights, header.tensors)
     modules: dict[str, ModuleSpec] = {}
-    for name in sorted(pairs):
-        modules[name] = _module(name, header, scaling)
+    for name, keys in names.modules.items():
+        modules[name] = _module(name, keys, header, scaling)
         _check_targeted(name, targets, folder / CONFIG_NAME)
-    dtypes = {entry.dtype for entry in header.tensors.values()}
+    dtypes = {header.tensors[key].dtype for module in modules.values() for key in module.keys}
     return AdapterSpec(
         path=folder,
         config=config,
@@ -133,6 +175,8 @@ def _read_spec(folder: Path) -> AdapterSpec:
         dtype=DTYPES[dtypes.pop()] if len(dtypes) == 1 else "mixed",
         modules=modules,
         header=header,
+        copies=names.copies,
+        marks=names.marks,
     )
 
 
@@ -219,55 +263,34 @@ def _refuse_features(config: Mapping[str, Any], where: Path) -> None:
         )
 
 
-def _pair(header: Header) -> set[str]:
-    """Names of the modules in a header, every tensor being one half of an A, B pair."""
-    halves: dict[str, set[str]] = {}
-    for key, entry in header.tensors.items():
-        suffix = next((suffix for suffix in (A_SUFFIX, B_SUFFIX) if key.endswith(suffix)), None)
-        if not key.startswith(KEY_PREFIX) or suffix is None:
-            raise _foreign_tensor(header.path, key)
-        name = key[len(KEY_PREFIX) : -len(suffix)]
-        if not MODULE_NAME.fullmatch(name) or len(name) > 512:
-            raise IntegrityError("not a module name", where=header.path, found=shown(name))
+def _module(name: str, keys: tuple[str, str], header: Header, scaling: Scaling) -> ModuleSpec:
+    entries = [header.tensors[key] for key in keys]
+    for key, entry in zip(keys, entries, strict=True):
         if entry.dtype not in DTYPES:
             raise IntegrityError(
                 "wrong dtype", where=f"{header.path} {key}", found=entry.dtype, expected=", ".join(DTYPES)
             )
-        halves.setdefault(name, set()).add(suffix)
-    unpaired = sorted(name for name, found in halves.items() if len(found) != 2)
-    if unpaired:
-        raise IntegrityError(
-            "a module has only one of lora_A and lora_B",
-            where=header.path,
-            found=f"{unpaired[0]} ({len(unpaired)} in all)",
-        )
-    if not halves:
-        raise IntegrityError("the adapter holds no tensor", where=header.path)
-    return set(halves)
-
-
-def _foreign_tensor(path: Path, key: str) -> IntegrityError | UnsupportedAdapterError:
-    for part, what in (
-        ("lora_magnitude_vector", "DoRA is not supported"),
-        ("lora_embedding_", "LoRA on an embedding is not supported"),
-        (".lora_B.bias", "a bias inside LoRA is not supported"),
-        ("modules_to_save", "whole trained modules are not supported"),
-        ("token_adapter", "trained tokens are not supported"),
-    ):
-        if part in key:
-            return UnsupportedAdapterError(what, where=path, found=shown(key))
-    expected = f"{KEY_PREFIX}<module>{A_SUFFIX} or {B_SUFFIX}"
-    return IntegrityError("a tensor is no LoRA factor", where=path, found=shown(key), expected=expected)
-
-
-def _module(name: str, header: Header, scaling: Scaling) -> ModuleSpec:
-    a = header.tensors[f"{KEY_PREFIX}{name}{A_SUFFIX}"].shape
-    b = header.tensors[f"{KEY_PREFIX}{name}{B_SUFFIX}"].shape
-    if len(a) != 2 or len(b) != 2:
+    a, b = (entry.shape for entry in entries)
+    if len(a) > 2 or len(b) > 2:
         raise UnsupportedAdapterError(
             "LoRA on a convolution is not supported", where=header.path, found=f"{name} {shown(a)}"
         )
+    if len(a) < 2 or len(b) < 2:
+        raise IntegrityError(
+            "a factor is no matrix: shards of a distributed run were saved without being gathered",
+            where=f"{header.path} {name}",
+            found=f"A {a}, B {b}",
+        )
     r, _, scale = scaling.of(name)
+    spelt = keys[0].removeprefix(KEY_PREFIX).rpartition(".lora_A.")[0]
+    if spelt != name and scaling.of(spelt) != scaling.of(name):
+        raise UnsupportedAdapterError(
+            "rank_pattern or alpha_pattern gives a module another rank or alpha under the name in the file",
+            where=f"{header.path} {shown(keys[0])}",
+            found=f"r, alpha, scale = {scaling.of(spelt)}",
+            expected=f"{scaling.of(name)}, as for {name}",
+            next_step="name the modules in the patterns as the unwrapped model does",
+        )
     if (a[0], b[1]) != (r, r) or not (a[1] and b[0]):
         raise IntegrityError(
             "factors do not have the rank their config says",
@@ -275,14 +298,14 @@ def _module(name: str, header: Header, scaling: Scaling) -> ModuleSpec:
             found=f"A {a}, B {b}",
             expected=f"A ({r}, I), B (O, {r})",
         )
-    return ModuleSpec(name=name, r=r, scale=scale, in_features=a[1], out_features=b[0])
+    return ModuleSpec(name=name, r=r, scale=scale, in_features=a[1], out_features=b[0], keys=keys)
 
 
 def _targets(config: Mapping[str, Any], where: Path) -> list[str] | None:
-    """The suffixes that a config targets; None where it has a pattern or nothing."""
+    """The suffixes that a config targets, in canonical form; None where it has a pattern or nothing."""
     targets = config.get("target_modules")
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        return targets
+        return [canonical(target) for target in targets]
     if targets is not None and not isinstance(targets, str):
         raise bad_config(where, "target_modules", targets, "a list of names, or a pattern")
     return None

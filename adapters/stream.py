@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..core.digest import PREFIX, canonical_json
 from ..core.files import disk_errors
-from .spec import A_SUFFIX, B_SUFFIX, DTYPES, KEY_PREFIX, WEIGHTS_NAME
+from .names import A_SUFFIX, B_SUFFIX, KEY_PREFIX
+from .spec import DTYPES, WEIGHTS_NAME
 from .tensors import Factors, adapter_config, check_targets, write_config
 
 STORED = {getattr(torch, name): stored for stored, name in DTYPES.items()}

@@ -19,8 +19,9 @@ from ..core.digest import PREFIX, canonical_json
 from ..core.errors import IncompatibleError, IntegrityError
 from ..core.files import disk_errors, write_json
 from .header import read_header, reading
+from .names import A_SUFFIX, B_SUFFIX, KEY_PREFIX, canonical
 from .scaling import Scaling
-from .spec import A_SUFFIX, B_SUFFIX, CONFIG_NAME, DTYPES, KEY_PREFIX, WEIGHTS_NAME, AdapterSpec, read_spec
+from .spec import CONFIG_NAME, DTYPES, WEIGHTS_NAME, AdapterSpec, read_spec
 
 SET_LIKE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """Config lists whose order has no meaning."""
@@ -60,8 +61,11 @@ def read_adapter(folder: Path) -> Adapter:
     """
     spec = read_spec(folder)
     tensors: dict[str, Tensor] = {}
+    wanted = {key for module in spec.modules.values() for key in module.keys}
     with reading(spec.header.path), spec.header.path.open("rb") as file:
         for key, entry in spec.header.tensors.items():
+            if key not in wanted:
+                continue  # a copy of a base weight, which is no part of the adapter
             dtype = getattr(torch, DTYPES[entry.dtype])
             # Copied rather than mapped: a file replaced under a map is a crash.
             tensor = torch.frombuffer(spec.header.read(file, key), dtype=dtype).reshape(entry.shape)
@@ -69,7 +73,7 @@ def read_adapter(folder: Path) -> Adapter:
                 raise IntegrityError("a tensor holds NaN or infinity", where=f"{spec.header.path} {key}")
             tensors[key] = tensor
     factors = {
-        name: Factors(tensors[f"{KEY_PREFIX}{name}{A_SUFFIX}"], tensors[f"{KEY_PREFIX}{name}{B_SUFFIX}"], module.scale)
+        name: Factors(tensors[module.keys[0]], tensors[module.keys[1]], module.scale)
         for name, module in spec.modules.items()
     }
     return Adapter(spec, factors)
@@ -150,10 +154,11 @@ def tensor_digest(folder: Path) -> str:
 
 
 def canonicalise(folder: Path, base_repo: str, base_revision: str | None) -> None:
-    """Rewrite a folder that PEFT saved: same adapter, canonical bytes, the base by its Hub id, no README.md.
+    """Rewrite a folder that PEFT saved: same adapter, canonical bytes and names, the base by its Hub id, no README.md.
 
-    Ranks and scales stay as they are. Patterns stay too, unless sorting them, as every JSON writer here and PEFT's own
-    does, would let another one match first: then they are written out by full module names.
+    Copies of base weights beside the factors are left out. Ranks and scales stay as they are. Patterns stay too, unless
+    sorting them, as every JSON writer here and PEFT's own does, would let another one match first: then they are
+    written out by full module names.
 
     Raises:
         NotFoundError, IntegrityError, UnsupportedAdapterError: As `read_adapter`.
@@ -166,6 +171,7 @@ def canonicalise(folder: Path, base_repo: str, base_revision: str | None) -> Non
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])
     config |= _orderless_patterns(adapter.spec)
+    config |= _plain_targets(adapter.spec)
     config |= {"base_model_name_or_path": base_repo, "revision": base_revision, "inference_mode": True}
     tensors = {}
     for name, module in adapter.factors.items():
@@ -175,6 +181,14 @@ def canonicalise(folder: Path, base_repo: str, base_revision: str | None) -> Non
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     write_json(folder / CONFIG_NAME, config)
     (folder / "README.md").unlink(missing_ok=True)
+
+
+def _plain_targets(spec: AdapterSpec) -> dict[str, Any]:
+    """Targets that name what the file's canonical names do; a pattern may have been one of the names as spelt."""
+    targets = spec.config.get("target_modules")
+    if isinstance(targets, list):
+        return {"target_modules": sorted({canonical(target) for target in targets})}
+    return {"target_modules": sorted(spec.modules)} if spec.marks else {}
 
 
 def _orderless_patterns(spec: AdapterSpec) -> dict[str, Any]:

@@ -157,6 +157,13 @@ def plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
     for option, given in (("--base-view", wanted.base_view), ("--verify-logits", wanted.verify_logits)):
         if given and wanted.into != "model":
             raise ConfigError(f"{option} goes with --into model", found="--into adapter")
+    if wanted.base_view == "trained" and inputs.store is None:
+        raise ConfigError(
+            "how the base was quantised is not on record for plain folders",
+            where="--base-view",
+            found="trained",
+            next_step="leave --base-view out: the original base is used",
+        )
     for prompts in filter(None, (wanted.prompts, wanted.verify_logits)):
         read_prompts(prompts)  # refused now rather than after the work
     planned = plan_compose(
@@ -169,6 +176,7 @@ def plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
         seed=wanted.seed,
         numerics=wanted.numerics,
         base=_base(inputs, wanted),
+        find_base=lambda repo, revision: _base_near(inputs, wanted, repo, revision),
     )
     _check_prompts(planned, wanted)
     return planned
@@ -223,18 +231,30 @@ def plan_into_model(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> FoldPl
     return plan_fold(plan, base_of_fold(plan, inputs, wanted), dtype=wanted.dtype)
 
 
+def _base_near(inputs: Inputs, wanted: Wanted, repo: str, revision: str | None) -> Path | None:
+    """The base that adapters' names are checked against: where a fold goes, or what lies on this disk anyway."""
+    from ..adapters.base import check_weights, resolve_base
+    from ..core.config import BaseConfig
+    from ..core.errors import PlyfoldError
+
+    folder = _base_folder(wanted)
+    if folder or (wanted.into == "model" and inputs.store is None):
+        return folder or _fetched_base(repo, revision)
+    try:  # only what costs nothing: an adapter is composed without its base
+        folder = base_at_hand(inputs, wanted) or (Path(repo) if repo and Path(repo).is_dir() else None)
+        if folder is None:
+            return resolve_base(BaseConfig(repo=repo, revision=revision or "main"), local_only=True).path
+        check_weights(folder)
+        return folder
+    except PlyfoldError:
+        return None
+
+
 def base_of_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Path:
     """The weights a sum goes into, or that prompts run on: the twin for stages, the original base for folders."""
     if inputs.store is not None and wanted.base_view != "original":
         return _twin(inputs, wanted)
-    if wanted.base_view == "trained":
-        raise ConfigError(
-            "how the base was quantised is not on record for plain folders",
-            where="--base-view",
-            found="trained",
-            next_step="leave --base-view out: the original base is used",
-        )
-    return base_at_hand(inputs, wanted) or _fetched_base(plan)
+    return base_at_hand(inputs, wanted) or _fetched_base(plan.base_repo, plan.base_revision)
 
 
 def _twin(inputs: Inputs, wanted: Wanted) -> Path:
@@ -255,16 +275,16 @@ def _twin(inputs: Inputs, wanted: Wanted) -> Path:
     return twin if twin.is_dir() else ref.path
 
 
-def _fetched_base(plan: ComposePlan) -> Path:
+def _fetched_base(repo: str, revision: str | None) -> Path:
     """The base by the name the adapters have for it: a folder, the Hub cache or the Hub."""
     from ..adapters.base import resolve_base
     from ..core.config import BaseConfig
 
-    if not plan.base_repo:
+    if not repo:
         raise ConfigError("the adapters do not say which base they belong to", next_step="add --base DIR or REPO")
-    if Path(plan.base_repo).is_dir():
-        return Path(plan.base_repo)
-    return resolve_base(BaseConfig(repo=plan.base_repo, revision=plan.base_revision or "main")).path
+    if Path(repo).is_dir():
+        return Path(repo)
+    return resolve_base(BaseConfig(repo=repo, revision=revision or "main")).path
 
 
 def base_at_hand(inputs: Inputs, wanted: Wanted) -> Path | None:

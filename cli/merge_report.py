@@ -106,6 +106,8 @@ class Report:
         if self.fold_plan:
             dtype = self.fold_plan.dtype or "the base's dtype"
             show_field("fold", f"into {self.fold_plan.base.path}, {dtype}, {self.fold_plan.bytes_out / 1e9:,.2f} GB")
+            if self.fold_plan.left_out:
+                show_field("left out", f"{', '.join(self.fold_plan.left_out)}: no part of a checkpoint, not copied")
         if self.rounding is not None:
             show_field("rounding", f"{_rounding(self.rounding)}, estimated from a sample of rows")
 
@@ -223,7 +225,8 @@ class Report:
         specs = self.prepared.plan.specs
         if self.base_folder is None:
             return [None] * len(specs)
-        from ..merge.checkpoint import open_checkpoint, weight_norms
+        from ..adapters.checkpoint import open_checkpoint
+        from ..merge.checkpoint import weight_norms
 
         norms = weight_norms(open_checkpoint(self.base_folder), self.prepared.plan.modules)
         found: list[float | None] = []

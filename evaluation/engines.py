@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..adapters.base import model_config
+from ..adapters.model_config import ModelConfig
 from ..core.errors import ConfigError, IntegrityError
 
 BASE = "base"
@@ -69,7 +70,8 @@ def end_token_ids(twin: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         if not (twin / name).is_file():
             continue
-        ids = model_config(twin, name).get("eos_token_id")
+        values = ModelConfig.read(twin) if name == "config.json" else model_config(twin, name)
+        ids = values.get("eos_token_id")
         each = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(token) is int and token >= 0 for token in each):
             raise IntegrityError(

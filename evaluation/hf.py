@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..adapters.base import load_tokenizer, load_twin
-from ..adapters.spec import read_spec
+from ..adapters.spec import read_spec, refuse_other_keys
 from ..core.console import progress
 from ..core.errors import ConfigError, NotFoundError
 from .engines import BASE, PROBE_TOKENS, Generation, check_temperature, describe_decoding, end_token_ids
@@ -62,11 +62,11 @@ class HfEngine:
         self._temperature, self._seed = check_temperature(temperature), seed
         paths = {name: path for name, path in adapters.items() if path is not None}
         for path in paths.values():
-            read_spec(path)
+            refuse_other_keys(read_spec(path))
         self._max_new_tokens, self._batch_size, self._stop = max_new_tokens, batch_size, tuple(stop)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(twin)
         model = load_twin(twin, device)
-        self._window: int = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        self._window: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         self._dtype = str(model.dtype).removeprefix("torch.")
         self._set_decoding(model, twin)
         self._names = {name: f"variant{index}" for index, name in enumerate(paths)}  # PEFT's own must hold no dots

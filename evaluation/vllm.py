@@ -14,8 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..adapters.base import load_tokenizer, model_config
-from ..adapters.spec import read_spec
+from ..adapters.base import check_weights, load_tokenizer
+from ..adapters.header import read_header
+from ..adapters.model_config import ModelConfig
+from ..adapters.spec import DTYPES, read_spec, refuse_other_keys
 from ..core.console import Task, progress, verbosity
 from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError, first_line
 from ..serving.options import EngineOptions, engine_options, vllm_version
@@ -63,7 +65,10 @@ class VllmEngine:
             raise ConfigError("max_new_tokens is at least 1", where="eval", found=max_new_tokens)
         self._version = vllm_version()
         paths = {name: path for name, path in adapters.items() if path is not None}
-        modules = {name: read_spec(path).modules.values() for name, path in paths.items()}
+        specs = {name: read_spec(path) for name, path in paths.items()}
+        for spec in specs.values():
+            refuse_other_keys(spec)
+        modules = {name: spec.modules.values() for name, spec in specs.items()}
         check_sizes(
             twin,
             {
@@ -284,9 +289,11 @@ def _environment(options: EngineOptions) -> Iterator[None]:
 
 
 def model_dtype(twin: Path) -> str:
-    """Dtype a model folder says it was saved in."""
-    config = model_config(twin)
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    """Dtype a model folder says it was saved in; that of its weights where it does not say."""
+    if said := ModelConfig.read(twin).dtype:
+        return said
+    entries = (entry for file in check_weights(twin) for entry in read_header(file).tensors.values())
+    return next((DTYPES[entry.dtype] for entry in entries if entry.dtype in DTYPES), "float32")
 
 
 def _generation(output: RequestOutput) -> Generation:

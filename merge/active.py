@@ -44,7 +44,7 @@ def batched(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, model: PreTrai
     Raises:
         ConfigError: A prompt without tokens, or longer than the model's context.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     rows = []
     for text in prompts.texts:
         ids = tokenizer(text)["input_ids"]

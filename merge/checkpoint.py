@@ -1,6 +1,4 @@
-"""Checkpoint folders: what lies where, by their headers, and any part of it read on demand.
-
-Only headers are held in memory.
+"""A base while it is folded into: which one it is, and any part of its weights read on demand.
 
 Shapes: O rows, I columns of a weight.
 """
@@ -11,98 +9,25 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..adapters.base import MAX_INDEX_BYTES, TWIN_NAME, content_revision, folder_identity, model_config
-from ..adapters.header import Header, TensorEntry, read_header
+from ..adapters.base import accompanying, content_revision, folder_identity
+from ..adapters.checkpoint import Checkpoint, stamp
+from ..adapters.header import TensorEntry
 from ..adapters.hub import is_local
-from ..core.errors import IntegrityError, NotFoundError
-from ..core.strict_json import read_object
+from ..adapters.placement import Placement
+from ..core.errors import IncompatibleError, IntegrityError
 
-CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """safetensors' names of the dtypes a weight may be summed in."""
 SAMPLED_RUNS, RUN_ROWS = 8, 4
 """How a weight is sampled: runs of rows, each from its own stretch of the weight."""
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5"}
-OWN_FILES = {CONFIG_FILE, "README.md", "lineage.json", "composition.json", TWIN_NAME}
-"""Files that speak of the base alone, or that the result has its own of."""
-
-
-class Stamp(NamedTuple):
-    """What changes when a file is written to or replaced."""
-
-    inode: int
-    num_bytes: int
-    mtime_ns: int
-
-
-def stamp(status: os.stat_result) -> Stamp:
-    """The stamp of a file."""
-    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A model folder whose headers have been read."""
-
-    path: Path
-    config: dict[str, Any]
-    shards: dict[str, Header]
-    """By file name, in order."""
-    index: dict[str, Any] | None
-    """`model.safetensors.index.json`; None for a single file."""
-    stamps: dict[str, Stamp]
-    """By file name, taken before its header was read."""
-
-    def find(self, name: str) -> tuple[str, TensorEntry] | None:
-        """File and place of a tensor."""
-        for file, header in self.shards.items():
-            if name in header.tensors:
-                return file, header.tensors[name]
-        return None
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all tensors."""
-        return sum(entry.stop - entry.start for header in self.shards.values() for entry in header.tensors.values())
-
-
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read a model folder's config and headers.
-
-    Raises:
-        NotFoundError: No folder, config or weights, or a file of the index is missing.
-        IntegrityError: Pickled weights, an unsound header, or an index that does not fit its files.
-    """
-    if not folder.is_dir():
-        raise NotFoundError("no such base folder", where=folder)
-    config = model_config(folder)
-    if (folder / SINGLE_FILE).is_file():
-        stamps = _stamps(folder, [SINGLE_FILE])
-        shards = {SINGLE_FILE: read_header(folder / SINGLE_FILE)}
-        return Checkpoint(path=folder, config=config, shards=shards, index=None, stamps=stamps)
-    if (folder / INDEX_FILE).is_file():
-        index = _read_json(folder / INDEX_FILE)
-        files = _files(folder, index)
-        stamps = _stamps(folder, files)
-        return Checkpoint(path=folder, config=config, shards=_shards(folder, index, files), index=index, stamps=stamps)
-    pickles = sorted(folder.glob("pytorch_model*.bin"))
-    if pickles:
-        raise IntegrityError(
-            "the base is pickled; loading a pickle can run any code", where=pickles[0], expected=SINGLE_FILE
-        )
-    raise NotFoundError("no weights in the base folder", where=folder, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
 
 
 def other_identity(checkpoint: Checkpoint, repo: str, revision: str | None) -> str:
@@ -124,40 +49,6 @@ def other_identity(checkpoint: Checkpoint, repo: str, revision: str | None) -> s
     if own_repo != repo or (other_revision and content_revision(checkpoint.path) != revision):
         return f"{own_repo}@{own_revision}"
     return ""
-
-
-def _stamps(folder: Path, files: Iterable[str]) -> dict[str, Stamp]:
-    """Missing files are left to whoever reads their headers."""
-    return {file: stamp(os.stat(folder / file)) for file in files if (folder / file).is_file()}
-
-
-def _files(folder: Path, index: Mapping[str, Any]) -> list[str]:
-    """The weight files an index names, and no others that may lie about."""
-    where = folder / INDEX_FILE
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise IntegrityError("the index maps no tensors", where=where)
-    for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise IntegrityError("the index names a file outside its folder", where=where, found=str(file)[:200])
-    return sorted(set(weight_map.values()))
-
-
-def _shards(folder: Path, index: Mapping[str, Any], files: Iterable[str]) -> dict[str, Header]:
-    shards = {file: read_header(folder / file) for file in files}
-    for name, file in index["weight_map"].items():
-        if name not in shards[file].tensors:
-            raise IntegrityError("a tensor is not in the file its index names", where=folder / file, found=name)
-    names = [name for header in shards.values() for name in header.tensors]
-    if len(names) != len(set(names)):
-        raise IntegrityError("a tensor stands in two files of the checkpoint", where=folder / INDEX_FILE)
-    return shards
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise NotFoundError(f"no {path.name} in the base folder", where=path.parent)
-    return read_object(path, path.name, max_bytes=MAX_INDEX_BYTES)
 
 
 class BaseReader:
@@ -245,12 +136,15 @@ def weight_norms(checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, fl
     length, from a hundredth of the reading.
     """
     norms = {}
+    placement = Placement(checkpoint)
     with BaseReader(checkpoint) as base:
         for name in modules:
-            found = checkpoint.find(f"{name}.weight")
-            if found is None or found[1].dtype not in FLOATS or len(found[1].shape) != 2:
+            try:
+                _, _, file, entry, _ = placement.of(name)
+            except IncompatibleError:
                 continue
-            file, entry = found
+            if entry.dtype not in FLOATS or len(entry.shape) != 2:
+                continue
             runs = sample_rows(name, entry.shape[0])
             squares = [float(base.rows(file, entry, *run).double().square().sum()) for run in runs]
             norms[name] = math.sqrt(sum(squares) * entry.shape[0] / max(1, sum(count for _, count in runs)))
@@ -258,10 +152,10 @@ def weight_norms(checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, fl
 
 
 def copy_other_files(source: Path, target: Path) -> None:
-    """Copy tokenizer, templates, generation config and what else is no weight, as bytes."""
-    for path in sorted(source.iterdir()):
-        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json")
-        if path.is_file() and not weights and path.name not in OWN_FILES and not path.name.startswith("."):
-            shutil.copyfile(path, target / path.name)
-        elif path.is_dir() and path.name == "additional_chat_templates":
+    """Copy what belongs to a checkpoint beside its weights and its config, as bytes."""
+    belonging, _ = accompanying(source)
+    for path in belonging:
+        if path.is_dir():
             shutil.copytree(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)

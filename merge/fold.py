@@ -58,6 +58,8 @@ class FoldReport:
     tensors: dict[str, str]
     """Tensor -> XXH3 of its bytes."""
     checked: Checked
+    left_out: tuple[str, ...]
+    """Files of the base's folder that were not copied, being no part of a checkpoint."""
     warnings: tuple[str, ...]
 
     @property
@@ -92,6 +94,7 @@ class FoldReport:
             "rounding_rows_measured": min(module.measured_share for module in self.modules.values()),
             "worst_module": {"name": worst, "rounding_loss": worst_loss},
             "checked": self.checked.to_json(),
+            "left_out": list(self.left_out),
             "warnings": [*self.warnings, *self.loss_warnings],
         }
 
@@ -178,5 +181,6 @@ def _report(
         digest=digest_json(tensors),
         tensors=tensors,
         checked=checked,
+        left_out=plan.left_out,
         warnings=tuple(warnings),
     )

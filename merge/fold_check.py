@@ -105,7 +105,7 @@ def _count_consumed(plan: FoldPlan, used: Sequence[str]) -> int:
         raise FailedError(
             "an adapter's module was not added exactly once", where=wrong[0], found=counts[wrong[0]], expected=1
         )
-    return sum(len(spec.header.tensors) for spec in plan.compose.specs)
+    return sum(len(module.keys) for spec in plan.compose.specs for module in spec.modules.values())
 
 
 def _is_base(plan: FoldPlan, folds: Mapping[str, ModuleFold]) -> bool:

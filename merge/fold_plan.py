@@ -11,17 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..adapters.base import accompanying
+from ..adapters.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, open_checkpoint
 from ..adapters.header import TensorEntry
+from ..adapters.model_config import TEXT_CONFIG
+from ..adapters.placement import HEADS, Place, Placement
 from ..adapters.quantised import quant_method, refuse_packed
 from ..core.digest import digest_json, sha256_bytes
-from ..core.errors import BaseMismatchError, IncompatibleError, ShapeMismatchError
+from ..core.errors import BaseMismatchError, IncompatibleError
 from ..core.files import write_bytes, write_json
-from .checkpoint import CONFIG_FILE, FLOATS, INDEX_FILE, Checkpoint, open_checkpoint, other_identity
+from .checkpoint import FLOATS, other_identity
 from .direct import ALIGNMENT
 from .plan import ComposePlan, check_dtype
 
-LM_HEAD = "lm_head"
-EMBEDDING_SUFFIX = "embed_tokens.weight"
 STORED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 
@@ -65,6 +67,8 @@ class FoldPlan:
     """By output file name."""
     untied: bool
     """Whether an adapter on a tied lm_head makes the result carry its own lm_head.weight."""
+    left_out: tuple[str, ...]
+    """Files of the base's folder that are no part of a checkpoint, and not copied."""
     warnings: tuple[str, ...]
 
     @property
@@ -119,6 +123,7 @@ def plan_fold(compose: ComposePlan, base_dir: Path, *, dtype: str | None = None)
         ConfigError: Unknown dtype.
         NotFoundError, IntegrityError: As `open_checkpoint`.
         BaseMismatchError: A folder that says it is another base.
+        UnsupportedAdapterError: A base whose code stores its weights transposed.
         IncompatibleError: A quantised base, or a module that the base does not have.
         ShapeMismatchError: A module of another size.
     """
@@ -130,26 +135,19 @@ def plan_fold(compose: ComposePlan, base_dir: Path, *, dtype: str | None = None)
     warnings = _check_identity(base, compose)
     if base.config.get("quantization_config"):
         warnings.append("the base's config asks for quantisation of unquantised weights; the result's does not")
-    tied = bool(base.config.get("tie_word_embeddings"))
-    untied = tied and LM_HEAD in compose.modules
+    placement = Placement(base)
+    places = {name: placement.check(name, shape[:2]) for name, shape in compose.modules.items()}
+    heads = [name for name in places if name.rpartition(".")[2] in HEADS]
+    untied = any(places[name].tied for name in heads) or (bool(heads) and placement.config.tied is True)
     if untied:
         warnings.append("an adapter changes the tied lm_head: the result has its own lm_head.weight and is not tied")
-    sources = {name: _source(base, name, tied_head=untied and name == LM_HEAD) for name in compose.modules}
-    for name, (_, _, entry) in sources.items():
-        shape = compose.modules[name]
-        if entry.shape != shape[:2]:
-            raise ShapeMismatchError(
-                "a module has another size in the base",
-                where=f"{base.path} {name}.weight",
-                expected=f"(O, I) = {shape[:2]}, as the adapters have it",
-                found=tuple(entry.shape),
-            )
     return FoldPlan(
         compose=compose,
         base=base,
         dtype=dtype,
-        shards=_shards(base, sources, dtype),
+        shards=_shards(base, places, dtype),
         untied=untied,
+        left_out=tuple(accompanying(base.path)[1]),
         warnings=tuple(warnings),
     )
 
@@ -171,40 +169,28 @@ def _check_identity(base: Checkpoint, compose: ComposePlan) -> list[str]:
     )
 
 
-def _source(base: Checkpoint, module: str, *, tied_head: bool) -> tuple[str, str, TensorEntry]:
-    """(name in the result, file, place) of the weight a module's delta is added to."""
-    name = f"{module}.weight"
-    if tied_head:
-        names = [key for header in base.shards.values() for key in header.tensors if key.endswith(EMBEDDING_SUFFIX)]
-        found = base.find(names[0]) if len(names) == 1 else None
-    else:
-        found = base.find(name)
-    if found is None:
-        raise IncompatibleError(
-            "the adapters change a module that the base does not have",
-            where=base.path,
-            found=name,
-            next_step="fold into the base the adapters were trained on",
-        )
-    return name, *found
-
-
-def _shards(
-    base: Checkpoint, sources: dict[str, tuple[str, str, TensorEntry]], dtype: str | None
-) -> dict[str, tuple[OutTensor, ...]]:
-    modules = {name: module for module, (name, _, _) in sources.items()}
+def _shards(base: Checkpoint, places: dict[str, Place], dtype: str | None) -> dict[str, tuple[OutTensor, ...]]:
+    modules: dict[str, str] = {}
+    for module, place in places.items():
+        name = f"{place.module}.weight" if place.tied else place.tensor
+        other = modules.setdefault(name, module)
+        if other != module:
+            raise IncompatibleError(
+                "two modules of the adapters are one in the base",
+                where=f"{base.path} {name}",
+                found=f"{other} and {module}",
+                next_step="merge with --base DIR, so that they are read as one",
+            )
     shards: dict[str, list[OutTensor]] = {}
     for file, header in base.shards.items():
         shards[file] = []
         for name, entry in header.tensors.items():
             stored = STORED[dtype] if dtype and entry.dtype in FLOATS else entry.dtype
-            module = modules.pop(name, None)
-            source_file, source = (file, entry) if module is None else sources[module][1:]
-            shards[file].append(OutTensor(name, stored, source_file, source, module))
+            shards[file].append(OutTensor(name, stored, file, entry, modules.pop(name, None)))
     last = shards[list(shards)[-1]]
     for name, module in modules.items():  # an lm_head that was tied has no tensor of its own yet
-        _, source_file, source = sources[module]
-        last.append(OutTensor(name, STORED[dtype] if dtype else source.dtype, source_file, source, module))
+        place = places[module]
+        last.append(OutTensor(name, STORED[dtype] if dtype else place.entry.dtype, place.file, place.entry, module))
     return {file: tuple(tensors) for file, tensors in shards.items()}
 
 
@@ -240,6 +226,9 @@ def write_config(plan: FoldPlan, folder: Path) -> None:
     config.pop("quantization_config", None)
     if plan.untied:
         config["tie_word_embeddings"] = False
+        text = config.get(TEXT_CONFIG)
+        if isinstance(text, dict) and text.get("tie_word_embeddings"):
+            config[TEXT_CONFIG] = {**text, "tie_word_embeddings": False}
     if plan.dtype:
         name = str(FLOATS[STORED[plan.dtype]]).removeprefix("torch.")
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..adapters.base import load_tokenizer, load_twin
+from ..adapters.checkpoint import Checkpoint, open_checkpoint
+from ..adapters.model_config import ModelConfig
 from ..core.console import print_table
 from .active import Batch, active, batched, cast, fold_in_place, logits
 from .agreement import Agreement, LogitFile, Meter, rows
-from .checkpoint import Checkpoint, open_checkpoint
 from .parts import PartSet
 from .prompts import Prompts
 
@@ -328,8 +329,7 @@ def _wider(dtype: torch.dtype) -> torch.dtype:
 
 def _dtype(checkpoint: Checkpoint, default: torch.dtype) -> torch.dtype:
     """The dtype a checkpoint's config names, which it is loaded in."""
-    name = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
-    found = getattr(torch, name, default)
+    found = getattr(torch, ModelConfig(checkpoint.config).dtype or "", default)
     return found if isinstance(found, torch.dtype) else default
 
 

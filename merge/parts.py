@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from ..adapters.base import folder_identity
 from ..adapters.hub import hub_uri, is_local
+from ..adapters.names import core
+from ..adapters.placement import Placement, place, unplaced
 from ..adapters.quantised import unquantised_name
 from ..adapters.spec import AdapterSpec, read_spec
 from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, NotFoundError, ShapeMismatchError
@@ -100,18 +102,30 @@ class PartSet:
         return max(shape.rank for shape in self.modules.values())
 
 
-def check_parts(parts: Sequence[Part], *, base: BaseWord | None = None) -> PartSet:
+FindBase = Callable[[str, str | None], Path | None]
+"""The folder of a base by its name (Hub id, empty where nothing says it) and revision, where it is at hand."""
+
+
+def check_parts(
+    parts: Sequence[Part],
+    *,
+    base: BaseWord | None = None,
+    find_base: FindBase = lambda repo, revision: None,
+) -> PartSet:
     """Read every part's header and refuse what does not add up.
 
     Args:
         parts: At least one.
         base: The user's word on the base, over what the parts call theirs.
+        find_base: Where the base lies. With it, modules have the base's names and sizes, and copies of base weights in
+            a part are compared with it; without it, names are only compared with each other.
 
     Raises:
         ConfigError: No part, or a weight that is not finite.
-        IncompatibleError: The same adapter twice.
+        IncompatibleError: The same adapter twice, a module that the base does not have, or one that is spelt in two
+            ways while no base says so.
         BaseMismatchError: Parts of different bases or base revisions.
-        ShapeMismatchError: A module whose I or O differs between parts.
+        ShapeMismatchError: A module whose I or O differs between parts, or from the base's.
         NotFoundError, IntegrityError, UnsupportedAdapterError: As `adapters.spec.read_spec`.
     """
     if not parts:
@@ -120,8 +134,13 @@ def check_parts(parts: Sequence[Part], *, base: BaseWord | None = None) -> PartS
         if not math.isfinite(part.weight):
             raise ConfigError("a weight is not finite", where=part.name, found=part.weight)
     _refuse_duplicates(parts)
-    specs = tuple(read_spec(part.path) for part in parts)
+    specs = tuple(read_spec(part.path, base_follows=True) for part in parts)
     repo, revision, about_base = _common_base(parts, specs, base)
+    folder = find_base(repo, revision)
+    placement = Placement.open(folder) if folder else None
+    specs = tuple(place(spec, placement) if placement else unplaced(spec) for spec in specs)
+    if placement is None:
+        _refuse_two_spellings(parts, specs)
     return PartSet(
         parts=tuple(parts),
         specs=specs,
@@ -129,7 +148,12 @@ def check_parts(parts: Sequence[Part], *, base: BaseWord | None = None) -> PartS
         base_repo=repo,
         base_revision=revision,
         base_word=base,
-        warnings=(*_adding_nothing(parts, specs), *about_base, *_differing_targets(parts, specs)),
+        warnings=(
+            *_adding_nothing(parts, specs),
+            *about_base,
+            *_about_names(parts, specs, placement),
+            *_differing_targets(parts, specs),
+        ),
     )
 
 
@@ -144,6 +168,34 @@ def _adding_nothing(parts: Sequence[Part], specs: Sequence[AdapterSpec]) -> list
             found.append(f"{part.name} has lora_alpha 0: it costs rank and adds nothing")
         elif unscaled:
             found.append(f"{part.name} has alpha 0 for {len(unscaled)} of its {len(spec.modules)} modules")
+    return found
+
+
+def _refuse_two_spellings(parts: Sequence[Part], specs: Sequence[AdapterSpec]) -> None:
+    """Names of one module under two versions of a model's code never stand beside each other as two modules."""
+    seen: dict[str, tuple[str, Part]] = {}
+    for part, spec in zip(parts, specs, strict=True):
+        for name in spec.modules:
+            other, first = seen.setdefault(core(name), (name, part))
+            if other != name:
+                raise IncompatibleError(
+                    "two adapters spell what may be one module in two ways",
+                    where=f"{part.path} {name}",
+                    expected=f"{other} (of {first.name})",
+                    found=name,
+                    next_step="add --base DIR: the base says whether they are one",
+                )
+
+
+def _about_names(parts: Sequence[Part], specs: Sequence[AdapterSpec], base: Placement | None) -> list[str]:
+    found = []
+    for part, spec in zip(parts, specs, strict=True):
+        if spec.marks:
+            found.append(f"{part.name}: its keys are not as PEFT writes them; read without {', '.join(spec.marks)}")
+        if spec.copies:
+            names = ", ".join(sorted(copy.tensor for copy in spec.copies.values()))
+            compared = "equal to the base's" if base else "not compared, no base is at hand (--base DIR compares them)"
+            found.append(f"{part.name}: holds copies of base weights, which are passed over: {names}; {compared}")
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, IncompatibleError
-from .parts import BaseWord, Part, PartSet, check_parts
+from .parts import BaseWord, FindBase, Part, PartSet, check_parts
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ def plan_compose(
     seed: int | None = None,
     numerics: str = "sum",
     base: BaseWord | None = None,
+    find_base: FindBase = lambda repo, revision: None,
 ) -> ComposePlan:
     """Check parts and options, and say what composing them would make.
 
@@ -166,6 +167,7 @@ def plan_compose(
         seed: For methods that drop at random; null is 0.
         numerics: `sum`, or `peft` for results equal to PEFT's.
         base: The user's word on the base, over what the parts call theirs.
+        find_base: Where the base lies, as for `check_parts`.
 
     Raises:
         ConfigError: Unknown method or dtype; an option missing, out of range or not meant for the method.
@@ -177,7 +179,7 @@ def plan_compose(
         raise ConfigError("no such merge method", found=method, expected=", ".join(METHODS))
     check_dtype(dtype)
     _check_options(method, rank, max_error, density, seed, numerics)
-    chosen = check_parts(parts, base=base)
+    chosen = check_parts(parts, base=base, find_base=find_base)
     warnings = list(chosen.warnings)
     kept = chosen.exact_rank if rank is None else min(rank, chosen.exact_rank)
     if rank is not None and rank > chosen.exact_rank:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.header import file_stamp, reading
-from ..adapters.spec import A_SUFFIX, B_SUFFIX, DTYPES, KEY_PREFIX
+from ..adapters.spec import DTYPES
 from ..adapters.tensors import Factors
 from ..core.errors import IntegrityError
 from .parts import PartSet
@@ -77,8 +77,7 @@ class PartReader:
             if name in spec.modules:
                 path = spec.header.path
                 with reading(path), path.open("rb", buffering=0) as file:
-                    A_RI = self._tensor(index, file, f"{KEY_PREFIX}{name}{A_SUFFIX}")
-                    B_OR = self._tensor(index, file, f"{KEY_PREFIX}{name}{B_SUFFIX}")
+                    A_RI, B_OR = (self._tensor(index, file, key) for key in spec.modules[name].keys)
                     present[index] = Factors(A_RI, B_OR, spec.modules[name].scale)
                     if file_stamp(os.fstat(file.fileno())) != spec.header.stamp:
                         raise IntegrityError("an adapter changed while it was merged", where=path)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters.base import config_count, model_config
+from ..adapters.model_config import ModelConfig
 from ..core.errors import ConfigError, IncompatibleError, NotFoundError
 from ..merge.plan import VLLM_RANKS, vllm_bucket
 from .access import KEY_REQUIRED, key_variable
@@ -120,9 +120,9 @@ def engine_options(
         IntegrityError: That config is malformed.
     """
     on_cpu = runs_on_cpu() if cpu is None else cpu
-    config = model_config(model)
-    head_dim, kv_bytes = _attention(config, model, dtype)
-    longest = config_count(config, "max_position_embeddings", CPU_MAX_MODEL_LEN, model)
+    config = ModelConfig.read(model)
+    head_dim, kv_bytes = _attention(config, dtype)
+    longest = config.count("max_position_embeddings", CPU_MAX_MODEL_LEN)
     if max_model_len is not None and not 0 < max_model_len <= longest:
         raise ConfigError(
             "the context does not fit the base", found=max_model_len, expected=f"1 to {longest} tokens", where=model
@@ -194,16 +194,12 @@ def runs_on_cpu() -> bool:
     return "cpu" in vllm_version()
 
 
-def _attention(config: dict[str, Any], model: Path, dtype: str) -> tuple[int, int]:
+def _attention(config: ModelConfig, dtype: str) -> tuple[int, int]:
     """Head size, and bytes one token takes in the key-value cache: 2 * layers * kv_heads * head_dim * bytes."""
-
-    def count(field: str, default: int) -> int:
-        return config_count(config, field, default, model)
-
-    heads = max(1, count("num_attention_heads", 1))
-    head_dim = count("head_dim", 0) or count("hidden_size", 0) // heads
-    kv_heads = count("num_key_value_heads", 0) or heads
-    return head_dim, 2 * count("num_hidden_layers", 0) * kv_heads * head_dim * ELEMENT_BYTES.get(dtype, 4)
+    heads = max(1, config.count("num_attention_heads", 1))
+    head_dim = config.count("head_dim", 0) or config.count("hidden_size", 0) // heads
+    kv_heads = config.count("num_key_value_heads", 0) or heads
+    return head_dim, 2 * config.count("num_hidden_layers", 0) * kv_heads * head_dim * ELEMENT_BYTES.get(dtype, 4)
 
 
 def gateway_flags(gateway: str) -> list[str]:

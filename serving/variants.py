@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..core.console import warn
 from ..core.digest import digest_json, short
-from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, NotFoundError, ShapeMismatchError
+from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
 from ..core.files import sweep_staged, write_json
 from ..core.locks import lock_of, locked
 from ..core.strict_json import read_json
@@ -292,24 +292,15 @@ def check_sizes(model: Path, adapters: Mapping[str, Mapping[str, tuple[int, int]
 
     Raises:
         IncompatibleError: A module that the model does not have.
+        UnsupportedAdapterError: A model whose code stores its weights transposed.
         ShapeMismatchError: A module whose I or O is not the model's.
     """
-    from ..adapters.base import check_weights
-    from ..adapters.header import read_header
+    from ..adapters.placement import Placement
 
-    tensors = {name: entry for file in check_weights(model) for name, entry in read_header(file).tensors.items()}
+    placement = Placement.open(model)
     for adapter, modules in adapters.items():
         for name, size in modules.items():
-            weight = tensors.get(f"{name}.weight")
-            if weight is None:
-                raise IncompatibleError("an adapter changes a module the base lacks", where=f"{adapter} {name}")
-            if weight.shape != size:
-                raise ShapeMismatchError(
-                    "an adapter does not fit its base",
-                    where=f"{adapter} {name}",
-                    expected=f"(O, I) = {weight.shape}",
-                    found=size,
-                )
+            placement.check(name, size, adapter)
 
 
 def _noted_digest(note: Path) -> str | None:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..adapters.base import TOKENIZER_FILES, config_count, load_tokenizer, model_config
+from ..adapters.base import TOKENIZER_FILES, load_tokenizer
+from ..adapters.model_config import ModelConfig
 from ..core.config import BaseConfig, StageConfig
 from ..core.errors import ConfigError
 from ..evaluation.protocols import Protocol
@@ -236,6 +237,6 @@ def token_counter(config: BaseConfig) -> TokenCounter | None:
 
 
 def context_tokens(config: BaseConfig) -> int | None:
-    """Positions of the base; None where its config is not on this disk."""
+    """Positions of the base; None where its config is not on this disk or has none."""
     file = local_file(config, "config.json")
-    return config_count(model_config(file.parent), "max_position_embeddings", 0, file.parent) or None if file else None
+    return ModelConfig.read(file.parent).count("max_position_embeddings", 0) or None if file else None

@@ -116,7 +116,7 @@ class _Training:
         seed = draw_seed(config.seed, f"A of stage {stage.number}")
         with explained_loading(stage.number, stage.name):
             self.model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, seed)
-        self.context = int(self.model.config.max_position_embeddings)
+        self.context = int(self.model.config.get_text_config().max_position_embeddings)
         self.frozen = frozen_digest(self.model)
         self.arguments = trainer_arguments(config, stage.name, folder.path, on_gpu=self.model.device.type == "cuda")
         self._rows_seed = rows_seed(config, stage.number)

@@ -54,7 +54,7 @@ def hf_sampler(
         max_new_tokens: Longest completion, in tokens; where the context ends earlier, it ends there.
         stop: Strings that end a completion, as at evaluation.
     """
-    context = int(model.config.max_position_embeddings)
+    context = int(model.config.get_text_config().max_position_embeddings)
 
     def sample(prompts: Sequence[str], seed: int) -> list[Sample]:
         inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(model.device)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.base import SANDBOX, model_config, sandbox_folder
+from ..adapters.model_config import ModelConfig
 from ..core.config import BaseConfig
 from ..core.errors import IntegrityError
 
@@ -62,20 +63,21 @@ class ModelShape:
         """From a config.json; None for a model whose parts are not the ones counted here."""
         if config.get("model_type") not in DENSE or config.get("mlp_bias"):
             return None
+        known = ModelConfig(config)
         try:
-            heads = int(config["num_attention_heads"])
+            heads = int(known.get("num_attention_heads"))
             return cls(
-                model_type=str(config["model_type"]),
-                hidden=int(config["hidden_size"]),
-                layers=int(config["num_hidden_layers"]),
+                model_type=known.model_type,
+                hidden=int(known.get("hidden_size")),
+                layers=int(known.get("num_hidden_layers")),
                 heads=heads,
-                kv_heads=int(config.get("num_key_value_heads") or heads),
-                head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-                intermediate=int(config["intermediate_size"]),
-                vocabulary=int(config["vocab_size"]),
-                context=int(config["max_position_embeddings"]),
-                tied=bool(config.get("tie_word_embeddings")),
-                attention_bias=bool(config.get("attention_bias")),
+                kv_heads=int(known.get("num_key_value_heads") or heads),
+                head_dim=int(known.get("head_dim") or known.get("hidden_size") // heads),
+                intermediate=int(known.get("intermediate_size")),
+                vocabulary=int(known.get("vocab_size")),
+                context=int(known.get("max_position_embeddings")),
+                tied=bool(known.tied),
+                attention_bias=bool(known.get("attention_bias")),
             )
         except (KeyError, TypeError, ValueError, ArithmeticError):
             return None

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from plyfold.adapters.checkpoint import open_checkpoint
 from plyfold.core.errors import FailedError
-from plyfold.merge.checkpoint import open_checkpoint, weight_norms
+from plyfold.merge.checkpoint import weight_norms
 from plyfold.merge.fold import estimate_loss, fold, loss_warnings, plan_fold, write_fold
 from plyfold.merge.parts import Part
 from plyfold.merge.plan import plan_compose

@@ -161,7 +161,7 @@ B3 = _entry(72, 168, [8, 3])
         ("a rank of its own", {KEY.format("A"): _entry(0, 72, [3, 6]), KEY.format("B"): B3}, 168, None),
         ("A and B of two ranks", {KEY.format("A"): A, KEY.format("B"): _entry(48, 144, [8, 3])}, 144, None),
         ("no columns", {KEY.format("A"): _entry(0, 0, [2, 0]), KEY.format("B"): _entry(0, 64, [8, 2])}, 64, None),
-        ("another prefix", {KEY.format(h)[11:]: e for h, e in (("A", A), ("B", B))}, 112, None),
+        ("no module name", {f"a/b.{KEY.format(h)}": e for h, e in (("A", A), ("B", B))}, 112, None),
     ],
 )  # fmt: skip
 def test_unsound_weights_end_in_an_integrity_error(

@@ -11,9 +11,10 @@ import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from plyfold.adapters.checkpoint import open_checkpoint
 from plyfold.core.errors import DiskFullError, FailedError, IntegrityError
 from plyfold.merge import fold as room
-from plyfold.merge.checkpoint import BaseReader, open_checkpoint
+from plyfold.merge.checkpoint import BaseReader
 from plyfold.merge.direct import ALIGNMENT
 from plyfold.merge.fold import fold, plan_fold, write_fold
 from plyfold.merge.journal import JOURNAL_FILE, Journal

@@ -121,7 +121,7 @@ FOLDERS: dict[str, tuple[Spoil, int, str]] = {
     "A without B": (tensors(lambda values: values.pop(f"{PREFIX}{Q}.lora_B.weight")), 4, "only one of"),
     "a rank that is not the config's": (config(r=5), 4, "rank"),
     "whole numbers": (tensors(lambda values: values.update({k: v.int() for k, v in values.items()})), 4, "wrong dtype"),
-    "another size": (again(shapes={Q: (24, 21)}), 8, "different sizes"),
+    "another size": (again(shapes={Q: (24, 21)}), 8, "size"),
     "another base": (config(base_model_name_or_path="acme/other"), 8, "different bases"),
     "another revision of the base": (config(revision="1" * 40), 8, "revisions"),
     "the same tensors in another folder": (copied, 8, "given twice"),
@@ -166,7 +166,7 @@ COMMANDS: dict[str, tuple[list[str], int, str]] = {
 BASES: dict[str, tuple[Spoil, int, str]] = {
     "a quantised base": (quantised, 8, "quantised"),
     "a module the base lacks": (again(shapes={"model.layers.7.mlp.up_proj": (4, 4)}), 8, "does not have"),
-    "a base of another size": (again(shapes={"model.embed_tokens": (50, 21)}), 8, "another size"),
+    "a base of another size": (again(shapes={"lm_head": (50, 21)}), 8, "another size"),
     "a base without weights": (lambda: os.remove(BASE_FILE), 3, "weights"),
     "a base without a config": (lambda: os.remove("base/config.json"), 3, "config.json"),
     "a damaged base": (lambda: os.truncate(BASE_FILE, 999), 4, "truncated"),

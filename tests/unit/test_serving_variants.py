@@ -250,10 +250,10 @@ def test_variants_of_two_tokenizers_are_refused(make_store: Any, tiny_base: Any,
 def test_an_adapter_that_does_not_fit_the_base_is_refused(make_store: Any, tiny_base: Any, tmp_path: Path) -> None:
     base = tiny_base(dtype="float32")
     small = make_store(tmp_path / "a", base, stages=1, modules={"model.layers.0.self_attn.q_proj": (32, 64)})
-    with pytest.raises(ShapeMismatchError, match="does not fit"):
+    with pytest.raises(ShapeMismatchError, match="another size"):
         check_fits(base_of(small, [parse_variant("1", "tiny")])[0], [plan_variant(small, parse_variant("1", "tiny"))])
     other = make_store(tmp_path / "b", base, stages=1, modules={"model.layers.9.self_attn.q_proj": (64, 64)})
-    with pytest.raises(IncompatibleError, match="lacks"):
+    with pytest.raises(IncompatibleError, match="does not have"):
         check_fits(base_of(other, [parse_variant("1", "tiny")])[0], [plan_variant(other, parse_variant("1", "tiny"))])
     foreign = make_store(tmp_path / "c", base, stages=1, repo="acme/another")
     with pytest.raises(BaseMismatchError, match="another base"):
