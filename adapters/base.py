@@ -53,6 +53,8 @@ INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 32_000_000
 """Longest index accepted; that of a trillion parameters in 140,000 tensors is some 16 MB."""
 TWIN_NAME = "twin.json"
+TWIN_SOURCE = "twin-source.json"
+"""In a twin: digest of the weights it was made from."""
 
 # On some CPUs bitsandbytes says at import, whoever imports it, that an optional inference kernel is not installed.
 # Training never uses that kernel.
@@ -69,6 +71,8 @@ class BaseRef:
     """40 hex: a commit, or the digest of the folder's contents."""
     path: Path
     """Local folder; never part of a record."""
+    weights: str | None = None
+    """Digest of its weights, as `base_digest` takes it, where it was checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +390,8 @@ def load_nf4(ref: BaseRef, quantisation: Quantisation, device: str | None = None
 def ensure_twin(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
     """The base as adapters saw it in training: NF4 weights dequantised, as a plain checkpoint.
 
-    Made once for a base and quantisation, under a lock, complete or absent. A damaged twin is made anew.
+    Made once for a base and quantisation, under a lock, complete or absent. A damaged twin is made anew, and so is one
+    that is not known to be of these weights.
 
     Returns:
         `cache/twins/<repo>-<12 hex>`, whose config has no quantization_config, whose tokenizer and generation
@@ -401,11 +406,13 @@ def ensure_twin(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
     folder = twin_path(ref, quantisation, cache)
     with locked(lock_of(folder)):
         sweep_staged(folder)
-        if not _sound_twin(folder):
+        if not _sound_twin(folder, ref):
             require_space(folder.parent, _twin_bytes(ref, quantisation))
             with staged_folder(folder, replace=True) as staged:
                 _make_twin(ref, quantisation, staged)
                 write_json(staged / TWIN_NAME, twin_note(ref, quantisation))
+                if ref.weights is not None:
+                    write_json(staged / TWIN_SOURCE, {"weights": ref.weights})
         else:
             os.utime(folder)  # in use: what has long been unused may be swept
     return folder
@@ -516,12 +523,13 @@ def _twin_identity(ref: BaseRef, quantisation: Quantisation) -> dict[str, Any]:
     return {"repo": ref.repo, "revision": ref.revision, "quantisation": quantisation.to_json()}
 
 
-def _sound_twin(folder: Path) -> bool:
+def _sound_twin(folder: Path, ref: BaseRef) -> bool:
     try:
         check_weights(folder)
-    except (NotFoundError, IntegrityError):
+        source = read_object(folder / TWIN_SOURCE, "the twin's source") if ref.weights is not None else {}
+    except (NotFoundError, IntegrityError, OSError):
         return False
-    return (folder / TWIN_NAME).is_file()
+    return (folder / TWIN_NAME).is_file() and source.get("weights") == ref.weights
 
 
 def _twin_bytes(ref: BaseRef, quantisation: Quantisation) -> int:

@@ -252,9 +252,14 @@ def _base_near(inputs: Inputs, wanted: Wanted, repo: str, revision: str | None) 
 
 def base_of_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Path:
     """The weights a sum goes into, or that prompts run on: the twin for stages, the original base for folders."""
+    from ..serving.bases import check_folder, shared_base
+
     if inputs.store is not None and wanted.base_view != "original":
         return _twin(inputs, wanted)
-    return base_at_hand(inputs, wanted) or _fetched_base(plan.base_repo, plan.base_revision)
+    folder = base_at_hand(inputs, wanted) or _fetched_base(plan.base_repo, plan.base_revision)
+    if inputs.store is not None:
+        check_folder(folder, shared_base(inputs.entries), inputs.store.cache)
+    return folder
 
 
 def _twin(inputs: Inputs, wanted: Wanted) -> Path:
@@ -262,12 +267,13 @@ def _twin(inputs: Inputs, wanted: Wanted) -> Path:
     from dataclasses import replace
 
     from ..adapters.base import ensure_twin, twin_path
-    from ..serving.bases import base_of
+    from ..serving.bases import base_of, check_folder, shared_base
 
     assert inputs.store is not None
     assert inputs.variant is not None
     ref, quantisation = base_of(inputs.store, [inputs.variant], told=lambda text: None)  # the report tells it
     if folder := _base_folder(wanted):
+        check_folder(folder, shared_base(inputs.entries), inputs.store.cache)
         ref = replace(ref, path=folder)
     if not wanted.dry_run:
         return ensure_twin(ref, quantisation, inputs.store.cache)

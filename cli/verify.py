@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.argument("refs", nargs=-1, metavar="[REF]…")
 @click.option("--deep", is_flag=True, help="Also compare weights, configs and ancestors with the records.")
 @click.option("--replay", is_flag=True, help="Also compose merges again from their records, and compare the tensors.")
+@click.option("--base", "bases", is_flag=True, help="Also hold the bases that lie here against the records.")
 @click.option("--signature", is_flag=True, help="Also require a signature by a --public-key of every adapter.")
 @public_key_option
 @curriculum_option
@@ -34,6 +35,7 @@ def verify_command(
     refs: tuple[str, ...],
     deep: bool,
     replay: bool,
+    bases: bool,
     signature: bool,
     public_keys: tuple[Path, ...],
     curriculum: str | None,
@@ -46,12 +48,14 @@ def verify_command(
     with --deep also what they came from.
 
     Ends with exit code 4 when a file is missing, extra or changed, a name leads nowhere, with --replay a merge comes
-    out otherwise, or, with --signature, an adapter is not signed by any of the keys.
+    out otherwise, with --base a base that lies here has other weights, or, with --signature, an adapter is not signed
+    by any of the keys.
     """
     from ..registry.graph import locate
     from ..registry.snapshot import Snapshot
     from ..registry.store import find_store
     from ..registry.verify import verify
+    from ..serving.bases import check_bases
 
     given = click.get_current_context().get_parameter_source("public_keys")
     signature = signature or given is ParameterSource.COMMANDLINE  # a key that is named is never passed over
@@ -67,16 +71,20 @@ def verify_command(
             task.advance(note=check.name)
     faulty = [check for check in checks if check.problems]
     replays = _replay(store, chosen) if replay else []
+    base_checks = check_bases(store, chosen or store.digests()) if bases else []
     if as_json:
         value = {
             "registry": str(store.root),
             "deep": deep,
             "ok": not faulty
+            and not any(each.fault for each in base_checks)
             and all(each.good for each in signatures.values())
             and all(each.verdict != "differs" for each in replays),
         }
-        extra = {"signatures": [each.to_json() for each in signatures.values()]} if signature else {}
+        extra: dict[str, object] = {}
+        extra |= {"signatures": [each.to_json() for each in signatures.values()]} if signature else {}
         extra |= {"replays": [each.to_json() for each in replays]} if replay else {}
+        extra |= {"bases": [each.to_json() for each in base_checks]} if bases else {}
         emit_json({**value, "checks": [check.to_json() for check in checks], **extra})
     else:
         rows = [
@@ -89,6 +97,9 @@ def verify_command(
         for check in checks:
             for line in [*map(str, check.problems), *(f"note: {note}" for note in check.notes)]:
                 show_field(short(check.digest), line, width=13)
+        if bases:
+            results = [[base.repo, base.revision[:12], base.fault or base.note or "ok"] for base in base_checks]
+            print_table(["base", "revision", "result"], results)
         if replay:
             from .replay import print_replays
 
@@ -102,6 +113,14 @@ def verify_command(
             found=first.problems[0].found or first.problems[0].fault,
             next_step=_mend(first),
         )
+    for base in base_checks:
+        if base.fault:
+            raise IntegrityError(
+                "a base that lies here is not the one on record",
+                where=f"{base.repo}@{base.revision[:12]} in {base.path}",
+                found=base.fault,
+                next_step="fetch it again",
+            )
     for each in signatures.values():
         each.require()
     for merge in replays:

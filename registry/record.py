@@ -20,8 +20,10 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     JsonValue,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
@@ -84,6 +86,16 @@ class BaseRecord(_Part):
     """How the base was quantised while training (`compute_dtype`, `double_quant`, `quant_type`, `blocksize`)."""
     config_digest: Digest | None = None
     tokenizer_digest: Digest | None = None
+    weights_digest: Digest | None = None
+    """Of the base's weights, as `adapters.base_digest` takes it; left out of records that do not say it."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records made before the field was there keep their spelling, and so their digest.
+        fields: dict[str, Any] = dump(self)
+        if fields.get("weights_digest", "") is None:
+            del fields["weights_digest"]
+        return fields
 
 
 class Parent(_Part):

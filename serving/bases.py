@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..core.console import warn
-from ..core.digest import short
-from ..core.errors import BaseMismatchError, IncompatibleError, IntegrityError, NotFoundError
+from ..core.console import progress, warn
+from ..core.digest import canonical_json, short
+from ..core.errors import (
+    BaseMismatchError,
+    IncompatibleError,
+    IntegrityError,
+    NotFoundError,
+    OfflineError,
+    PlyfoldError,
+)
 
 if TYPE_CHECKING:
     from ..adapters.base import BaseRef, Quantisation
@@ -76,7 +84,8 @@ def base_of(
         ref = BaseRef(repo=record.repo, revision=record.revision, path=known)
     else:
         ref = resolve_base(BaseConfig(repo=record.repo, revision=record.revision))
-    _check_folder(ref.path, record)
+    check_folder(ref.path, record, store.cache)
+    ref = replace(ref, weights=record.weights_digest)
     return ref, Quantisation(**record.quantisation)  # type: ignore[arg-type]
 
 
@@ -106,11 +115,17 @@ def twin_of(store: Store, variants: Sequence[Variant]) -> Path:
     return ensure_twin(ref, quantisation, store.cache)
 
 
-def _check_folder(path: Path, record: BaseRecord) -> None:
+def check_folder(path: Path, record: BaseRecord, cache: Path) -> None:
     """Refuse a folder that is not the base of a record, as far as the record can tell.
+
+    Args:
+        path: Folder that is taken for the base.
+        record: The base as it is on record.
+        cache: The registry's cache, where the digest of unchanged weights is noted.
 
     Raises:
         BaseMismatchError: Its config or tokenizer is another.
+        IntegrityError: Its weights are others.
         IncompatibleError: Its weights are quantised already.
     """
     from ..adapters.base import config_digest, refuse_quantised, tokenizer_digest
@@ -129,6 +144,63 @@ def _check_folder(path: Path, record: BaseRecord) -> None:
                 found=found or "none",
                 next_step=f"fetch {record.repo}@{record.revision[:12]} again, or train with the base that lies here",
             )
+    if record.weights_digest is not None and (found := digest_of(path, cache)) != record.weights_digest:
+        raise IntegrityError(
+            "the base that lies here has other weights than the stages were trained with",
+            where=path,
+            expected=record.weights_digest,
+            found=found,
+            next_step=f"fetch {record.repo}@{record.revision[:12]} again; nothing was made from these weights",
+        )
+
+
+def digest_of(path: Path, cache: Path) -> str:
+    """Digest of a base's weights, with progress where it has to be taken; as `base_digest`."""
+    from ..adapters.base_digest import base_bytes, base_digest
+
+    with progress("check the base's weights", base_bytes(path)) as task:
+        return base_digest(path, cache, advance=task.advance)
+
+
+class BaseCheck(NamedTuple):
+    """What was found of one base that records name."""
+
+    repo: str
+    revision: str
+    path: Path | None
+    """Where it lies here; None where it is not at hand."""
+    fault: str
+    """What is wrong with it; empty where nothing is."""
+    note: str
+    """What could not be told; empty where all could."""
+
+    def to_json(self) -> dict[str, str | None]:
+        """Plain JSON values."""
+        return {**self._asdict(), "path": str(self.path) if self.path else None}
+
+
+def check_bases(store: Store, digests: Sequence[str]) -> list[BaseCheck]:
+    """Hold every base that some adapters' records name, and that lies on this machine, against those records."""
+    from ..adapters.base import resolve_base
+    from ..core.config import BaseConfig
+
+    records = {canonical_json(base.model_dump()): base for base in (store.peek(each).record.base for each in digests)}
+    found = []
+    for record in records.values():
+        path = store.base_path(record.repo, record.revision)
+        fault = note = ""
+        try:
+            if path is None:
+                path = resolve_base(BaseConfig(repo=record.repo, revision=record.revision), local_only=True).path
+            check_folder(path, record, store.cache)
+            if record.weights_digest is None:
+                note = "its weights are not on record"
+        except (OfflineError, NotFoundError):
+            note = "not on this machine"
+        except PlyfoldError as error:
+            fault = f"{error.what}: expected {error.expected}, found {error.found}"
+        found.append(BaseCheck(record.repo, record.revision, path, fault, note))
+    return found
 
 
 def _by_label(entries: Sequence[Entry]) -> dict[str, BaseRecord]:
@@ -148,7 +220,7 @@ def _same_base(found: Mapping[str, BaseRecord]) -> BaseRecord:
     for name, other in found.items():
         alike = all(
             getattr(other, field) in (None, getattr(base, field)) or getattr(base, field) is None
-            for field in ("quantisation", "config_digest", "tokenizer_digest")
+            for field in ("quantisation", "config_digest", "tokenizer_digest", "weights_digest")
         )
         if (other.repo, other.revision) != (base.repo, base.revision) or not alike:
             raise BaseMismatchError(
@@ -179,7 +251,7 @@ def _assumed(found: Mapping[str, BaseRecord]) -> list[str]:
 
 
 def _describe(base: BaseRecord) -> str:
-    digests = {"config": base.config_digest, "tokenizer": base.tokenizer_digest}
+    digests = {"config": base.config_digest, "tokenizer": base.tokenizer_digest, "weights": base.weights_digest}
     files = "".join(f", {name} {short(digest)}" for name, digest in digests.items() if digest)
     return f"{base.repo}@{base.revision[:12]} ({_quantised(base)}{files})"
 

@@ -14,10 +14,11 @@ from ..adapters.tensors import tensor_digest
 from ..core.config import CurriculumConfig, config_dict
 from ..core.console import say, warn
 from ..core.digest import short
-from ..core.errors import IntegrityError, NotFoundError
+from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
 from ..core.files import refuse_no_folder
 from ..registry.record import BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store import Entry, Store
+from ..serving.bases import digest_of
 from ..serving.variants import Variant, materialise
 from .curves import write_curves
 from .data import load_scored
@@ -93,7 +94,7 @@ def train(
         refuse_no_folder(runs_dir)
         plan = plan_curriculum(config, store, stages)
         store.remember_base(plan.base.repo, plan.base.revision, plan.base.path)
-        return plan
+        return with_weights(plan, store) if any(stage.will_train for stage in plan.stages) else plan
 
     with processes.told_once():
         plan = processes.on_first(begin)
@@ -103,6 +104,27 @@ def train(
             curves = write_curves(runs_dir / config.curriculum, running=False) if processes.is_first else None
     wall_s = round(time.monotonic() - start_s, 1)
     return TrainResult(curriculum=config.curriculum, stages=tuple(results), curves=curves, wall_s=wall_s)
+
+
+def with_weights(plan: CurriculumPlan, store: Store) -> CurriculumPlan:
+    """The plan with the digest of its base's weights, held against what earlier stages were trained on.
+
+    Raises:
+        BaseMismatchError: Stages of this curriculum were trained on other weights of that name.
+    """
+    weights = digest_of(plan.base.path, store.cache)
+    for number, digest in store.stages(plan.config.curriculum).items():
+        with suppress(NotFoundError, IntegrityError):  # counted as stale
+            known = store.peek(digest).record.base.weights_digest
+            if known not in (None, weights):
+                raise BaseMismatchError(
+                    "this curriculum was trained on other weights of the base",
+                    where=f"{plan.config.curriculum} stage {number} ({short(digest)}) in {store.root}",
+                    expected=known,
+                    found=f"{weights} in {plan.base.path}",
+                    next_step="fetch the base again, or give the curriculum another name (curriculum=NAME)",
+                )
+    return replace(plan, base=replace(plan.base, weights=weights))
 
 
 def _stage(plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path, processes: Processes) -> StageResult:
@@ -201,6 +223,7 @@ def _record(plan: CurriculumPlan, stage: StagePlan, parents: Sequence[Entry], ru
             quantisation=plan.quantisation.to_json(),
             config_digest=config_digest(plan.base.path),
             tokenizer_digest=tokenizer_digest(plan.base.path),
+            weights_digest=plan.base.weights,
         ),
         parents=[Parent(role="active_during_training", digest=entry.digest) for entry in parents],
         requires=[entry.digest for entry in parents],
