@@ -10,7 +10,7 @@ from ..core.digest import short
 from ..core.errors import IntegrityError, NotFoundError
 from ..registry.overlap import overlaps
 from ..registry.revocation import revocations
-from ..registry.scores import scored, variant_name
+from ..registry.scores import Scores, scored, variant_name
 from ..registry.snapshot import Snapshot
 from ..serving.bases import assumed, shared_base
 
@@ -44,6 +44,10 @@ class Lineage:
     ancestry: tuple[Ancestry, ...]
     licence: str
     quantisation: str
+    terms: str
+    """What the scores of `ancestry` were measured on and with; empty where there are none."""
+    apart: tuple[str, ...]
+    """Scores on other terms, which cannot be compared with those."""
     warnings: tuple[str, ...]
     """What a selection of stages leaves out, or mixes."""
 
@@ -55,12 +59,16 @@ def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> 
     measured = scored(store, variant.curriculum)
     ancestry: list[Ancestry] = []
     warnings: list[str] = []
+    apart: list[str] = []
+    heard: list[str] = []
     for entry, number in zip(entries, variant.stages, strict=True):
         trained_on = [item.digest for item in entry.record.parents if item.role == "active_during_training"]
         needed = {digest: _number_of(store, digest, variant) for digest in [*trained_on, *entry.record.requires]}
         scored_as = variant_name([*filter(None, needed.values()), number])
-        score = measured.get(scored_as)
-        metrics = score.metrics if score else entry.record.metrics
+        score = measured.shown.get(scored_as)
+        metrics = score.metrics if score else []
+        apart += [f"{scored_as}: {other.apart_from(measured.terms)}" for other in measured.apart.get(scored_as, ())]
+        heard += [scored_as] if score and score.heard else []
         own = Ancestry(
             digest=entry.digest,
             trained_on=variant_name([below for digest in trained_on if (below := needed[digest])]),
@@ -81,8 +89,15 @@ def read_lineage(store: Store, variant: Variant, entries: tuple[Entry, ...]) -> 
         ancestry=tuple(ancestry),
         licence=", ".join(sorted({entry.record.licence for entry in entries})),
         quantisation=", ".join(f"{key} {value}" for key, value in sorted(quantisation.items())),
+        terms=_said(measured, heard) if any(own.accuracy is not None for own in ancestry) else "",
+        apart=tuple(dict.fromkeys(apart)),
         warnings=tuple(warnings),
     )
+
+
+def _said(measured: Scores, heard: Sequence[str]) -> str:
+    pulled = f"; {', '.join(heard)} measured elsewhere, pulled" if heard else ""
+    return f"{measured.terms}{pulled}"
 
 
 def _overlap(number: int, found: Sequence[Overlap]) -> Iterator[str]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .merge_lineage import Lineage
     from .merge_prompts import Verified
 
+MAX_APART = 3
+"""Scores on other terms that are listed."""
+
 
 @dataclass(kw_only=True)
 class Report:
@@ -81,6 +84,7 @@ class Report:
             "trained_order": self.trained,
             "vllm_max_lora_rank": plan.bucket,
             "licence": self.lineage.licence if self.lineage else None,
+            "scores": {"terms": self.lineage.terms, "apart": list(self.lineage.apart)} if self.lineage else None,
             "warnings": self.warnings,
             "written": self.written,
             "next": self.next_command or None,
@@ -95,6 +99,7 @@ class Report:
         self._show_parts()
         if self.lineage:
             show_field("chain", self._chain())
+            self._show_terms(self.lineage)
         pad = f"; shorter modules padded from {min(s.rank for s in plan.modules.values())}" if self._mixed() else ""
         show_field("method", f"{self._method()}, rank {plan.rank} over {len(plan.modules)} modules, {plan.dtype}{pad}")
         self._show_conflicts()
@@ -258,6 +263,15 @@ class Report:
             rows.append(row)
         numbers = ["weight", "r", "alpha", "|dW|", "|dW|/|W|", "accuracy", "tokens"]
         print_table([*columns, *extra], rows, right=numbers)
+
+    def _show_terms(self, lineage: Lineage) -> None:
+        """What the scores of the table are of, and those that are of something else."""
+        if lineage.terms:
+            show_field("scores", lineage.terms)
+        for text in lineage.apart[:MAX_APART]:
+            show_field("apart", f"{text}: not comparable")
+        if len(lineage.apart) > MAX_APART:
+            show_field("apart", f"{len(lineage.apart) - MAX_APART} more (plyfold show STAGE)")
 
     def _chain(self) -> str:
         if self.trained:

@@ -169,8 +169,14 @@ def _node_parts(node: TreeNode) -> list[tuple[str, str]]:
         parts += [(f"r {node.record.weights.r}", "")] if node.record else []
     shown = "  ".join(text for metric in node.metrics if (text := _metric_text(metric)))
     variant = node.variant or ""
+    if node.terms:
+        parts.append((f"scores {node.terms}", "dim"))
     if shown:
+        shown += "  measured elsewhere, pulled" if node.heard else ""
         parts.append((f"as {variant}: {shown}" if "+" in variant else shown, ""))
+    if node.apart:
+        more = f" (and {len(node.apart) - 1} more)" if len(node.apart) > 1 else ""
+        parts.append((f"apart: {node.apart[0]}{more}", "yellow"))
     if node.overlap:
         parts.append((f"overlap: {node.overlap}", "yellow"))
     if node.marks:

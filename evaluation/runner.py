@@ -13,6 +13,7 @@ from ..core.digest import digest_json
 from ..core.errors import ConfigError
 from .answers import extract, same_answer
 from .engines import BASE, Engine, Generation
+from .grader import grader
 from .problems import Problem
 from .protocols import Protocol
 from .statistics import Interval, Paired, mean_ci95, paired, wilson
@@ -30,9 +31,9 @@ class Outcome:
     gold: str
     text: str
     answer: str | None
-    """Number read from the text, in canonical spelling."""
+    """Number read from the text, in canonical spelling; None where what it states is not one number."""
     method: str
-    """Where it was read: answer-line, boxed, answer-is, last-number, none."""
+    """Where that was decided: answer-line, boxed, answer-is, last-number, none."""
     correct: bool
     num_tokens: int
     """Output tokens, the end token included."""
@@ -56,7 +57,7 @@ class Score:
     truncated_share: float
     """Fraction of answers cut at max_new_tokens."""
     no_answer_share: float
-    """Fraction without any number."""
+    """Fraction without an answer that is one number."""
     methods: dict[str, int]
     """How many answers each extraction layer read."""
 
@@ -92,6 +93,7 @@ class Evaluation:
         """All but the outcomes, as plain JSON values."""
         return {
             "protocol": {**asdict(self.protocol), "digest": self.protocol.digest()},
+            "grader": grader(),
             "engine": self.engine,
             "created": self.created,
             "problems": {"n": self.n, "digest": self.problems_digest},

@@ -133,6 +133,7 @@ def attest(store: Store, evaluation: Evaluation, variants: Mapping[str, Variant]
     details = {key: described[key] for key in ("engine", "problems")}
     details["problems"]["source"] = data.id
     details["protocol"] = described["protocol"]["digest"]
+    details["grader"] = described["grader"]
     for score in evaluation.scores:
         variant = variants[score.variant]
         if variant.merge is None and (variant.weights is None or set(variant.weights) <= {1.0}):

@@ -22,6 +22,8 @@ LICENCES = {
     "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause", "gpl-3.0", "unknown",
 }  # fmt: skip
 """Licences the Hub knows by these names; any other is `other` with a name and a link."""
+MAX_APART = 5
+"""Scores on other terms that are listed."""
 _HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -148,9 +150,13 @@ def _scores(record: Record, facts: Facts) -> str:
     whose = "whose exact sum this is" if record.kind == "merge" else "which is what was trained"
     lines += [f"Of stages {plain(facts.variant)} together, {whose}; on" if facts.variant else "On"]
     lines[-1] += f" {_eval_name(record, facts)}."
+    lines += [f"Measured {plain(facts.terms)}."] if facts.terms else []
     lines += [""]
     rows = [f"| {plain(item.name)} | {item.value:.4g} | {plain(_circumstances(item, facts))} |" for item in metrics]
-    return "\n".join([*lines, "| metric | value | measured |", "|---|---:|---|", *rows])
+    table = [*lines, "| metric | value | measured |", "|---|---:|---|", *rows]
+    if facts.apart:
+        table += ["", f"Also scored, not to be compared with these: {plain('; '.join(facts.apart[:MAX_APART]))}."]
+    return "\n".join(table)
 
 
 def _eval_name(record: Record, facts: Facts) -> str:

@@ -10,7 +10,7 @@ from ..core.strict_json import MalformedJSONError, read_json
 from .evaluations import Evaluation
 from .record import MAX_RECORD_BYTES, DataRef, Metric, Record
 from .revocation import Revocation
-from .scores import EVAL, Score, read_score
+from .scores import EVAL, Scores, beside, read_score, scored
 from .store import Entry, Store
 
 COMPOSITION_FILE = "composition.json"
@@ -42,6 +42,10 @@ class Facts:
     """Rows they were measured on, where that is on record."""
     variant: str = ""
     """What was scored, when that is more than this adapter: `1+2`."""
+    terms: str = ""
+    """What they were measured on and with, and by whom where that was somebody else."""
+    apart: tuple[str, ...] = ()
+    """What was scored on other terms, which says nothing beside those scores."""
     composition: Mapping[str, Any] = field(default_factory=dict)
     """`composition.json` of a merge."""
     revocations: tuple[Revocation, ...] = ()
@@ -67,12 +71,15 @@ def facts_of(
     Raises:
         IntegrityError: An attestation is not readable.
     """
-    best, together = _score(store, entry, evaluations)
+    found, together = _scores(store, entry, evaluations)
+    best = next(iter(found.shown.values()), None)
     return Facts(
         kin=kin,
         metrics=tuple(best.metrics) if best else (),
         data=best.data if best else None,
         variant=best.variant if best and together > 1 else "",
+        terms=f"{best.terms}{', measured elsewhere' if best.heard else ''}" if best else "",
+        apart=tuple(score.apart_from(found.terms) for others in found.apart.values() for score in others),
         composition=_composition(entry),
         revocations=revocations,
     )
@@ -84,8 +91,8 @@ def is_plain_sum(record: Record) -> bool:
     return exact and bool(record.parents) and all(parent.scale == 1.0 for parent in record.parents)
 
 
-def _score(store: Store, entry: Entry, others: Iterable[Evaluation]) -> tuple[Score | None, int]:
-    """The score, on the most problems, of just the adapters that are active when this one is used as made; how many."""
+def _scores(store: Store, entry: Entry, others: Iterable[Evaluation]) -> tuple[Scores, int]:
+    """The scores of just the adapters that are active when this one is used as made; how many these are."""
     record = entry.record
     if record.kind == "merge":
         together = {parent.digest for parent in record.parents} if is_plain_sum(record) else set()
@@ -95,8 +102,8 @@ def _score(store: Store, entry: Entry, others: Iterable[Evaluation]) -> tuple[Sc
     said = [item for digest in together & set(store.digests()) for item in store.attestations(digest, EVAL)]
     said += [item.to_attestation() for item in others if item.is_about(entry.digest, record)]
     known = [read_score(item) for item in said if item.payload.get("base") == base]
-    fit: list[Score] = [score for score in known if score and set(score.inputs.values()) == together]
-    return max(fit, key=lambda score: (score.n, score.created), default=None), len(together)
+    fit = (score for score in known if score and set(score.inputs.values()) == together)
+    return beside(fit, scored(store, record.curriculum).terms), len(together)
 
 
 def _composition(entry: Entry) -> Mapping[str, Any]:

@@ -56,8 +56,9 @@ class Evaluation(Travelling):
         return self.digest == digest and fits
 
     def to_attestation(self) -> Attestation:
-        """The same as the registry keeps it."""
-        return Attestation(digest=self.digest, kind=self.kind, created=self.created, payload=dict(self.payload))
+        """The same as the registry keeps it, as something that was heard."""
+        said = dict(self.payload)
+        return Attestation(digest=self.digest, kind=self.kind, created=self.created, payload=said, heard=True)
 
 
 def evaluations(store: Store, digest: str) -> list[Evaluation]:

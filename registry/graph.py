@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, IntegrityError, NotFoundError
 from .overlap import Overlap, nearest
 from .record import Metric, Parent, Record
 from .revocation import revocations
-from .scores import BASE_VARIANT, Score, scored, variant_name
+from .scores import BASE_VARIANT, Score, Terms, scored, variant_name
 from .snapshot import Snapshot
 from .store import Entry, Store
 
@@ -41,6 +41,13 @@ class TreeNode:
     marks: list[str] = field(default_factory=list)
     """`revoked: ...`, `stale: ...`, `missing`, `damaged: ...`."""
     metrics: list[Metric] = field(default_factory=list)
+    """Its score on the terms of the tree."""
+    heard: bool = False
+    """Whether somebody else measured those, and they came with a pull."""
+    terms: Terms | None = None
+    """Of a curriculum: what all metrics below it were measured on and with."""
+    apart: list[str] = field(default_factory=list)
+    """What it scored on other terms, which says nothing beside those metrics."""
     overlap: Overlap | None = None
     """An adapter below those metrics that was trained on the rows they are of."""
     children: list[TreeNode] = field(default_factory=list)
@@ -61,6 +68,9 @@ class TreeNode:
             "variant": self.variant,
             "marks": self.marks,
             "metrics": [metric.model_dump(mode="json") for metric in self.metrics],
+            "heard": self.heard,
+            "terms": self.terms.to_json() if self.terms else None,
+            "apart": self.apart,
             "overlap": self.overlap.to_json() if self.overlap else None,
             "children": [child.to_json() for child in self.children],
         }
@@ -245,16 +255,23 @@ def tree(store: Store, curriculum: str) -> TreeNode:
     numbers = {digest: number for number, digest in stages.items()}
     outdated = stale(store, curriculum)
     measured = scored(store, curriculum)
-    overlapping = _overlapping(store, measured)
-    root = TreeNode(kind="curriculum", label=curriculum)
+    overlapping = _overlapping(store, measured.shown)
+    root = TreeNode(kind="curriculum", label=curriculum, terms=measured.terms if measured.shown else None)
     bases: dict[tuple[str, str], TreeNode] = {}
     placed: dict[int, _Place] = {}
+
+    def put_score(node: TreeNode) -> None:
+        score = measured.shown.get(node.variant or "")
+        node.metrics, node.heard = (score.metrics, score.heard) if score else ([], False)
+        node.apart = [other.apart_from(measured.terms) for other in measured.apart.get(node.variant or "", ())]
+        own = node.record.metrics if node.record and node.kind != "base" else []
+        node.apart += [f"{100 * item.value:.1f} % by its record" for item in own if item.name == "accuracy"]
 
     def base_node(record: Record) -> TreeNode:
         key = record.base.repo, record.base.revision
         if key not in bases:
             bases[key] = TreeNode(kind="base", label=record.base.repo, record=record, variant=BASE_VARIANT)
-            bases[key].metrics = measured[BASE_VARIANT].metrics if BASE_VARIANT in measured else []
+            put_score(bases[key])
             root.children.append(bases[key])
         return bases[key]
 
@@ -265,8 +282,7 @@ def tree(store: Store, curriculum: str) -> TreeNode:
             above = _parent_numbers(store, curriculum, node.record, numbers)
             if node.kind == "stage" or _is_plain_sum(node.record):
                 node.variant = variant_name([*above, *own])
-            score = measured.get(node.variant or "")
-            node.metrics = score.metrics if score else node.record.metrics
+            put_score(node)
             node.overlap = overlapping.get(node.variant or "")
         known = [number for number in above if number in placed]
         below = placed[known[-1]] if known else None

@@ -32,6 +32,8 @@ class Attestation:
     created: str
     """UTC, to the second."""
     payload: dict[str, Any]
+    heard: bool = False
+    """Whether it came from elsewhere and was kept; else it was made here."""
 
     def to_json(self) -> dict[str, Any]:
         return {"digest": self.digest, "kind": self.kind, "created": self.created, "payload": self.payload}
@@ -65,7 +67,11 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
         value = read_json(path)
         try:
             statement = Attestation(
-                digest=value["digest"], kind=str(value["kind"]), created=str(value["created"]), payload=value["payload"]
+                digest=value["digest"],
+                kind=str(value["kind"]),
+                created=str(value["created"]),
+                payload=value["payload"],
+                heard=path.name.startswith(f"{value['kind']}-"),
             )
             if statement.digest != digest or not isinstance(statement.payload, dict):
                 raise ValueError("another object")

@@ -1,15 +1,20 @@
-"""What variants scored, attested beside the adapters they were measured on."""
+"""What variants scored, attested beside the adapters they were measured on, and which scores may stand side by side.
+
+A score says something beside another one only where both were measured on the same problems, asked in the same way, by
+the same engine within the same limits, and read by the same grader: on equal `Terms`. Wherever several scores are
+shown, one set of terms is chosen for all of them; the others stand apart and say what differs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..core.digest import PREFIX
+from ..core.digest import PREFIX, short
 from ..core.errors import IntegrityError, NotFoundError
 from .ledger import Attestation
 from .overlap import Overlap, overlaps
@@ -20,6 +25,55 @@ from .store import Entry, Store
 EVAL = "eval"
 """Kind of the attestations that hold scores."""
 BASE_VARIANT = "base"
+
+
+UNKNOWN_GRADER = "grader unknown"
+"""Of scores from before they named it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a score was measured on and with; None and empty are what it does not say."""
+
+    data: str = ""
+    """Name of the problems, for people: `gsm8k test`."""
+    digest: str | None = None
+    """Digest of the problems, or else of their rows."""
+    n: int = 0
+    """Number of problems."""
+    protocol: str | None = None
+    """Digest of how they were asked, or else its name."""
+    engine: str | None = None
+    limits: str = ""
+    """`at most 512 tokens`, and how they were sampled."""
+    grader: str | None = None
+    """Version and digest of what read the answers."""
+
+    def __str__(self) -> str:
+        return ", ".join(self._said().values())
+
+    def against(self, other: Terms) -> str:
+        """What of these terms is not as in the others: `on other.jsonl (n=500), grader unknown`."""
+        mine, theirs = self._said(), other._said()
+        differs = [text for key, text in mine.items() if text != theirs.get(key)]
+        if not differs and self != other:
+            differs = ["on other problems of that name" if self.digest != other.digest else "asked otherwise"]
+        return ", ".join(differs)
+
+    def to_json(self) -> dict[str, Any]:
+        """The terms as plain values."""
+        return asdict(self)
+
+    def _said(self) -> dict[str, str]:
+        protocol = self.protocol or ""
+        asked = f"protocol {short(protocol, 8)}" if protocol.startswith(PREFIX) else protocol
+        return {
+            "data": f"on {self.data or 'unnamed problems'} (n={self.n})",
+            **({"protocol": asked} if asked else {}),
+            **({"engine": f"engine {self.engine}"} if self.engine else {}),
+            **({"limits": self.limits} if self.limits else {}),
+            "grader": f"grader {self.grader}" if self.grader else UNKNOWN_GRADER,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +89,20 @@ class Score:
     """The rows it was measured on, where they are on record."""
     created: str
     """UTC, to the second."""
+    terms: Terms = Terms()
+    heard: bool = False
+    """Whether somebody else measured it, and it came with a pull."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Fraction, where it was measured."""
+        return next((metric.value for metric in self.metrics if metric.name == "accuracy"), None)
+
+    def apart_from(self, shown: Terms) -> str:
+        """The score in a line, with what keeps it from standing beside scores of those terms."""
+        value = f"{100 * self.accuracy:.1f} %" if self.accuracy is not None else "no accuracy"
+        said = [value, self.terms.against(shown), "measured elsewhere, pulled" if self.heard else ""]
+        return ", ".join(part for part in said if part)
 
     @property
     def n(self) -> int:
@@ -88,15 +156,18 @@ def read_score(statement: Attestation) -> Score | None:
         IntegrityError: It is one of ours, and not readable.
     """
     payload = statement.payload
-    if statement.kind != EVAL or not isinstance(payload.get("inputs"), dict):
+    inputs = payload.get("inputs")
+    if statement.kind != EVAL or not isinstance(inputs, dict) or not all(str(key).isdecimal() for key in inputs):
         return None
     try:
         return Score(
-            variant=str(payload.get("variant")),
-            inputs={str(number): str(digest) for number, digest in payload["inputs"].items()},
+            variant=variant_name([int(number) for number in inputs]),  # whatever name it gives itself
+            inputs={str(number): str(digest) for number, digest in inputs.items()},
             metrics=[Metric.model_validate(item) for item in payload.get("metrics") or []],
             data=DataRef.model_validate(payload["data"]) if payload.get("data") else None,
             created=statement.created,
+            terms=_terms(payload),
+            heard=statement.heard,
         )
     except (ValidationError, TypeError) as error:
         raise IntegrityError(
@@ -106,8 +177,52 @@ def read_score(statement: Attestation) -> Score | None:
         ) from error
 
 
-def scored(store: Store, curriculum: str) -> dict[str, Score]:
-    """Variant name -> its score on the most problems, the latest among equals, of the base and the stages as they are.
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of a curriculum's variants as they are now."""
+
+    terms: Terms
+    """Those of every score in `shown`."""
+    shown: Mapping[str, Score]
+    """Variant -> its score."""
+    apart: Mapping[str, tuple[Score, ...]]
+    """Variant -> scores on other terms, the latest of each, which cannot be compared with those shown."""
+
+
+def beside(found: Iterable[Score], preferred: Terms | None = None) -> Scores:
+    """Choose the terms on which scores are shown side by side.
+
+    Own scores come before pulled ones, known graders before unknown ones; then the terms on which most variants were
+    measured, on most problems, at last. Of one variant on equal terms the own score counts, then the latest.
+
+    Args:
+        found: Scores of any variants on any terms.
+        preferred: Terms that are taken where a score is on them, such as those of the whole curriculum.
+    """
+    groups: dict[Terms, dict[str, Score]] = {}
+    for score in found:
+        group = groups.setdefault(score.terms, {})
+        best = group.get(score.variant)
+        if best is None or (not score.heard, score.created) >= (not best.heard, best.created):
+            group[score.variant] = score
+
+    def rank(terms: Terms) -> tuple[object, ...]:
+        scores = groups[terms].values()
+        own = [score for score in scores if not score.heard]
+        latest = max(score.created for score in scores)
+        return terms == preferred, bool(own), terms.grader is not None, len(own) or len(scores), terms.n, latest
+
+    terms = max(groups, key=rank, default=Terms())
+    shown = groups.pop(terms, {})
+    apart: dict[str, tuple[Score, ...]] = {}
+    for other in sorted(groups, key=rank, reverse=True):
+        for variant, score in groups[other].items():
+            apart[variant] = (*apart.get(variant, ()), score)
+    return Scores(terms=terms, shown=shown, apart=apart)
+
+
+def scored(store: Store, curriculum: str) -> Scores:
+    """The scores of the base and the stages as they are.
 
     Raises:
         IntegrityError: An attestation is not readable.
@@ -118,21 +233,14 @@ def scored(store: Store, curriculum: str) -> dict[str, Score]:
     for digest in stages.values():
         with suppress(IntegrityError, NotFoundError):  # `tree` marks it as damaged or missing
             bases.add(_base_name(store.peek(digest)))
-    found: dict[str, Score] = {}
-    for statement in store.statements(EVAL, curriculum):
-        if str(statement.payload.get("base")) not in bases:
-            continue
-        score = read_score(statement)
-        if score and all(stages.get(number) == digest for number, digest in score.inputs.items()):
-            best = found.get(score.variant)
-            if best is None or (score.n, score.created) >= (best.n, best.created):
-                found[score.variant] = score
-    return found
+    said = (item for item in store.statements(EVAL, curriculum) if str(item.payload.get("base")) in bases)
+    known = (score for item in said if (score := read_score(item)))
+    return beside(score for score in known if all(stages.get(key) == digest for key, digest in score.inputs.items()))
 
 
 def scores(store: Store, curriculum: str) -> dict[str, list[Metric]]:
-    """Variant name -> the metrics of its score, as `scored` chooses it."""
-    return {variant: score.metrics for variant, score in scored(store, curriculum).items()}
+    """Variant name -> the metrics of its score among those that `scored` shows."""
+    return {variant: score.metrics for variant, score in scored(store, curriculum).shown.items()}
 
 
 def overlapping_scores(store: Store, digest: str) -> list[tuple[Score, list[Overlap]]]:
@@ -145,6 +253,38 @@ def overlapping_scores(store: Store, digest: str) -> list[tuple[Score, list[Over
     known = (read_score(statement) for statement in store.attestations(digest, EVAL))
     found = ((score, overlaps(store, score.inputs.values(), score.data)) for score in known if score and score.data)
     return [(score, hits) for score, hits in found if hits]
+
+
+def _terms(payload: Mapping[str, Any]) -> Terms:
+    """The terms of a measurement; what another tool wrote in a field of that name is not taken for it."""
+    engine, problems, data = ({**_mapping(payload.get(key))} for key in ("engine", "problems", "data"))
+    metrics = [_mapping(item) for item in payload.get("metrics") or []]
+    counts = [item["n"] for item in metrics if isinstance(item.get("n"), int)]
+    named = next((str(item["protocol"]) for item in metrics if item.get("protocol")), None)
+    source = data.get("id") or problems.get("source")
+    return Terms(
+        data=" ".join(str(part) for part in (source, data.get("split")) if part),
+        digest=_text(problems.get("digest")) or _text(data.get("sha256")),
+        n=max(counts, default=0),
+        protocol=_text(payload.get("protocol")) or named,
+        engine=_text(engine.get("engine")),
+        limits=limits(engine.get("max_new_tokens"), engine.get("temperature"), engine.get("seed")),
+        grader=_text(payload.get("grader")),
+    )
+
+
+def limits(max_new_tokens: object, temperature: object = None, seed: object = None) -> str:
+    """The limits of a measurement, as `Terms` says them."""
+    said = [f"at most {max_new_tokens} tokens"] if max_new_tokens else []
+    return ", ".join([*said, *([f"temperature {temperature}, seed {seed}"] if temperature else [])])
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _base_name(entry: Entry) -> str:

@@ -199,20 +199,24 @@ def _hold(condition: Condition, own: Mapping[str, Metric], previous: Mapping[str
 def _on_record(
     store: Store, curriculum: str, stages: tuple[int, ...], config: EvalConfig, problems: Sequence[Problem]
 ) -> dict[str, Metric]:
-    """The newest score of exactly these adapters, asked exactly so; empty where there is none."""
+    """The newest score that was measured here of exactly these adapters on exactly these terms; else empty."""
+    from ..evaluation.grader import grader
     from ..evaluation.runner import problems_digest
-    from ..registry.scores import EVAL, read_score
+    from ..registry.scores import EVAL, limits, read_score
 
     numbers = stages or (min(store.stages(curriculum)),)
     inputs = {str(number): store.ref(curriculum, number) for number in stages}
-    asked = (protocol(config.protocol).digest(), problems_digest(problems), config.engine, config.max_new_tokens)
+    asked = {
+        "protocol": protocol(config.protocol).digest(),
+        "digest": problems_digest(problems),
+        "engine": config.engine,
+        "limits": limits(config.max_new_tokens),
+        "grader": grader(),
+    }
     found: dict[str, Metric] = {}
     for statement in store.attestations(store.ref(curriculum, max(numbers)), EVAL):
-        engine, over = (statement.payload.get(key) or {} for key in ("engine", "problems"))
-        if asked != (statement.payload.get("protocol"), over.get("digest"), engine.get("engine"),
-                     engine.get("max_new_tokens")):  # fmt: skip
-            continue
         score = read_score(statement)
-        if score is not None and score.inputs == inputs:
+        fits = score is not None and not score.heard and score.inputs == inputs
+        if score is not None and fits and asked.items() <= score.terms.to_json().items():
             found = {metric.name: metric for metric in score.metrics}
     return found

@@ -17,7 +17,7 @@ from plyfold.registry.evaluations import (
     parse_evaluations,
 )
 from plyfold.registry.record import DataRef, Metric
-from plyfold.registry.scores import attest_scores, scores
+from plyfold.registry.scores import attest_scores, scored, scores
 from plyfold.registry.store import Store
 from plyfold.registry.travel import MAX_TRAVEL_BYTES
 
@@ -59,9 +59,11 @@ def test_what_one_measured_is_known_to_the_other(stores: tuple[Store, Store]) ->
             adopt_evaluations(store, parse_evaluations(data))
             assert adopt_evaluations(store, parse_evaluations(data)) == []
             assert evaluations_to_bytes(evaluations(store, digest)) == data
-    assert scores(here, "toy") == scores(there, "toy")
-    assert scores(here, "toy")["1+2"][0].value == 0.7
-    assert scores(there, "toy")["base"][0].value == 0.2
+    assert {name: found[0].value for name, found in scores(here, "toy").items()} == {"base": 0.2, "1+2": 0.6}
+    assert {name: found[0].value for name, found in scores(there, "toy").items()} == {"1+2": 0.7}
+    (other,) = scored(here, "toy").apart["1+2"]
+    assert (other.accuracy, other.heard) == (0.7, True)
+    assert "measured elsewhere, pulled" in other.apart_from(scored(here, "toy").terms)
 
 
 def test_scores_with_other_adapters_or_on_another_base_are_not_about_it(stores: tuple[Store, Store]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from plyfold.core.config import DataConfig, EvalConfig
 from plyfold.core.errors import ConfigError, GateError, NotFoundError
 from plyfold.evaluation import scoring
+from plyfold.evaluation.grader import grader
 from plyfold.evaluation.problems import Problem
 from plyfold.evaluation.protocols import PROTOCOLS
 from plyfold.evaluation.runner import problems_digest
+from plyfold.registry.evaluations import Evaluation, adopt_evaluations, evaluations
 from plyfold.registry.record import DataRef, Metric
 from plyfold.registry.scores import attest_scores
 from plyfold.registry.store import Store
@@ -120,6 +123,7 @@ def _attest(store: Store, stages: tuple[int, ...], accuracy: float, **over: Any)
         "engine": {"engine": "hf", "max_new_tokens": CONFIG.max_new_tokens},
         "problems": {"digest": problems_digest(PROBLEMS)},
         "protocol": PROTOCOLS["zero-shot"].digest(),
+        "grader": grader(),
     }
     metrics = [Metric(name="accuracy", value=accuracy, n=2, ci95=(0.1, 0.9)), Metric(name="tokens", value=9, n=2)]
     attest_scores(store, "tiny", stages, metrics, {**details, **over}, DATA)
@@ -127,6 +131,20 @@ def _attest(store: Store, stages: tuple[int, ...], accuracy: float, **over: Any)
 
 def _check(store: Store, gate: str, tmp_path: Path) -> list[Measured]:
     return check_gate(parse_gate(gate, WHERE), store, "tiny", (1, 2), CONFIG, PROBLEMS, DATA, tmp_path, "stages.b")
+
+
+def _heard(store: Store) -> Evaluation:
+    """What somebody else says stages 1 and 2 scored on the very same terms."""
+    _attest(store, (1, 2), 0.9)
+    digest = store.ref("tiny", 2)
+    (said,) = [item for item in evaluations(store, digest) if item.payload["grader"] == grader()
+               and item.payload["engine"] == {"engine": "hf", "max_new_tokens": CONFIG.max_new_tokens}
+               and item.payload["protocol"] == PROTOCOLS["zero-shot"].digest()
+               and item.payload["problems"] == {"digest": problems_digest(PROBLEMS)}]  # fmt: skip
+    for path in (store.root / "attest" / digest.removeprefix("sha256:")).glob("*.json"):
+        if json.loads(path.read_text())["payload"] == said.payload:
+            path.unlink()
+    return said
 
 
 def test_scores_on_record_are_not_measured_again(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +159,14 @@ def test_scores_on_record_are_not_measured_again(store: Store, tmp_path: Path, m
     _attest(store, (1, 2), 0.9, protocol="sha256:other")  # asked in another way
     _attest(store, (1, 2), 0.9, problems={"digest": "sha256:other"})
     _attest(store, (1, 2), 0.9, engine={"engine": "hf", "max_new_tokens": 7})
+    _attest(store, (1, 2), 0.9, grader=None)  # read by a grader that is not known
+    _attest(
+        store,
+        (1, 2),
+        0.9,
+        engine={"engine": "hf", "max_new_tokens": CONFIG.max_new_tokens, "temperature": 0.7, "seed": 1},
+    )
+    adopt_evaluations(store, [_heard(store)])
     _attest(store, (2,), 0.9)  # another variant beside the same adapter
     (measured,) = _check(store, "accuracy >= 0.6", tmp_path)
     assert (measured.value, measured.n, asked) == (0.7, 2, [["1+2"]])

@@ -92,30 +92,30 @@ class TestOverlaps:
 class TestWhereItIsShown:
     @pytest.fixture(autouse=True)
     def scored(self, trained: Trained) -> None:
-        attest_scores(trained.store, "toy", [1, 2], accuracy(), data=rows("acme/sums", fill="1"))
-        attest_scores(trained.store, "toy", [1], accuracy(), data=rows("acme/sums", "test", fill="5"))
+        for stages in ([1], [1, 2]):
+            attest_scores(trained.store, "toy", stages, accuracy(), data=rows("acme/words", fill="2"))
 
     def test_tree(self, trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
         one = tree(trained.store, "toy").children[0].children[0]
         assert one.overlap is None
         assert one.children[0].overlap is not None
-        assert one.children[0].overlap.digest == trained.one
+        assert one.children[0].overlap.digest == trained.two
         assert run(["tree", "--json"]) == 0
         node = json.loads(capsys.readouterr().out)["curricula"][0]["children"][0]["children"][0]
         assert node["overlap"] is None
         assert (node["children"][0]["overlap"]["same"], node["children"][0]["overlap"]["digest"]) == (
             "rows",
-            trained.one,
+            trained.two,
         )
         assert run(["tree"]) == 0
-        assert "overlap: toy 1 structure" in capsys.readouterr().out
+        assert "overlap: toy 2 brevity" in capsys.readouterr().out
 
     def test_show(self, trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["show", "2", "--json"]) == 0
         (overlap,) = json.loads(capsys.readouterr().out)["overlaps"]
-        assert (overlap["variant"], overlap["trained"][0]["digest"]) == ("1+2", trained.one)
+        assert (overlap["variant"], overlap["trained"][0]["digest"]) == ("1+2", trained.two)
         assert run(["show", "2"]) == 0
-        assert "variant 1+2  toy 1 structure" in capsys.readouterr().out
+        assert "variant 1+2  toy 2 brevity" in capsys.readouterr().out
         assert run(["show", "1", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["overlaps"] == []
 
@@ -124,11 +124,13 @@ class TestScores:
     def test_a_short_run_does_not_replace_a_full_one(self, trained: Trained) -> None:
         for value, n in ((0.6, 400), (0.9, 5), (0.7, 400), (1.0, 4)):
             attest_scores(trained.store, "toy", [1], accuracy(value, n))
-        assert scored(trained.store, "toy")["1"].metrics == accuracy(0.7, 400)
+        found = scored(trained.store, "toy")
+        assert found.shown["1"].metrics == accuracy(0.7, 400)
+        assert [score.n for score in found.apart["1"]] == [5, 4]
 
     def test_the_rows_are_on_record(self, trained: Trained) -> None:
         attest_scores(trained.store, "toy", [1], accuracy(), data=rows("acme/sums", "test"))
-        assert scored(trained.store, "toy")["1"].data == rows("acme/sums", "test")
+        assert scored(trained.store, "toy").shown["1"].data == rows("acme/sums", "test")
         assert trained.store.attestations(trained.one)[0].payload["data"]["split"] == "test"
 
     @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ class TestScores:
     def test_scores_of_other_tools_are_passed_over(self, trained: Trained) -> None:
         for inputs in (None, [1], {"1": ["x"]}, {"1": 7}):
             trained.store.attest(trained.one, "eval", {"curriculum": "toy", "inputs": inputs, "base": ["x"]})
-        assert scored(trained.store, "toy") == {}
+        assert scored(trained.store, "toy").shown == {}
 
 
 def test_rows_scored_and_rows_trained_on_are_told_alike(tmp_path: Path) -> None:

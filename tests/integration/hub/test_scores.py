@@ -93,6 +93,7 @@ def test_pull_brings_them_and_a_later_one_more(hub: Hub, pushed: Store, away: St
     assert scores(away, "toy") == scores(pushed, "toy")
     assert {name: found[0].value for name, found in scores(away, "toy").items()} == {"base": 0.2, "1+2": 0.61}
     measure(pushed, 0.7, 900)
+    measure(pushed, 0.3, 900, on=())
     statuses(pushed, client)
     pull(away, "acme/toy", client=client)
     assert scores(away, "toy")["1+2"][0].value == 0.7
