@@ -20,6 +20,7 @@ import click
 from ..core.console import print_error, printable, set_verbosity
 from ..core.errors import ConfigError, FailedError, PlyfoldError, ran_out_of_memory
 from ..core.files import DISK_FULL, NO_PATH, NOT_ALLOWED, disk_full, no_path, not_allowed
+from ..core.interrupts import INTERRUPTED, end_quietly, interruptible
 
 if "__mp_main__" in sys.modules:  # an engine of this command's that starts, and is to end with it from now on
     from ..serving.processes import follow_parent
@@ -50,11 +51,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> (module of this package, one line of help). The function is named after the command."""
 
-INTERRUPTED = 130
-
 
 class LazyGroup(click.Group):
     """A group that imports a command's module only to run it or to show its own help."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise click.Abort from error  # of a bare one click makes an empty line
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -122,6 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = run(sys.argv[1:] if arguments is None else list(arguments))
     except SystemExit as exit_request:  # a process that ends for the first one's error
         code = int(exit_request.code or 0)
+    except KeyboardInterrupt:  # while an error was told
+        click.echo("interrupted", err=True)
+        code = INTERRUPTED
+    end_quietly()  # what the command has opened is closed
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _end_at_once(code)
     sys.exit(code)
@@ -162,6 +171,7 @@ def run(arguments: list[str]) -> int:
     """
     debug = "--debug" in arguments
     try:
+        interruptible()
         result: Any = plyfold.main(args=arguments, prog_name="plyfold", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except PlyfoldError as error:
@@ -174,6 +184,7 @@ def run(arguments: list[str]) -> int:
         click.echo(printable(said.getvalue()), nl=False, err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
+        end_quietly()
         click.echo("interrupted; what was complete is kept, run the same command again to continue", err=True)
         return INTERRUPTED
     except OSError as error:

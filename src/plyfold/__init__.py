@@ -4,10 +4,10 @@ The names below are the Python interface. Each is loaded when it is first used, 
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from .adapters.tensors import Adapter, read_adapter
     from .core.config import CurriculumConfig, load_config
     from .core.errors import PlyfoldError
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from .registry.store import Store, find_store
     from .serving.variants import Variant, materialise
     from .stages.curriculum import train
-
-__version__ = version("plyfold")
 
 _HOMES = {
     "Adapter": "adapters.tensors",
@@ -67,6 +65,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("plyfold")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

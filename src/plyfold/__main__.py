@@ -1,5 +1,11 @@
-"""`python -m plyfold` is the `plyfold` command."""
+"""The commands `plyfold`, `merge` and `python -m plyfold`: what a Ctrl-C may meet comes after this."""
 
-from .cli.main import main
+from .core.interrupts import end_quietly
 
-main()
+end_quietly()
+
+from .cli.main import main as main  # noqa: E402
+from .cli.main import merge as merge  # noqa: E402
+
+if __name__ == "__main__":
+    main()
