@@ -9,6 +9,7 @@ import http.client
 import threading
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Mapping
 from ipaddress import ip_address
 from queue import Empty, SimpleQueue
@@ -108,6 +109,33 @@ def _require_whole(response: Any, raw: bytearray, max_bytes: int) -> None:
     declared = response.headers.get("Content-Length", "")
     if declared.isdecimal() and len(raw) < int(declared) and len(raw) <= max_bytes:  # read1 ends as if all were here
         raise http.client.IncompleteRead(bytes(raw[:0]), int(declared) - len(raw))
+
+
+def unpacked(raw: bytes, packing: str, limit: int) -> bytes:
+    """An answer's text, never more of it than `limit` bytes, whatever it is packed into.
+
+    Args:
+        raw: As it came.
+        packing: Its Content-Encoding; only gzip and deflate are read, which some proxies choose unasked.
+        limit: In bytes, of the text and of what came.
+
+    Raises:
+        ValueError: It is longer, damaged, or packed in another way.
+    """
+    data, kind = raw, packing.strip().lower()
+    if kind in ("gzip", "x-gzip", "deflate"):
+        unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)
+        try:
+            data = unpacker.decompress(raw[: limit + 1], limit + 1)
+        except zlib.error as error:
+            raise ValueError(f"not {kind}: {error}") from error
+        if not unpacker.eof and len(data) <= limit:
+            raise ValueError(f"cut {kind}")
+    elif kind not in ("", "identity"):
+        raise ValueError(f"packed as {packing[:40]}")
+    if max(len(raw), len(data)) > limit:
+        raise ValueError(f"more than {limit:,} bytes")
+    return data
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -96,7 +96,7 @@ def read_object(
     try:
         value = read_json(path, max_bytes=max_bytes, infinity=infinity)
     except MalformedJSONError as error:
-        raise IntegrityError(f"{what} is not sound JSON", where=path, found=error, next_step=next_step) from error
+        raise IntegrityError(f"{what} is not JSON to rely on", where=path, found=error, next_step=next_step) from error
     if not isinstance(value, dict):
         raise IntegrityError(
             f"{what} is not a JSON object", where=path, found=type(value).__name__, next_step=next_step

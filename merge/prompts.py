@@ -61,7 +61,7 @@ def _rows(path: Path, numbered: list[tuple[int, str]]) -> Iterator[str]:
         try:
             row = parse_json(line.encode())
         except MalformedJSONError as error:
-            raise ConfigError("a row is not sound JSON", where=f"{path}:{number}", found=error) from error
+            raise ConfigError("a row is not JSON to rely on", where=f"{path}:{number}", found=error) from error
         text = next((row[field] for field in FIELDS if field in row), None) if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():
             found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__

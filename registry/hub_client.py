@@ -28,7 +28,7 @@ FIRST_WAIT_S = 0.5
 PATIENCE_S = 20.0
 """No further try starts later than this after the first: for some requests the Hub's library tries for 23 s itself."""
 TIMEOUT_S = 30.0
-"""Longest silence of a connection; `PLYFOLD_HUB_TIMEOUT` sets another."""
+"""Longest silence of a connection, and the span a transfer's pace is taken over; `PLYFOLD_HUB_TIMEOUT` sets another."""
 SHA1, SHA256 = r"[0-9a-f]{40}", r"[0-9a-f]{64}"
 
 Answer = TypeVar("Answer")
@@ -192,7 +192,9 @@ class HubClient:
                 if response.is_error:
                     response.read()
                 hf_raise_for_status(response)
-                for chunk in response.iter_bytes(CHUNK_BYTES):
+                if (packing := response.headers.get("content-encoding", "identity")) != "identity":
+                    raise TypeError(f"packed as {packing[:40]}, though nobody asked for it")
+                for chunk in response.iter_bytes():  # as it comes, so that its pace is seen
                     kept = chunk[: max_bytes + 1 - size]
                     file.write(kept)
                     digest.update(kept)
@@ -330,7 +332,7 @@ def _checked(pattern: str, value: object) -> str:
 
 def _file(listed: Any) -> RemoteFile:
     sha256 = PREFIX + _checked(SHA256, listed.lfs.sha256) if listed.lfs else None
-    if type(listed.size) is not int:
+    if type(listed.size) is not int or not 0 <= listed.size < 1 << 53:
         raise LookupError(f"{str(listed.size)[:40]!r} is no size")
     return RemoteFile(size=listed.size, sha256=sha256, blob_sha1=_checked(SHA1, listed.blob_id))
 

@@ -52,9 +52,9 @@ def translate(error: Exception, where: str) -> PlyfoldError | None:
     if isinstance(error, (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)) or (
         isinstance(error, (ConnectionError, TimeoutError)) and error.errno not in DISK_FULL
     ):
-        return _busy(where, type(error).__name__)
+        return _busy(where, f"{type(error).__name__}: {found}".rstrip(": "))
     if isinstance(error, EndlessAnswerError):
-        return FailedError("the answer of the Hub has no end", where=where, found=found)
+        return FailedError("the answer of the Hub is not one to be read to its end", where=where, found=found)
     if isinstance(error, (*NONSENSE, hub.HfUriError)):
         return HubBusyError(
             "the answer of the Hub makes no sense",

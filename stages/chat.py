@@ -11,7 +11,6 @@ import asyncio
 import math
 import random
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..core.errors import AuthError, ConfigError, FailedError, NotFoundError, OfflineError, first_line
-from ..core.one_host import is_loopback
+from ..core.one_host import is_loopback, unpacked
 from ..core.strict_json import MalformedJSONError, parse_json
 
 if TYPE_CHECKING:
@@ -231,10 +230,11 @@ class Chat:
                 raise MalformedAnswerError("the endpoint's answer has no end", problem) from error
             return problem
         try:
-            data = _unpacked(bytes(raw), packed, limit)
-        except MalformedAnswerError:
+            data = unpacked(bytes(raw), packed, limit)
+        except ValueError as error:
             if 200 <= status < 300:
-                raise
+                kind = "is too long" if len(raw) > limit else "cannot be unpacked"
+                raise MalformedAnswerError(f"the endpoint's answer {kind}", error) from error
             data = b""
         return _Reply(status, response.headers.get("retry-after", ""), response.headers.get("location", ""), data)
 
@@ -341,28 +341,6 @@ class _Reply:
         if 200 <= self.status < 300 and isinstance(told := self.error, dict) and type(told.get("code")) is int:
             status = told["code"]
         return status in PASSING or 500 <= status < 600
-
-
-def _unpacked(raw: bytes, packing: str, limit: int) -> bytes:
-    """An answer's text, never more of it than the limit.
-
-    Raises:
-        MalformedAnswerError: Longer, or packed in a way that was not asked for and is not read here.
-    """
-    data = raw
-    if packing.strip().lower() in ("gzip", "x-gzip", "deflate"):
-        unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)
-        try:
-            data = unpacker.decompress(raw[: limit + 1], limit + 1)
-        except zlib.error as error:
-            raise MalformedAnswerError("the endpoint's answer cannot be unpacked", error) from error
-        if not unpacker.eof and len(data) <= limit:
-            raise MalformedAnswerError("the endpoint's answer cannot be unpacked", "it is cut")
-    elif packing.strip().lower() not in ("", "identity"):
-        raise MalformedAnswerError("the endpoint's answer cannot be unpacked", f"packed as {packing}")
-    if max(len(raw), len(data)) > limit:
-        raise MalformedAnswerError("the endpoint's answer is too long", f"more than {limit:,} bytes")
-    return data
 
 
 def _count(value: object) -> int:

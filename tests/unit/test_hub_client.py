@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,3 +202,116 @@ def test_stages_are_read_off_the_names_of_repositories() -> None:
         1: ["acme/toy-s01-a", "acme/toy-s01-b"],
         2: ["acme/toy-s02-brevity"],
     }
+
+
+class Socketed:
+    """A Hub of one socket, which sends what it is given and then a byte at a time."""
+
+    def __init__(self, start: bytes, byte: bytes = b"", pause_s: float = 0.02) -> None:
+        self.start, self.byte, self.pause_s = start, byte, pause_s
+        self.asked: list[bytes] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._one, args=(connection,), daemon=True).start()
+
+    def _one(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            self.asked.append(connection.recv(65536))
+            connection.sendall(self.start)
+            while self.byte:
+                connection.sendall(self.byte)
+                time.sleep(self.pause_s)
+
+    def close(self) -> None:
+        self._server.close()
+
+
+@pytest.fixture
+def hub_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Socketed], HubClient]]:
+    """A client of such a Hub, which is patient for half a second and asks once."""
+    from huggingface_hub import close_session
+
+    opened: list[Socketed] = []
+
+    def client(hub: Socketed) -> HubClient:
+        opened.append(hub)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("plyfold.registry.hub_client.TRIES", 1)
+        close_session()
+        return HubClient(timeout_s=0.5, first_wait_s=0)
+
+    yield client
+    close_session()
+    for each in opened:
+        each.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "byte"),
+    [(b"", b"H"), (OK, b"x"), (OK + b"x: ", b"y"), (OK + b"Content-Length: 99999\r\n\r\n", b"z"), (OK + b"\r\n", b"z")],
+    ids=["status", "header", "value", "declared body", "open body"],
+)
+def test_a_hub_that_drips_is_given_up(hub_at: Any, tmp_path: Path, start: bytes, byte: bytes) -> None:
+    client = hub_at(Socketed(start, byte))
+    for ask in (
+        lambda: client.refs("acme/toy"),
+        lambda: client.fetch("acme/toy", "0" * 40, "file", tmp_path / "file", max_bytes=10**9),
+    ):
+        begin_s = time.monotonic()
+        with pytest.raises(HubBusyError) as error:
+            ask()
+        assert time.monotonic() - begin_s < 8
+        assert error.value.exit_code == 6
+    if start.endswith(b"\r\n\r\n"):
+        assert "bytes a second" in error.value.found
+
+
+def test_a_slow_hub_that_keeps_a_pace_is_heard_to_the_end(hub_at: Any, tmp_path: Path) -> None:
+    body = OK + b"Content-Length: 30000\r\n\r\n"
+    client = hub_at(Socketed(body, b"x" * 1000, pause_s=0.04))
+    client.fetch("acme/toy", "0" * 40, "file", tmp_path / "file", max_bytes=10**9)
+    assert (tmp_path / "file").stat().st_size == 30000
+
+
+def _packed(data: bytes) -> bytes:
+    return OK + f"Content-Encoding: gzip\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def test_what_is_packed_is_bounded_unpacked(hub_at: Any, tmp_path: Path) -> None:
+    client = hub_at(Socketed(_packed(gzip.compress(b" " * 200_000_000, 1))))
+    with pytest.raises(FailedError, match="more than 32,000,000 bytes"):
+        client.refs("acme/toy")
+    with pytest.raises(HubBusyError, match="packed as gzip"):
+        client.fetch("acme/toy", "0" * 40, "file", tmp_path / "file", max_bytes=10)
+    refs = {"branches": [{"name": "main", "ref": "x", "targetCommit": "a" * 40}], "tags": [], "converts": []}
+    assert hub_at(Socketed(_packed(gzip.compress(json.dumps(refs).encode())))).refs("acme/toy").branches["main"]
+
+
+def test_the_token_goes_to_no_other_host(hub_at: Any, tmp_path: Path) -> None:
+    other = Socketed(OK + b"Content-Length: 1\r\n\r\nx")
+    moved = f"HTTP/1.1 302 Found\r\nLocation: {other.url}/file\r\nContent-Length: 0\r\n\r\n".encode()
+    hub = Socketed(moved)
+    client = hub_at(hub)
+    client.fetch("acme/toy", "0" * 40, "file", tmp_path / "file", max_bytes=10)
+    assert TOKEN.encode() in hub.asked[0]
+    assert len(other.asked) == 1
+    assert TOKEN.encode() not in other.asked[0]
+    other.close()
+
+
+def test_a_file_is_cut_at_what_was_declared(hub_at: Any, tmp_path: Path) -> None:
+    client = hub_at(Socketed(OK + b"\r\n", b"x" * 65536, pause_s=0))
+    client.fetch("acme/toy", "0" * 40, "file", tmp_path / "file", max_bytes=1000)
+    assert (tmp_path / "file").stat().st_size == 1001
