@@ -127,7 +127,7 @@ class ServeGateway:
         own = str(getattr(_arguments(scope), "host", None) or "")
         hosts = [value.decode("latin-1") for value in _all(headers, b"host")]
         origins = [value.decode("latin-1").partition("://")[2] for value in _all(headers, b"origin")]
-        if len(hosts) != 1 or not (names_loopback(hosts[0]) or (own and hosts[0].rpartition(":")[0] == own)):
+        if len(hosts) != 1 or not (names_loopback(hosts[0]) or (own and hosts[0].partition(":")[0] == own)):
             raise _RefusedError(403, "without a key this server answers to localhost alone; start it with a key")
         if not all(map(names_loopback, origins)):
             raise _RefusedError(403, "without a key this server does not answer to web pages")

@@ -201,9 +201,10 @@ def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) ->
         watch = Watch(server)
         try:
             _wait_until_healthy(watch, plan)
-            _check_answers(plan)
-            on_ready()
             watch.look()
+            _check_answers(plan)
+            watch.look()
+            on_ready()
             while not (lost := watch.lost()):
                 time.sleep(POLL_S)
             raise _died(plan, lost)

@@ -122,22 +122,28 @@ class Watch:
         """Watch a server that was started by `launched`."""
         self._server = server
         self._known: dict[int, tuple[psutil.Process, str]] = {}
+        self._candidates: dict[int, str] = {}
 
     def look(self) -> None:
-        """Take note of the processes there are now."""
+        """Take note of the processes there are now; one counts once it was met twice under one name.
+
+        Between fork and exec a helper looks like whoever starts it.
+        """
         import psutil
 
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self._server.pid)
-            lasting = {root.pid}
+            lasting, before, self._candidates = {root.pid}, self._candidates, {}
             for process in root.children(recursive=True):  # parents before their children
-                if process.pid in self._known:
-                    lasting.add(process.pid)
-                    continue
                 with suppress(psutil.Error):
-                    if process.ppid() in lasting and (name := _lasting(process)):
-                        lasting.add(process.pid)
-                        self._known[process.pid] = process, name
+                    if process.pid not in self._known:
+                        name = _lasting(process)
+                        if not name or process.ppid() not in lasting:
+                            continue
+                        self._candidates[process.pid] = name
+                        if before.get(process.pid) == name:
+                            self._known[process.pid] = process, name
+                    lasting.add(process.pid)
 
     def lost(self) -> str | None:
         """What has ended, if anything; then the others are ended too, as there is nothing left to wait for."""

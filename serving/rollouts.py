@@ -78,7 +78,7 @@ def run_rollout_server(command: Sequence[str], environment: Mapping[str, str]) -
         try:
             while not (lost := watch.lost()):
                 watch.look()
-                time.sleep(POLL_S)
+                time.sleep(2 * POLL_S)
         except KeyboardInterrupt:
             say("stopping …")
             return INTERRUPTED
