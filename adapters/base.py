@@ -188,10 +188,10 @@ def accompanying(path: Path) -> tuple[list[Path], list[str]]:
     """What of a base folder belongs to a checkpoint made from it, and the names of what does not.
 
     Python files belong where a config says that the model's or the tokenizer's code is in them. The config, the
-    weights and hidden files are in neither list.
+    weights, a twin's note and hidden files are in neither list.
     """
     patterns = [*ACCOMPANYING, "*.py"] if _has_code(path) else ACCOMPANYING
-    known = {"config.json", INDEX_NAME, *(file.name for file in _weight_files(path))}
+    known = {"config.json", INDEX_NAME, TWIN_NAME, *(file.name for file in _weight_files(path))}
     belonging, left_out = [], []
     for file in sorted(path.iterdir()):
         if file.name in known or file.name.startswith((".", "__")):

@@ -9,6 +9,8 @@ from pathlib import Path
 from ..core.errors import AuthError, ConfigError, DiskFullError, IncompatibleError, NotFoundError, OfflineError
 from ..core.files import disk_errors
 
+NOT_OF_A_BASE = ["adapter_config.json", "adapter_model*"]
+"""Files of an adapter that lies in a base's repository: transformers would load it with the base."""
 PROBE_TIMEOUT_S = 10
 
 
@@ -72,7 +74,11 @@ def snapshot(
         raise ConfigError("a base on the Hub needs its commit", where="base.revision", found=revision)
     wanted, where = list(patterns), f"{repo}@{revision}"
     try:
-        path = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, local_files_only=True))
+        path = Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=wanted, ignore_patterns=NOT_OF_A_BASE, local_files_only=True
+            )
+        )
         check(path)
         return path
     except (LocalEntryNotFoundError, NotFoundError):
@@ -91,7 +97,7 @@ def snapshot(
         commit = info.sha or revision
         with disk_errors(Path(constants.HF_HUB_CACHE)):
             first(Path(snapshot_download(repo, revision=commit, allow_patterns=["config.json"])))
-            path = Path(snapshot_download(repo, revision=commit, allow_patterns=wanted))
+            path = Path(snapshot_download(repo, revision=commit, allow_patterns=wanted, ignore_patterns=NOT_OF_A_BASE))
     except (DiskFullError, IncompatibleError):
         raise
     except GatedRepoError as error:

@@ -183,7 +183,7 @@ def place(spec: AdapterSpec, base: Placement) -> AdapterSpec:
         modules[name] = replace(module, name=name)
     for key in spec.copies:
         _compare(spec, key, base)
-    return replace(spec, modules=dict(sorted(modules.items())))
+    return replace(spec, modules=dict(sorted(modules.items())), placed=True)
 
 
 def unplaced(spec: AdapterSpec) -> AdapterSpec:

@@ -84,8 +84,19 @@ def _compile(key: str, field: str, where: Path) -> re.Pattern[str]:
 
 
 def _steps(pattern: re.Pattern[str], name: str) -> float:
+    return _most_ways(pattern.pattern[len(_PARENTS) : -1], name)
+
+
+def steps_of(pattern: str, name: str) -> float:
+    """Most ways that a match of a whole name may try; infinite for a pattern that repeats a group, or a long one."""
+    if re.search(r"\)[*+{]", pattern) or len(pattern) > 1000:
+        return math.inf
+    return _most_ways(pattern, name)
+
+
+def _most_ways(key: str, name: str) -> float:
     """Most ways a backtracking match may try: every repeat may stop anywhere, every choice goes each way."""
-    repeats, choices = _ways(pattern.pattern[len(_PARENTS) : -1])
+    repeats, choices = _ways(key)
     return choices * math.comb(len(name) + repeats, repeats)
 
 

@@ -14,12 +14,20 @@ from typing import Any
 from ..core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
 from ..core.strict_json import read_object
 from .header import Header, read_header, reading, shown
-from .names import KEY_PREFIX, Copy, canonical, read_names
+from .names import A_SUFFIX, KEY_PREFIX, Copy, read_names
 from .scaling import Scaling, bad_config
+from .targets import Targets
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
+OTHER_WEIGHTS = {
+    "adapters.safetensors": "as MLX saves an adapter",
+    "pytorch_lora_weights.safetensors": "as diffusers saves one",
+    "adapter_0.pt": "as torchtune saves one",
+    "model.safetensors": "a whole model",
+}
+"""Files that a folder may have instead, and what they are."""
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' name of each dtype a factor may have -> torch's name."""
 MAX_CONFIG_BYTES = 8_000_000
@@ -91,8 +99,27 @@ class AdapterSpec:
     """The weights file's checked header."""
     copies: dict[str, Copy]
     """Weights of the base that stand whole in the file, by key."""
+    placed: bool = False
+    """Whether modules have the base's names, and copies were found equal to the base's."""
     marks: tuple[str, ...]
     """What was taken out of the file's keys; empty where they are as PEFT writes them."""
+
+    @property
+    def respelt(self) -> bool:
+        """Whether a module has another name than its keys in the file give it."""
+        return any(module.keys[0] != f"{KEY_PREFIX}{name}{A_SUFFIX}" for name, module in self.modules.items())
+
+    @property
+    def about_names(self) -> list[str]:
+        """What to know of the file's names: what was taken out of them, and what was passed over."""
+        found = []
+        if self.marks:
+            found.append(f"its keys are not as PEFT writes them; read without {', '.join(self.marks)}")
+        if self.copies:
+            names = ", ".join(sorted(copy.tensor for copy in self.copies.values()))
+            compared = "equal to the base's" if self.placed else "not compared, since no base is at hand"
+            found.append(f"it holds copies of base weights, which are passed over: {names}; {compared}")
+        return found
 
 
 def read_spec(folder: Path, *, base_follows: bool = False) -> AdapterSpec:
@@ -160,12 +187,12 @@ def _read_spec(folder: Path) -> AdapterSpec:
         raise _no_weights(folder)
     header = read_header(weights)
     scaling = Scaling(config, folder / CONFIG_NAME)
-    targets = _targets(config, folder / CONFIG_NAME)
+    targets = Targets(config, folder / CONFIG_NAME)
     names = read_names(weights, header.tensors)
     modules: dict[str, ModuleSpec] = {}
     for name, keys in names.modules.items():
         modules[name] = _module(name, keys, header, scaling)
-        _check_targeted(name, targets, folder / CONFIG_NAME)
+        _check_targeted(name, keys[0], targets, folder / CONFIG_NAME)
     dtypes = {header.tensors[key].dtype for module in modules.values() for key in module.keys}
     return AdapterSpec(
         path=folder,
@@ -234,6 +261,13 @@ def _no_adapter(folder: Path) -> NotFoundError:
 
 def _refuse_features(config: Mapping[str, Any], where: Path) -> None:
     kind = config.get("peft_type")
+    if kind is None and ("lora_parameters" in config or "fine_tune_type" in config):
+        raise UnsupportedAdapterError(
+            "an adapter in MLX's form, not PEFT's",
+            where=where,
+            expected=f"peft_type LORA, and {WEIGHTS_NAME} beside it",
+            next_step="convert it first: A and B are transposed there, and the scale is not alpha / r",
+        )
     if kind != "LORA":
         raise UnsupportedAdapterError(
             "not a LoRA adapter", where=where, found=f"peft_type {shown(kind)}", expected="LORA"
@@ -282,7 +316,7 @@ def _module(name: str, keys: tuple[str, str], header: Header, scaling: Scaling) 
             found=f"A {a}, B {b}",
         )
     r, _, scale = scaling.of(name)
-    spelt = keys[0].removeprefix(KEY_PREFIX).rpartition(".lora_A.")[0]
+    spelt = _as_spelt(keys[0])
     if spelt != name and scaling.of(spelt) != scaling.of(name):
         raise UnsupportedAdapterError(
             "rank_pattern or alpha_pattern gives a module another rank or alpha under the name in the file",
@@ -301,20 +335,14 @@ def _module(name: str, keys: tuple[str, str], header: Header, scaling: Scaling) 
     return ModuleSpec(name=name, r=r, scale=scale, in_features=a[1], out_features=b[0], keys=keys)
 
 
-def _targets(config: Mapping[str, Any], where: Path) -> list[str] | None:
-    """The suffixes that a config targets, in canonical form; None where it has a pattern or nothing."""
-    targets = config.get("target_modules")
-    if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        return [canonical(target) for target in targets]
-    if targets is not None and not isinstance(targets, str):
-        raise bad_config(where, "target_modules", targets, "a list of names, or a pattern")
-    return None
-
-
-def _check_targeted(name: str, targets: list[str] | None, where: Path) -> None:
-    # PEFT drops a tensor whose module the config does not target, vLLM applies it: such a file has two meanings.
-    if targets is not None and not any(name == target or name.endswith(f".{target}") for target in targets):
+def _check_targeted(name: str, key: str, targets: Targets, where: Path) -> None:
+    if targets.leave_out(name) and targets.leave_out(_as_spelt(key)):
         raise IntegrityError("the config does not target a module of the file", where=where, found=name)
+
+
+def _as_spelt(key: str) -> str:
+    """A module's name as its key has it, wrappers included: what a config's patterns were matched with."""
+    return key.removeprefix(KEY_PREFIX).rpartition(".lora_A.")[0]
 
 
 def _line(config: Mapping[str, Any], field: str, where: Path) -> str:
@@ -333,4 +361,9 @@ def _no_weights(folder: Path) -> IntegrityError | NotFoundError:
             expected=WEIGHTS_NAME,
             next_step="have its author save it again with safe_serialization=True",
         )
+    for name, tool in OTHER_WEIGHTS.items():
+        if (folder / name).exists():
+            return NotFoundError(
+                f"no {WEIGHTS_NAME} in the folder", where=folder, found=f"{name}, {tool}", expected="a PEFT LoRA folder"
+            )
     return NotFoundError(f"no {WEIGHTS_NAME} in the folder", where=folder)

@@ -20,6 +20,7 @@ from ..core.errors import IncompatibleError, IntegrityError
 from ..core.files import disk_errors, write_json
 from .header import read_header, reading
 from .names import A_SUFFIX, B_SUFFIX, KEY_PREFIX, canonical
+from .placement import Placement, place
 from .scaling import Scaling
 from .spec import CONFIG_NAME, DTYPES, WEIGHTS_NAME, AdapterSpec, read_spec
 
@@ -52,14 +53,19 @@ class Adapter:
         return not any(each.scale and each.A_RI.any() and each.B_OR.any() for each in self.factors.values())
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path, base: Placement | None = None) -> Adapter:
     """Read an adapter, after its header has been checked.
+
+    Args:
+        folder: PEFT LoRA folder.
+        base: Its base, where that is at hand: modules have their names there, and copies of base weights are compared.
 
     Raises:
         NotFoundError, IntegrityError, UnsupportedAdapterError: As `read_spec`.
         IntegrityError: A NaN or an infinity, with the tensor's name.
     """
-    spec = read_spec(folder)
+    spec = read_spec(folder, base_follows=base is not None)
+    spec = place(spec, base) if base else spec
     tensors: dict[str, Tensor] = {}
     wanted = {key for module in spec.modules.values() for key in module.keys}
     with reading(spec.header.path), spec.header.path.open("rb") as file:
@@ -153,19 +159,28 @@ def tensor_digest(folder: Path) -> str:
     return PREFIX + digest.hexdigest()
 
 
-def canonicalise(folder: Path, base_repo: str, base_revision: str | None) -> None:
+def canonicalise(folder: Path, base_repo: str, base_revision: str | None, base: Placement | None = None) -> AdapterSpec:
     """Rewrite a folder that PEFT saved: same adapter, canonical bytes and names, the base by its Hub id, no README.md.
 
     Copies of base weights beside the factors are left out. Ranks and scales stay as they are. Patterns stay too, unless
     sorting them, as every JSON writer here and PEFT's own does, would let another one match first: then they are
     written out by full module names.
 
+    Args:
+        folder: The caller's to change.
+        base_repo: Hub id of the base.
+        base_revision: Commit of the base.
+        base: As for `read_adapter`.
+
+    Returns:
+        The adapter as it was.
+
     Raises:
         NotFoundError, IntegrityError, UnsupportedAdapterError: As `read_adapter`.
     """
     from safetensors.torch import save_file
 
-    adapter = read_adapter(folder)
+    adapter = read_adapter(folder, base)
     config = {key: value for key, value in adapter.spec.config.items() if key not in UNSTABLE}
     for key in SET_LIKE:
         if isinstance(config.get(key), list):
@@ -181,14 +196,17 @@ def canonicalise(folder: Path, base_repo: str, base_revision: str | None) -> Non
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     write_json(folder / CONFIG_NAME, config)
     (folder / "README.md").unlink(missing_ok=True)
+    return adapter.spec
 
 
 def _plain_targets(spec: AdapterSpec) -> dict[str, Any]:
     """Targets that name what the file's canonical names do; a pattern may have been one of the names as spelt."""
     targets = spec.config.get("target_modules")
     if isinstance(targets, list):
-        return {"target_modules": sorted({canonical(target) for target in targets})}
-    return {"target_modules": sorted(spec.modules)} if spec.marks else {}
+        plain = sorted({canonical(target) for target in targets})
+        if all(name in plain or name.endswith(tuple(f".{target}" for target in plain)) for name in spec.modules):
+            return {"target_modules": plain}
+    return {"target_modules": sorted(spec.modules)} if spec.respelt or isinstance(targets, list) else {}
 
 
 def _orderless_patterns(spec: AdapterSpec) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def check_parts(
         warnings=(
             *_adding_nothing(parts, specs),
             *about_base,
-            *_about_names(parts, specs, placement),
+            *(f"{part.name}: {said}" for part, spec in zip(parts, specs, strict=True) for said in spec.about_names),
             *_differing_targets(parts, specs),
         ),
     )
@@ -185,18 +185,6 @@ def _refuse_two_spellings(parts: Sequence[Part], specs: Sequence[AdapterSpec]) -
                     found=name,
                     next_step="add --base DIR: the base says whether they are one",
                 )
-
-
-def _about_names(parts: Sequence[Part], specs: Sequence[AdapterSpec], base: Placement | None) -> list[str]:
-    found = []
-    for part, spec in zip(parts, specs, strict=True):
-        if spec.marks:
-            found.append(f"{part.name}: its keys are not as PEFT writes them; read without {', '.join(spec.marks)}")
-        if spec.copies:
-            names = ", ".join(sorted(copy.tensor for copy in spec.copies.values()))
-            compared = "equal to the base's" if base else "not compared, no base is at hand (--base DIR compares them)"
-            found.append(f"{part.name}: holds copies of base weights, which are passed over: {names}; {compared}")
-    return found
 
 
 def _refuse_duplicates(parts: Sequence[Part]) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -13,10 +14,13 @@ from ..adapters.hub import hub_uri, is_local
 from ..adapters.quantised import unquantised_name
 from ..core.config import CURRICULUM_NAME, STAGE_NAME
 from ..core.console import warn
-from ..core.errors import ConfigError, ConflictError
+from ..core.errors import ConfigError, ConflictError, PlyfoldError
 from ..core.files import disk_errors, require_space
 from .record import BaseRecord, Code, Recipe, Record, StageId, Weights, check_portable
 from .store import MERGES, Entry, Store
+
+if TYPE_CHECKING:
+    from ..adapters.placement import Placement
 
 UNKNOWN = "unknown"
 """Licence and provenance of adapters that say neither."""
@@ -59,7 +63,7 @@ def import_adapter(
     from ..adapters.tensors import canonicalise, read_adapter, tensor_digest
 
     store.require_writable()
-    spec = read_spec(folder)
+    spec = read_spec(folder, base_follows=True)
     title = name or fit_name(folder.resolve().name)
     check_name(title)
     if not re.fullmatch(CURRICULUM_NAME, curriculum):
@@ -72,7 +76,9 @@ def import_adapter(
     with store.scratch() as tmp, disk_errors(tmp, size):
         for path in files:
             shutil.copyfile(path, tmp / path.name)
-        canonicalise(tmp, of.repo, of.revision)
+        was = canonicalise(tmp, of.repo, of.revision, _placement(store, of))
+        for said in was.about_names:
+            warn(f"{title}: {said}")
         adapter = read_adapter(tmp)  # of the copy: whatever happens to the source meanwhile
         spec = adapter.spec
         if adapter.adds_nothing:
@@ -162,6 +168,17 @@ def base_record(
             found=f"{repo or '(no base)'}@{revision or '(no commit)'}",
             next_step="add --base ORG/MODEL@COMMIT; its page on the Hub has the commit under Files and versions",
         ) from error
+
+
+def _placement(store: Store, base: BaseRecord) -> Placement | None:
+    """The base to check names and copies of its weights against, where it lies on this disk in order."""
+    from ..adapters.placement import Placement
+
+    folder = store.base_path(base.repo, base.revision)
+    try:
+        return Placement.open(folder) if folder else None
+    except PlyfoldError:
+        return None
 
 
 def _named(store: Store, record: Record, name: str) -> Entry | None:

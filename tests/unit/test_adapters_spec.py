@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from plyfold.adapters.spec import WEIGHTS_NAME, read_spec, suffix_targets
+from plyfold.adapters.targets import Targets
 from plyfold.core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
 
 ONE = {"model.layers.0.self_attn.q_proj": (8, 6)}
@@ -246,3 +247,64 @@ def test_suffix_targets_speak_only_for_adapters_made_by_suffix(tmp_path: Path, m
     assert suffix_targets([one]) == ["q_proj"]
     assert suffix_targets([plain, chosen]) is None
     assert suffix_targets([plain, named]) is None
+
+
+NAMES = [
+    f"{front}layers.{layer}.{leaf}"
+    for front in ("model.", "", "model.language_model.", "model.vision_tower.encoder.")
+    for layer in (0, 1, 11)
+    for leaf in ("self_attn.q_proj", "mlp.up_proj", "mlp.experts.1.up_proj")
+]
+TARGETS: list[dict[str, Any]] = [
+    {"target_modules": ["q_proj"]},
+    {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["layers.1.mlp.up_proj", "self_attn.q_proj"]},
+    {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*vision_tower.*"},
+    {"target_modules": ["up_proj"], "layers_to_transform": [1]},
+    {"target_modules": ["up_proj", "q_proj"], "layers_to_transform": 0},
+    {"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+    {"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": ["h", "experts"]},
+    {"target_modules": ["model.layers.0.mlp.up_proj"]},
+    {"target_modules": r".*language_model.*\.(q_proj|up_proj)"},
+    {"target_modules": r"model\.layers\.\d+\.self_attn\.q_proj"},
+]
+
+
+@pytest.mark.parametrize("fields", TARGETS)
+def test_what_a_config_leaves_out_is_what_peft_leaves_out(fields: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    targeted = pytest.importorskip("peft.tuners.tuners_utils").check_target_module_exists
+    config = peft.LoraConfig(**fields)
+    ours = {name for name in NAMES if not Targets(fields, Path()).leave_out(name)}
+    assert ours == {name for name in NAMES if targeted(config, name)}
+    assert 0 < len(ours) < len(NAMES)
+
+
+def test_a_tensor_that_peft_would_drop_is_refused(tmp_path: Path, make_adapter: Any) -> None:
+    make_adapter(tmp_path, modules=ONE, layers_to_transform=[1])
+    with pytest.raises(IntegrityError, match="does not target"):
+        read_spec(tmp_path)
+
+
+def test_a_pattern_that_could_take_for_ever_says_nothing() -> None:
+    assert not Targets({"target_modules": "(a*)*b" * 30}, Path()).leave_out("a" * 60)
+    assert not Targets({"target_modules": ".*" * 40 + "x"}, Path()).leave_out("a" * 200)
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("adapters.safetensors", "MLX"),
+        ("pytorch_lora_weights.safetensors", "diffusers"),
+        ("model.safetensors", "whole"),
+    ],
+)
+def test_a_folder_of_another_tool_is_named(folder: Path, file: str, named: str) -> None:
+    (folder / WEIGHTS_NAME).rename(folder / file)
+    with pytest.raises(NotFoundError, match=named):
+        read_spec(folder)
+
+
+def test_mlx_config_is_named(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}))
+    with pytest.raises(UnsupportedAdapterError, match="MLX"):
+        read_spec(folder)

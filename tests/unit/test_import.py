@@ -14,6 +14,7 @@ from plyfold.cli.main import run
 from plyfold.registry.store import find_store
 
 from ..conftest import REPO, REVISION
+from ..peft_folders import write_base_folder
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +124,41 @@ def test_pickles_nan_and_nothing_are_refused(here: Path, make_adapter: Any) -> N
     assert run(["import", "alice"]) == 4
     assert run(["import", "nobody"]) == 3
     assert find_store().digests() == []
+
+
+def test_other_names_and_copies_of_base_weights_are_taken_out_with_a_word(
+    here: Path, make_adapter: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_adapter(here / "alice", modules={"model.layers.0.self_attn.q_proj": (8, 6), "lm_head": (9, 6)})
+    values = load_file(source / "adapter_model.safetensors")
+    spelt = {key.replace("base_model.model.", "base_model.model._orig_mod."): each for key, each in values.items()}
+    copy = {"base_model.model._orig_mod.lm_head.base_layer.weight": torch.ones(9, 6)}
+    save_file(spelt | copy, source / "adapter_model.safetensors")
+    assert run(["import", "alice"]) == 0
+    said = capsys.readouterr().err
+    assert "_orig_mod" in said
+    assert "lm_head.weight; not compared" in said
+    entry = find_store().load(find_store().merges("imported")["alice"])
+    ours = load_file(entry.path / "adapter_model.safetensors")
+    assert ours.keys() == values.keys()
+    assert all(torch.equal(ours[key], values[key]) for key in values)
+
+
+def test_an_import_is_checked_against_a_base_at_hand(
+    here: Path, make_adapter: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_base_folder(here / "base", dtype=torch.float32)
+    head = {"lm_head": (50, 20)}
+    for name, modules in (("alice", head), ("bob", head), ("carol", {"lm_head": (50, 21)})):
+        source = make_adapter(here / name, modules=modules)
+        own = base["lm_head.weight"] + (name == "bob")
+        values = load_file(source / "adapter_model.safetensors")
+        save_file(values | {"base_model.model.lm_head.weight": own}, source / "adapter_model.safetensors")
+    assert run(["import", "alice"]) == 8  # the whole weight may be a trained one
+    find_store(create=True).remember_base(REPO, REVISION, here / "base")
+    assert run(["import", "alice"]) == 0
+    assert "equal to the base's" in capsys.readouterr().err
+    assert run(["import", "bob"]) == 8
+    assert "whole trained weight" in capsys.readouterr().err
+    assert run(["import", "carol"]) == 8
+    assert "another size" in capsys.readouterr().err

@@ -159,7 +159,7 @@ COMMANDS: dict[str, tuple[list[str], int, str]] = {
     "an unknown dtype of a model": ([*FOLD, "--dtype", "int8"], 2, "no such dtype"),
     "a view of an adapter": ([*AB, "--base-view", "trained"], 2, "--base-view"),
     "an output that exists": ([*AB, "-o", "base"], 5, "exists already"),
-    "an output that is a file": ([*AB, "-o", "base/config.json"], 5, "exists already"),
+    "an output that is a file": ([*AB, "-o", "base/config.json"], 5, "where the output is to go"),
     "a model's output that exists": ([*FOLD, "-o", "a"], 5, "exists already"),
 }  # fmt: skip
 
