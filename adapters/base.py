@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.config import BaseConfig
 from ..core.digest import CHUNK_BYTES, digest_json, sha256_file, short
+from ..core.environment import meaning
 from ..core.errors import ConfigError, FailedError, IncompatibleError, IntegrityError, NotFoundError
 from ..core.files import require_space, staged_folder, sweep_staged, write_json
 from ..core.locks import lock_of, locked
@@ -136,7 +137,7 @@ def resolve_base(config: BaseConfig, *, local_only: bool = False) -> BaseRef:
         # A branch or tag becomes the commit it pointed to: the snapshot's folder name.
         commit = path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else config.revision
         return BaseRef(repo=config.repo, revision=commit, path=path)
-    path = sandbox_folder() if config.path == SANDBOX else Path(config.path).expanduser()
+    path = sandbox_folder() if config.path == SANDBOX else Path(meaning(config.path)).expanduser()
     if not path.is_dir():
         raise NotFoundError("no such base folder", where=path, next_step="set base.path to a folder, or to null")
     refuse_quantised(path, config.repo)
@@ -374,6 +375,8 @@ def load_nf4(ref: BaseRef, quantisation: Quantisation, device: str | None = None
             local_files_only=True,
         )
         _plain_decoding(model)
+    # Reports and checkpoints of other libraries name the model by this; where it lies is nobody else's.
+    model.name_or_path = model.config._name_or_path = ref.repo
     layers = _linear4bit(model)
     blocksizes = {layer.weight.quant_state.blocksize for layer in layers}
     if blocksizes != {quantisation.blocksize}:

@@ -1,7 +1,9 @@
 """What a curriculum run is made of, as typed dataclasses that OmegaConf fills from YAML and `key=value` overrides.
 
-An unknown key is an error with a suggestion. Interpolations such as `${oc.env:HF_TOKEN}` stay unresolved when a
-config is saved, so no secret is written.
+An unknown key is an error with a suggestion. A user's config may take values from its own other keys (`${data.path}`),
+and from the environment (`${oc.env:MODELS}/qwen`) where a field is declared with `stays_here`: such a value is used on
+this machine and goes nowhere else. Anything else between `${` and `}` is refused. Values that were not written for this
+run, such as those of a record, are plain data: nothing in them is ever resolved.
 """
 
 from __future__ import annotations
@@ -10,18 +12,25 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, NotFoundError, first_line
+from .interpolation import Written
 
 CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 STAGE_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
 MAX_STAGE = 999
 """Largest number of a stage."""
+_STAYS_HERE = "stays_here"
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def stays_here(default: Any = MISSING) -> Any:
+    """A field whose value no record, card, score or request holds: it alone may be read from the environment."""
+    return field(default=default, metadata={_STAYS_HERE: True})
 
 
 @dataclass(kw_only=True)
@@ -32,7 +41,7 @@ class BaseConfig:
     """Hub id; the name the base has in records and adapter configs, also where `path` is given."""
     revision: str
     """Commit (40 hex) of that repository; `auto` takes the digest of the files at `path`."""
-    path: str | None = None
+    path: str | None = stays_here(None)
     """Local folder of the base; `sandbox` is the embedded one, null loads `repo` from the Hub cache."""
     compute_dtype: str = "bfloat16"
     """dtype the NF4 weights are dequantised to (float32, bfloat16); the twin is saved in it."""
@@ -58,8 +67,9 @@ class AdapterConfig:
 class DataConfig:
     """Rows with a question, a gold answer and a teacher rationale."""
 
-    path: str
-    """Hub dataset id, a .jsonl, .json, .csv, .tsv or .parquet file, or `sandbox` for the generator."""
+    path: str = stays_here()
+    """Hub dataset id, a .jsonl, .json, .csv, .tsv or .parquet file, or `sandbox` for the generator. Read from the
+    environment it has to be a file or folder: a dataset's id is on record, and in requests to the Hub."""
     name: str | None = None
     """Configuration of a Hub dataset (`main` for GSM8K)."""
     revision: str | None = None
@@ -164,7 +174,7 @@ class RolloutConfig:
 
     engine: str = "hf"
     """`hf` is plain generate; `vllm` runs beside the trainer; `http` is a vLLM server, for several GPUs."""
-    url: str | None = None
+    url: str | None = stays_here(None)
     """Of the server, for `http`."""
     gpu_memory: float = 0.5
     """Share of the GPU's memory that `vllm` may take; the trainer has the rest. Qwen2.5-3B on 24 GB: the twin's 6.2 GB
@@ -216,8 +226,8 @@ class CurriculumConfig:
     """CPU threads torch may use; null leaves it to torch."""
 
 
-_UNRESOLVED = "_unresolved"
-"""Attribute of a loaded config: its plain form with interpolations unresolved, which is what is saved."""
+_WRITTEN = "_written"
+"""Attribute of a loaded config: its plain form as it was written, which is what is saved."""
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> CurriculumConfig:
@@ -229,7 +239,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
 
     Raises:
         NotFoundError: No such file or packaged config.
-        ConfigError: An unknown key, a value of the wrong type, a missing key or a malformed override.
+        ConfigError: An unknown key, a value of the wrong type, a missing key, a malformed override, or a value that
+            would leave this machine and is read from the environment.
     """
     from omegaconf import DictConfig, OmegaConf
 
@@ -238,7 +249,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
         loaded = OmegaConf.load(path)
     if not isinstance(loaded, DictConfig):
         raise ConfigError("the config is not a mapping", where=path)
-    return build_config(loaded, overrides, where=path)
+    values: dict[str, Any] = OmegaConf.to_container(loaded, resolve=False)  # type: ignore[assignment]
+    return _build(values, overrides, where=path, own=True)
 
 
 @contextmanager
@@ -257,14 +269,37 @@ def _yaml_of(what: str, where: object) -> Iterator[None]:
 def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: object = "") -> CurriculumConfig:
     """The config that plain values make, such as those of a record, with `key=value` overrides applied.
 
+    Nothing in the values is resolved: `${oc.env:HOME}` is that text. Only the overrides are the user's own.
+
     Args:
         values: Nested mappings, as `config_dict` gives them.
         overrides: Dotted `key=value` pairs; YAML rules decide a value's type.
         where: What an error names as the values' origin.
 
     Raises:
-        ConfigError: An unknown key, a value of the wrong type, a missing key or a malformed override.
+        ConfigError: As `load_config`.
     """
+    return _build(_with_inherited_data(values), overrides, where=where, own=False)
+
+
+def _with_inherited_data(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with a stage's `${data.path}` what it means in older records: the curriculum's own value."""
+    common, stages = values.get("data"), values.get("stages")
+    if not isinstance(common, Mapping) or not isinstance(stages, Mapping):
+        return dict(values)
+
+    def whole(stage: Any) -> Any:
+        data = stage.get("data") if isinstance(stage, Mapping) else None
+        if not isinstance(data, Mapping):
+            return stage
+        inherited = {key: common.get(key) for key, value in data.items() if value == f"${{data.{key}}}"}
+        return {**stage, "data": {**data, **inherited}}
+
+    return {**values, "stages": {name: whole(stage) for name, stage in stages.items()}}
+
+
+def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object, own: bool) -> CurriculumConfig:
+    """The config that values make, whose interpolations are resolved where they are the user's `own`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -277,21 +312,67 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
             )
         with suppress(OmegaConfBaseException), _yaml_of("an override", override):  # the others are told below
             OmegaConf.from_dotlist([override])
-    _check_stage_names(values, overrides, where)
+
+    def place(key: object) -> object:
+        whole = f"{str(key).partition('[')[0]}."
+        given = key and any(f"{override.partition('=')[0]}.".startswith(whole) for override in overrides)
+        return f"{key}, an override" if given else f"{key} in {where}" if key else where
+
+    written = Written(place, dict(scalar_fields()))
     try:
-        schema = OmegaConf.structured(CurriculumConfig)
-        plain = OmegaConf.merge({}, values, OmegaConf.from_dotlist(list(overrides)))
-        merged = OmegaConf.merge(schema, _with_whole_adapters(plain))
+        changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
+        plain = OmegaConf.merge({}, written.marked(values) if own else written.literal(values), written.marked(changes))
+        _check_stage_names(values, overrides, where)
+        merged = OmegaConf.merge(OmegaConf.structured(CurriculumConfig), _with_whole_adapters(plain))
         config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None)
-        given = key and any(f"{override.partition('=')[0]}.".startswith(f"{key}.") for override in overrides)
-        place = f"{key}, an override" if given else f"{key} in {where}" if key else where
-        raise ConfigError(first_line(error), where=place, next_step=_suggestion(error)) from error
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        key, told = getattr(error, "full_key", None), first_line(error)
+        if written.is_marked(told):
+            raise written.refusal(key, told) from None
+        raise ConfigError(told, where=place(key), next_step=_suggestion(error)) from error
     assert isinstance(config, CurriculumConfig)
+    _read_environment(config, written)
     _check(config, where)
-    setattr(config, _UNRESOLVED, OmegaConf.to_container(merged, resolve=False))
+    setattr(config, _WRITTEN, written.unmarked(OmegaConf.to_container(merged, resolve=False)))
     return config
+
+
+def scalar_fields(kind: type = CurriculumConfig, key: str = "") -> Iterator[tuple[str, bool]]:
+    """Every field that holds one value, as `stages.NAME.data.path`, and whether that stays on this machine."""
+    for each in fields(kind):
+        here, annotation = f"{key}{each.name}", str(each.type).removesuffix(" | None")
+        section = globals().get(annotation.removeprefix("dict[str, ").removesuffix("]"))
+        if isinstance(section, type) and is_dataclass(section):
+            yield from scalar_fields(section, f"{here}.NAME." if "dict" in annotation else f"{here}.")
+        elif annotation in ("str", "int", "float", "bool"):
+            yield here, bool(each.metadata.get(_STAYS_HERE))
+
+
+def _read_environment(section: Any, written: Written, key: str = "") -> None:
+    """Read what is marked in fields that stay here, in their place; refuse it everywhere else.
+
+    Raises:
+        ConfigError: A value that would leave this machine, or a variable that is not set.
+    """
+    if is_dataclass(section):
+        for each in fields(section):
+            here, value = f"{key}.{each.name}".lstrip("."), getattr(section, each.name)
+            if each.metadata.get(_STAYS_HERE) and isinstance(value, str):
+                setattr(section, each.name, written.read(value, here))
+            else:
+                _read_environment(value, written, here)
+    elif isinstance(section, Mapping):
+        for name, value in section.items():
+            written.refuse(name, key)
+            plain = asdict(value) if is_dataclass(value) and not isinstance(value, (StageConfig, type)) else value
+            _read_environment(plain, written, f"{key}.{name}")
+    elif isinstance(section, list):
+        for index, value in enumerate(section):
+            _read_environment(value, written, f"{key}[{index}]")
+    else:
+        written.refuse(section, key)
 
 
 def require_read_rows(config: CurriculumConfig, overrides: Sequence[str]) -> None:
@@ -302,7 +383,7 @@ def require_read_rows(config: CurriculumConfig, overrides: Sequence[str]) -> Non
     """
     if any(stage.data is None for stage in config.stages.values()):
         return
-    written = repr(config_dict(config)["stages"])
+    written = repr(getattr(config, _WRITTEN, config_dict(config))["stages"])
     for override in overrides:
         key, _, value = override.partition("=")
         whole = key.rpartition(".")[0]  # a stage may read the column by its name, or all columns
@@ -329,19 +410,19 @@ def find_config(source: str | Path) -> Path:
 
 
 def config_dict(config: CurriculumConfig) -> dict[str, Any]:
-    """The config as plain dicts and lists, interpolations as they were written."""
-    from copy import deepcopy
-
-    return deepcopy(getattr(config, _UNRESOLVED, None) or asdict(config))
+    """The config as plain dicts and lists; what was read from the environment is as it is spelt."""
+    return asdict(config)
 
 
 def save_config(config: CurriculumConfig, path: Path) -> None:
-    """Write the config as YAML, interpolations unresolved."""
+    """Write the config as YAML, interpolations as they were written."""
     from omegaconf import OmegaConf
 
     from .files import write_bytes
+    from .interpolation import escaped
 
-    write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(config_dict(config)), resolve=False).encode())
+    written = getattr(config, _WRITTEN, None) or escaped(config_dict(config))
+    write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(written), resolve=False).encode())
 
 
 def _check(config: CurriculumConfig, path: object) -> None:
@@ -379,7 +460,8 @@ def _with_whole_adapters(plain: Any) -> Any:
 
 def _check_stage_names(values: Mapping[str, Any], overrides: Sequence[str], where: object) -> None:
     """A mistyped stage in an override would otherwise be a new stage without a number."""
-    known = list(values.get("stages") or {})
+    stages = values.get("stages")
+    known = list(stages) if isinstance(stages, Mapping) else []
     keys = [override.partition("=")[0].split(".") for override in overrides]
     added = {key[1] for key in keys if key[0] == "stages" and key[2:] == ["number"]}
     for key in keys:

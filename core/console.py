@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
+from .environment import spelt
 from .errors import PlyfoldError
 
 if TYPE_CHECKING:
@@ -305,9 +306,11 @@ class _PlainTask:
 def printable(text: str) -> str:
     """A text of strangers whose control characters, C1 and bidi ones too, are spelt out; line breaks stay.
 
+    What a config read from the environment stands in it as the config spells it (`spelt`).
     Python counts as printable what has a glyph: no control or format character, no half of a surrogate pair, no
     separator but the space.
     """
+    text = spelt(text)
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)

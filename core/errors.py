@@ -1,12 +1,15 @@
 """The one tree of errors, each with the exit code its command ends with.
 
 An error says what happened, where, what was expected, what was found and what to do next. Leaves also inherit the
-fitting standard class, so callers who know only Python can catch them; all are picklable.
+fitting standard class, so callers who know only Python can catch them; all are picklable. What a config read from the
+environment stands in them as the config spells it.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from .environment import spelt
 
 
 class PlyfoldError(Exception):
@@ -26,12 +29,12 @@ class PlyfoldError(Exception):
     def __init__(
         self, what: str, *, where: object = "", expected: object = "", found: object = "", next_step: str = ""
     ) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = str(where)
-        self.expected = str(expected)
-        self.found = str(found)
-        self.next_step = next_step
+        self.what = spelt(what)
+        super().__init__(self.what)
+        self.where = spelt(str(where))
+        self.expected = spelt(str(expected))
+        self.found = spelt(str(found))
+        self.next_step = spelt(next_step)
 
     def fields(self) -> list[tuple[str, str]]:
         """The filled fields in the order they are printed."""

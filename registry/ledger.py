@@ -11,12 +11,16 @@ from typing import Any
 
 from ..core import strict_json
 from ..core.config import STAGE_NAME
-from ..core.digest import PREFIX, canonical_json, digest_json, short
+from ..core.console import printable, warn
+from ..core.digest import PREFIX, canonical_json, digest_json, sha256_bytes, short
+from ..core.environment import VARIABLE, EnvironmentText, meaning, value_of
 from ..core.errors import ConfigError, IntegrityError
 from ..core.files import read_capped, write_json
 from ..core.links import open_own
 from .record import MAX_RECORD_BYTES, check_portable, utc_now
 
+_SPELT = "spelt"
+"""Bases whose folder a variable of the environment names -> digest of its path, and how a config spells it."""
 LOCATION = "location"
 """Kind of the attestation that says where an object lies; payload `{"location": "hf://org/repo@commit[/folder]"}`."""
 
@@ -158,23 +162,53 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_location(path: Path, repo: str, revision: str, base: Path) -> None:
-    """Note where a base lies; the caller holds the store's lock."""
-    bases = {**_bases(path), f"{repo}@{revision}": str(base.expanduser().resolve())}
-    write_json(path, {"bases": bases})
+def write_location(path: Path, repo: str, revision: str, base: Path, spelling: str | None = None) -> None:
+    """Note where a base lies; the caller holds the store's lock.
+
+    Args:
+        path: The file of locations.
+        repo: Of the base.
+        revision: Of the base.
+        base: Its folder.
+        spelling: How a config has that folder where its environment names it. Then this is noted, with a digest of the
+            folder's path: the variable is looked at again, and counts only if it still leads there.
+    """
+    name = f"{repo}@{revision}"
+    bases, spelt = _bases(path), _bases(path, _SPELT)
+    for known in (bases, spelt):
+        known.pop(name, None)
+    if spelling is None:
+        bases[name] = str(base.expanduser().resolve())
+    else:
+        spelt[name] = f"{sha256_bytes(_meant(spelling).encode())} {spelling}"
+    write_json(path, {"bases": bases, **({_SPELT: spelt} if spelt else {})})
 
 
 def read_location(path: Path, repo: str, revision: str) -> Path | None:
     """Where a base was last seen, if it is still there."""
-    value = _bases(path).get(f"{repo}@{revision}")
+    name = f"{repo}@{revision}"
+    value = _bases(path).get(name)
     try:
+        if noted := _bases(path, _SPELT).get(name):
+            digest, _, spelling = noted.partition(" ")
+            value = _meant(spelling)
+            # Not even looked for elsewhere: whoever wrote the file would learn of this environment.
+            if sha256_bytes(value.encode()) != digest:
+                warn(f"the base {name} was at {printable(spelling[:200])}, which is not set or leads elsewhere now")
+                return None
+            value = meaning(EnvironmentText(spelling, value))
         return Path(value) if value and Path(value).is_dir() else None
-    except OSError:  # not a path any system takes
+    except (OSError, ValueError, RuntimeError):  # not a path any system takes
         return None
 
 
-def _bases(path: Path) -> dict[str, str]:
-    value = read_json(path).get("bases", {}) if path.exists() else {}
+def _meant(spelling: str) -> str:
+    """The path that a spelling comes to in this environment, without a look at the disk."""
+    return str(Path(VARIABLE.sub(value_of, spelling)).expanduser().absolute())
+
+
+def _bases(path: Path, key: str = "bases") -> dict[str, str]:
+    value = read_json(path).get(key, {}) if path.exists() else {}
     if not isinstance(value, dict) or not all(isinstance(base, str) for base in value.values()):
         raise IntegrityError("not a file of this registry", where=path, next_step="remove it")
     return value

@@ -30,6 +30,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from ..core.config import CURRICULUM_NAME, MAX_STAGE, STAGE_NAME
 from ..core.digest import canonical_json, sha256_bytes
+from ..core.environment import EnvironmentText
 from ..core.errors import ConfigError, IntegrityError
 from ..core.files import read_capped
 
@@ -355,11 +356,16 @@ def check_portable(value: object) -> None:
 
 
 def portable(value: Any) -> Any:
-    """A copy of `value` in which every local absolute path is cut to its last part, as records need it."""
+    """A copy of `value` in which every local absolute path is cut to its last part, as records need it.
+
+    So is what was read from the environment, which stays as it is spelt.
+    """
     if isinstance(value, Mapping):
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
+    if isinstance(value, EnvironmentText):
+        return value.last
     if isinstance(value, Path) or (isinstance(value, str) and _LOCAL_PATH.match(value)):
         text = str(value).replace("\\", "/").rstrip("/")
         return text.rsplit("/", 1)[-1] if _LOCAL_PATH.match(str(value)) else text

@@ -285,10 +285,17 @@ class Store(Refs):
         """Every publish and every move of a ref, oldest first."""
         return ledger.read_log(self._log)
 
-    def remember_base(self, repo: str, revision: str, path: Path) -> None:
-        """Note where a base lies on this machine; local knowledge, never in a record."""
+    def remember_base(self, repo: str, revision: str, path: Path, spelling: str | None = None) -> None:
+        """Note where a base lies on this machine; local knowledge, never in a record.
+
+        Args:
+            repo: Of the base.
+            revision: Of the base.
+            path: Its folder.
+            spelling: As a config names that folder by the environment; it is noted instead of the path.
+        """
         with self._locked():
-            ledger.write_location(self._locations, repo, revision, path)
+            ledger.write_location(self._locations, repo, revision, path, spelling)
 
     def base_path(self, repo: str, revision: str) -> Path | None:
         """Where a base was last seen on this machine, if it is still there."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.console import progress, warn
 from ..core.digest import canonical_json, short
+from ..core.environment import spelt
 from ..core.errors import (
     BaseMismatchError,
     IncompatibleError,
@@ -176,7 +177,7 @@ class BaseCheck(NamedTuple):
 
     def to_json(self) -> dict[str, str | None]:
         """Plain JSON values."""
-        return {**self._asdict(), "path": str(self.path) if self.path else None}
+        return {**self._asdict(), "path": spelt(str(self.path)) if self.path else None}
 
 
 def check_bases(store: Store, digests: Sequence[str]) -> list[BaseCheck]:

@@ -14,6 +14,7 @@ from ..adapters.tensors import tensor_digest
 from ..core.config import CurriculumConfig, config_dict
 from ..core.console import say, warn
 from ..core.digest import short
+from ..core.environment import EnvironmentText
 from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
 from ..core.files import refuse_no_folder
 from ..registry.record import BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
@@ -93,7 +94,8 @@ def train(
     def begin() -> CurriculumPlan:
         refuse_no_folder(runs_dir)
         plan = plan_curriculum(config, store, stages)
-        store.remember_base(plan.base.repo, plan.base.revision, plan.base.path)
+        told = config.base.path if isinstance(config.base.path, EnvironmentText) else None
+        store.remember_base(plan.base.repo, plan.base.revision, plan.base.path, told)
         return with_weights(plan, store) if any(stage.will_train for stage in plan.stages) else plan
 
     with processes.told_once():

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..core.config import CurriculumConfig, DataConfig
 from ..core.digest import digest_json, sha256_bytes
+from ..core.environment import EnvironmentText, meaning
 from ..core.errors import ConfigError
 from ..evaluation.answers import spoken
 from ..evaluation.problems import Problem
@@ -100,7 +101,8 @@ def load_rows(config: DataConfig, *, section: str = "data") -> list[Row]:
         raise ConfigError(
             "not a number of rows", where=f"{section}.rationales", found=config.rationales, expected="1 or more"
         )
-    path = Path(config.path).expanduser()
+    _require_here(config, section)
+    path = Path(meaning(config.path)).expanduser()
     if config.path == SANDBOX:
         records = _sandbox(config, stop)
     elif path.is_dir() or not is_local(config.path):
@@ -256,7 +258,21 @@ def revision_of(config: DataConfig) -> str | None:
 
 def source_name(config: DataConfig) -> str:
     """The dataset's name without anything local: the name of a file or folder, the Hub id or `sandbox`."""
+    if isinstance(config.path, EnvironmentText):
+        return config.path.last
     return Path(config.path).absolute().name if is_local(config.path) else config.path
+
+
+def _require_here(config: DataConfig, section: str) -> None:
+    """Refuse a dataset of the Hub whose id is read from the environment: it would be in requests and on record."""
+    if isinstance(config.path, EnvironmentText) and not is_local(config.path):
+        raise ConfigError(
+            "what the environment names is no file or folder here",
+            where=f"{section}.path",
+            expected="a data file, or a folder of them; a dataset of the Hub is named in the config itself",
+            found=config.path,
+            next_step="let the variable name a file or folder that is there, or write the dataset's id",
+        )
 
 
 def _on_hub(config: DataConfig) -> bool:

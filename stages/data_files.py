@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import DataConfig
+from ..core.environment import EnvironmentText, meaning
 from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError, first_line
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -22,9 +23,12 @@ _OTHER_SUFFIXES = (".arrow", ".txt", ".xlsx", ".gz", ".bz2", ".xz", ".zst", ".zi
 def is_local(path: str) -> bool:
     """Whether a path means a file or folder of this machine and not a dataset of the Hub.
 
-    It does if it is there, is spelt as only a path is, or ends as data files do.
+    It does if it is there, is spelt as only a path is, or ends as data files do; and where a variable of the
+    environment holds it, in a config or as a record keeps it.
     """
-    spelt = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    if isinstance(path, EnvironmentText):
+        return is_local(meaning(path))
+    spelt = path.startswith((".", "/", "~", "${")) or path.count("/") > 1 or "\\" in path
     return spelt or Path(path).suffix in (*FILE_SUFFIXES, *_OTHER_SUFFIXES) or Path(path).exists()
 
 
@@ -145,7 +149,11 @@ def read_dataset(config: DataConfig) -> list[dict[str, Any]]:
         OfflineError: A Hub dataset that is not cached, without a network.
     """
     return _load(
-        config.path, str(Path(config.path).expanduser()), config.name, split=config.split, revision=config.revision
+        config.path,
+        str(Path(meaning(config.path)).expanduser()),
+        config.name,
+        split=config.split,
+        revision=config.revision,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import BaseRef, Quantisation, twin_note
 from ..core.config import RolloutConfig
+from ..core.environment import meaning
 from ..core.errors import ConfigError, IncompatibleError
 from ..serving.options import engine_options, lora_rank, vllm_version
 from .rollout_http import HttpRollouts
@@ -39,7 +40,7 @@ def check_rollout(config: RolloutConfig) -> None:
                           expected=", ".join(ENGINES), next_step=hint)  # fmt: skip
     if config.engine == "http" and not config.url:
         raise ConfigError("a rollout server needs its URL", where=f"{WHERE}.url", expected="as http://127.0.0.1:8001")
-    if config.url and "@" in config.url:
+    if "@" in meaning(config.url or ""):
         raise ConfigError("a URL with a password would be on record", where=f"{WHERE}.url",
                           next_step="leave it out of the URL; a server's key is read from VLLM_API_KEY")  # fmt: skip
     if config.url and config.engine != "http":
@@ -132,7 +133,7 @@ def check_ready(
         return {"engine": "hf"}
     lora_rank(rank)
     if config.engine == "http":
-        server = HttpRollouts(str(config.url), timeout_s=config.timeout_s)
+        server = HttpRollouts(meaning(config.url or ""), timeout_s=config.timeout_s)
         server.check(longest_completion + 1, temperature=temperature, twin=twin_note(base, quantisation))
         return server.describe()
     version, count = vllm_version(), int(os.environ.get("WORLD_SIZE", "1"))

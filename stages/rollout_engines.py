@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..adapters.base import twin_note
+from ..core.environment import meaning
 from .processes import join
 from .rollout import FOLDER, RolloutEngine
 from .rollout_http import HttpRollouts
@@ -52,7 +53,7 @@ def rollout_engine(
             plan.twin, rank=rank, max_model_len=context(), gpu_memory=config.gpu_memory, seed=plan.config.seed
         )
     else:
-        engine = HttpRollouts(str(config.url), timeout_s=config.timeout_s)
+        engine = HttpRollouts(meaning(config.url or ""), timeout_s=config.timeout_s)
         engine.check(context(), temperature=arguments.temperature, twin=twin_note(plan.base, plan.quantisation))
         if processes.is_first:
             engine.sweep(run_dir)

@@ -137,29 +137,15 @@ def test_what_an_adapter_of_a_stage_leaves_open_is_the_curriculums() -> None:
     assert build_config(config_dict(config)) == config
 
 
-def test_secrets_stay_unresolved_when_saved(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PLYFOLD_TEST_SECRET", "hunter2")
-    path.write_text(MINIMAL.replace("{path: sandbox}\neval", "{path: '${oc.env:PLYFOLD_TEST_SECRET}'}\neval"))
-    config = load_config(path)
-    assert config.data.path == "hunter2"
-    saved = tmp_path / "saved.yaml"
-    save_config(config, saved)
-    assert "hunter2" not in saved.read_text()
-    assert config_dict(config)["stages"]["structure"]["task"] == "reconstruct"
-
-
-def test_a_secret_at_the_top_stays_unresolved_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PLYFOLD_TEST_NAME", "hunter2")
-    path.write_text(MINIMAL.replace("curriculum: tiny", "curriculum: ${oc.env:PLYFOLD_TEST_NAME}"))
-    config = load_config(path)
-    assert config.curriculum == "hunter2"
-    assert config_dict(config)["curriculum"] == "${oc.env:PLYFOLD_TEST_NAME}"
-
-
 def test_the_saved_config_reads_back_equal(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
+    told = load_config(path, ["base.licence='\\${data.path}'", "eval.data.path=${data.path}"])
+    assert (told.base.licence, told.eval.data.path) == ("${data.path}", "sandbox")
+    for config in (told, build_config(config_dict(told))):
+        save_config(config, tmp_path / "saved.yaml")
+        assert load_config(tmp_path / "saved.yaml") == told
 
 
 def test_a_mistyped_stage_is_no_new_stage() -> None:
