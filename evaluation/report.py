@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from ..core.console import print_table, show
 from ..core.files import staged_folder, write_bytes, write_json
 from .runner import Evaluation, Score
-from .statistics import Interval, separable
+from .statistics import ALPHA, POWER, Interval, Paired
 
 
 def print_evaluation(evaluation: Evaluation, title: str = "") -> None:
@@ -26,41 +27,56 @@ def print_evaluation(evaluation: Evaluation, title: str = "") -> None:
         right=columns[1:],
     )
     if evaluation.comparisons:
-        columns = [f"against {evaluation.baseline}", "accuracy", "accuracy 95 %", "p", "fixed", "broken"]
-        columns += ["tokens", "tokens 95 %"]
-        rows = [
-            [
-                name,
-                f"{100 * paired.accuracy:+.1f}",
-                _interval(paired.accuracy_ci95, 100, "+.1f"),
-                "<0.001" if paired.p_value < 0.001 else f"{paired.p_value:.3f}",
-                paired.fixed,
-                paired.broken,
-                f"{paired.tokens:+.1f}",
-                _interval(paired.tokens_ci95, 1, "+.1f"),
-            ]
-            for name, paired in evaluation.comparisons.items()
+        _print_pairs(f"against {evaluation.baseline}", evaluation.comparisons)
+    if evaluation.steps:
+        steps = {f"{name} against {step.against}": step.paired for name, step in evaluation.steps.items()}
+        _print_pairs("step by step", steps)
+    for line in resolution(evaluation):
+        show(line)
+
+
+def _print_pairs(heading: str, pairs: Mapping[str, Paired]) -> None:
+    columns = [heading, "accuracy", "accuracy 95 %", "p", "fixed", "broken", "tokens", "tokens 95 %"]
+    rows = [
+        [
+            name,
+            f"{100 * paired.accuracy:+.1f}",
+            _interval(paired.accuracy_ci95, 100, "+.1f"),
+            "<0.001" if paired.p_value < 0.001 else f"{paired.p_value:.3f}",
+            paired.fixed,
+            paired.broken,
+            f"{paired.tokens:+.1f}",
+            _interval(paired.tokens_ci95, 1, "+.1f"),
         ]
-        print_table(columns, rows, right=columns[1:])
-    show(resolution(evaluation))
+        for name, paired in pairs.items()
+    ]
+    print_table(columns, rows, right=columns[1:])
 
 
-def resolution(evaluation: Evaluation) -> str:
-    """What difference this many problems can tell from chance, in one sentence."""
+def resolution(evaluation: Evaluation) -> list[str]:
+    """What this many problems can tell from chance: of one accuracy, and of the pair that differs least."""
     n = evaluation.n
     widest = max(evaluation.scores, key=lambda score: score.accuracy_ci95.high - score.accuracy_ci95.low)
     half = 50 * (widest.accuracy_ci95.high - widest.accuracy_ci95.low)
-    text = f"{n} problems place one accuracy within about ±{half:.1f} points"
-    if not evaluation.comparisons:
-        return text + "."
-    discordant = max(paired.fixed + paired.broken for paired in evaluation.comparisons.values())
-    smallest = separable(n, discordant)
-    if smallest is None:
-        return f"{text}; with only {discordant} answers that differ they cannot tell two variants apart."
-    return (
-        f"{text}; paired, they cannot tell variants apart that differ by less than {100 * smallest:.1f} points "
-        f"(exact McNemar, {discordant} answers differ)."
-    )
+    lines = [f"{n} problems place one accuracy within about ±{half:.1f} points."]
+    pairs = [(name, evaluation.baseline, paired) for name, paired in evaluation.comparisons.items()]
+    pairs += [(name, step.against, step.paired) for name, step in evaluation.steps.items()]
+    if pairs:
+        name, against, paired = min(pairs, key=lambda pair: abs(pair[2].accuracy))
+        measured = f"{100 * paired.accuracy:+.1f} points {_interval(paired.accuracy_ci95, 100, '+.1f')}"
+        p_value = "p < 0.001" if paired.p_value < 0.001 else f"p = {paired.p_value:.3f}"
+        if paired.detectable is None:
+            finds = f"{n} problems are too few to find any difference with {100 * POWER:.0f} % power"
+        else:
+            finds = (
+                f"on {n} problems a difference of {100 * paired.detectable:.1f} points is found with "
+                f"{100 * POWER:.0f} % power"
+            )
+        lines.append(
+            f"{name} against {against}: {measured}, {p_value}; {finds} "
+            f"(exact McNemar at {100 * ALPHA:.0f} %, this pair alone, answers that differ: {paired.fixed + paired.broken})."
+        )
+    return lines
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:

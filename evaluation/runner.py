@@ -63,6 +63,15 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a stage adds to those before it."""
+
+    against: str
+    """The variant without it."""
+    paired: Paired
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """All variants on one set of problems."""
 
@@ -75,6 +84,8 @@ class Evaluation:
     scores: list[Score]
     comparisons: dict[str, Paired]
     """Every later variant against the first."""
+    steps: dict[str, Step]
+    """Every variant against the one that lacks its last stage, where that is another than the first: `1+2` -> `1`."""
     inert: list[str]
     """Variants whose adapter changes nothing."""
     outcomes: dict[str, list[Outcome]]
@@ -100,6 +111,7 @@ class Evaluation:
             "variants": [asdict(score) for score in self.scores],
             "baseline": self.baseline,
             "comparisons": {name: asdict(comparison) for name, comparison in self.comparisons.items()},
+            "steps": {name: {"against": step.against, **asdict(step.paired)} for name, step in self.steps.items()},
             "inert": self.inert,
         }
 
@@ -136,9 +148,21 @@ def evaluate(problems: Sequence[Problem], engine: Engine, variants: Sequence[str
         problems_digest=problems_digest(problems),
         scores=[score(variant, outcomes[variant]) for variant in variants],
         comparisons={variant: compare(outcomes[variants[0]], outcomes[variant]) for variant in variants[1:]},
+        steps={
+            variant: Step(against=below, paired=compare(outcomes[below], outcomes[variant]))
+            for variant in variants[1:]
+            if (below := step_below(variant, variants)) not in (None, variants[0])
+        },
         inert=inert,
         outcomes=outcomes,
     )
+
+
+def step_below(variant: str, variants: Sequence[str]) -> str | None:
+    """Of some variants, the one that lacks only the last stage of another: `1` of `1+2`, the base of `1`."""
+    rest = variant.rpartition("+")[0]
+    alone = BASE if variant.rpartition(":")[2].isdecimal() else None
+    return next((name for name in variants if name == (rest or alone)), None)
 
 
 def problems_digest(problems: Sequence[Problem]) -> str:
@@ -163,7 +187,13 @@ def outcome(problem: Problem, generation: Generation) -> Outcome:
 
 
 def score(variant: str, outcomes: Sequence[Outcome]) -> Score:
-    """Sum one variant's outcomes up."""
+    """Sum one variant's outcomes up.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if not outcomes:
+        raise ConfigError("nothing to score", where=variant, expected="at least one answer")
     n, correct = len(outcomes), sum(item.correct for item in outcomes)
     tokens = [item.num_tokens for item in outcomes]
     return Score(
@@ -181,8 +211,18 @@ def score(variant: str, outcomes: Sequence[Outcome]) -> Score:
 
 
 def compare(baseline: Sequence[Outcome], variant: Sequence[Outcome]) -> Paired:
-    """Difference of two variants that answered the same problems in the same order."""
-    assert [item.id for item in baseline] == [item.id for item in variant]
+    """Difference of two variants that answered the same problems in the same order.
+
+    Raises:
+        ConfigError: They did not, or there are none.
+    """
+    ids = [[item.id for item in outcomes] for outcomes in (baseline, variant)]
+    if ids[0] != ids[1]:
+        raise ConfigError(
+            "two variants answered other problems, or in another order",
+            found=f"{len(ids[0])} and {len(ids[1])} answers",
+            expected="the same problem ids in the same order",
+        )
     return paired(
         [item.correct for item in baseline],
         [item.correct for item in variant],

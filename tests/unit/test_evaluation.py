@@ -9,10 +9,11 @@ import pytest
 
 from plyfold.core.errors import ConfigError, ConflictError
 from plyfold.evaluation.engines import Generation, end_token_ids
+from plyfold.evaluation.grader import grader
 from plyfold.evaluation.problems import Problem
 from plyfold.evaluation.protocols import protocol
 from plyfold.evaluation.report import print_evaluation, resolution, write_evaluation
-from plyfold.evaluation.runner import evaluate
+from plyfold.evaluation.runner import compare, evaluate, score
 
 PROBLEMS = [Problem(id=f"test-{i}", question=f"What is {i} + {{x}}?", gold=str(i)) for i in range(20)]
 PROTOCOL = protocol("zero-shot")
@@ -73,7 +74,7 @@ def test_one_variant_alone_has_nothing_to_be_compared_with(capsys: pytest.Captur
     print_evaluation(found)
     assert found.comparisons == {}
     assert "80.0 %" in capsys.readouterr().out
-    assert resolution(found).startswith("20 problems place one accuracy within about ±16.8 ")
+    assert resolution(found) == ["20 problems place one accuracy within about ±16.8 points."]
 
 
 def test_table_shows_scores_differences_and_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,9 +84,62 @@ def test_table_shows_scores_differences_and_their_limits(capsys: pytest.CaptureF
         assert part in shown
 
 
-def test_few_differing_answers_are_said_to_separate_nothing() -> None:
-    engine = TableEngine({"base": 8, "1": 10}, {"base": 40, "1": 40})
-    assert "only 2 answers that differ" in resolution(evaluate(PROBLEMS, engine, ["base", "1"], PROTOCOL))
+STEPS = TableEngine({"base": 8, "1": 14, "1+2": 16, "1+2+3": 17}, {"base": 40, "1": 30, "1+2": 20, "1+2+3": 20})
+
+
+def test_a_stage_is_compared_with_the_one_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluate(PROBLEMS, STEPS, ["base", "1", "1+2", "1+2+3"], PROTOCOL)
+    assert {name: step.against for name, step in found.steps.items()} == {"1+2": "1", "1+2+3": "1+2"}
+    assert (found.steps["1+2+3"].paired.fixed, found.steps["1+2"].paired.tokens) == (1, -10)
+    assert set(found.comparisons) == {"1", "1+2", "1+2+3"}
+    said = found.to_json()["steps"]["1+2"]
+    assert (said["against"], said["fixed"], said["broken"]) == ("1", 2, 0)
+    print_evaluation(found)
+    out = capsys.readouterr().out
+    assert "1+2+3 against 1+2" in out
+    assert "step by step" in out
+
+
+@pytest.mark.parametrize(
+    ("variants", "steps"),
+    [
+        (["base", "1+2"], {}),
+        (["1", "1+2"], {}),  # against the first already
+        (["1+2", "1", "base"], {"1": "base"}),
+        (["base", "toy:1", "toy:1+2"], {"toy:1+2": "toy:1"}),
+        (["base", "1", "1+2*0.5", "toy-s1.s2-svd16"], {"1+2*0.5": "1"}),
+    ],
+)
+def test_which_variants_are_steps(variants: list[str], steps: dict[str, str]) -> None:
+    engine = TableEngine(dict.fromkeys(variants, 8), dict.fromkeys(variants, 40))
+    found = evaluate(PROBLEMS, engine, variants, PROTOCOL).steps
+    assert {name: step.against for name, step in found.items()} == steps
+
+
+def test_the_sentence_on_what_n_can_tell_names_its_pair_and_its_power() -> None:
+    _, said = resolution(evaluate(PROBLEMS, STEPS, ["base", "1", "1+2", "1+2+3"], PROTOCOL))
+    assert said.startswith("1+2+3 against 1+2: +5.0 points [")
+    assert "p = 1.000; on 20 problems a difference of " in said
+    assert said.endswith("is found with 80 % power (exact McNemar at 5 %, this pair alone, answers that differ: 1).")
+
+
+def test_too_few_problems_to_tell_anything_are_said_to_be() -> None:
+    engine = TableEngine({"base": 2, "1": 4}, {"base": 40, "1": 40})
+    _, said = resolution(evaluate(PROBLEMS[:5], engine, ["base", "1"], PROTOCOL))
+    assert "5 problems are too few to find any difference" in said
+
+
+def test_an_evaluation_names_its_grader_and_limits() -> None:
+    said = evaluate(PROBLEMS, ENGINE, ["base"], PROTOCOL).to_json()
+    assert said["grader"] == grader()
+
+
+def test_other_problems_or_another_order_are_not_compared() -> None:
+    outcomes = evaluate(PROBLEMS, ENGINE, ["base"], PROTOCOL).outcomes["base"]
+    with pytest.raises(ConfigError, match="another order"):
+        compare(outcomes, outcomes[::-1])
+    with pytest.raises(ConfigError, match="nothing to score"):
+        score("base", [])
 
 
 def test_result_files_hold_every_answer(tmp_path: Path) -> None:

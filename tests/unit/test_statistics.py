@@ -6,7 +6,17 @@ from itertools import product
 import numpy as np
 import pytest
 
-from plyfold.evaluation.statistics import mcnemar, mean_ci95, paired, separable, wilson
+from plyfold.core.errors import ConfigError
+from plyfold.evaluation.statistics import (
+    ALPHA,
+    detectable,
+    mcnemar,
+    mcnemar_power,
+    mean_ci95,
+    paired,
+    paired_ci95,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,17 +53,66 @@ def test_mcnemar_is_the_exact_sign_test() -> None:
     assert 0 < mcnemar(0, 900) < 1e-200
 
 
-@pytest.mark.parametrize(("share", "points"), [(0.08, 1.7), (0.12, 2.0), (0.16, 2.4), (0.20, 2.6), (0.25, 2.9)])
-def test_separable_on_the_gsm8k_test_set(share: float, points: float) -> None:
-    found = separable(1319, round(1319 * share))
-    assert found is not None
-    assert 100 * found == pytest.approx(points, abs=0.1)
+def _power_by_enumeration(n: int, discordant: float, difference: float) -> float:
+    fixed_share, broken_share = (discordant + difference) / 2, (discordant - difference) / 2
+    found = 0.0
+    for fixed in range(n + 1):
+        for broken in range(n + 1 - fixed):
+            if mcnemar(fixed, broken) < ALPHA:
+                ways = math.comb(n, fixed) * math.comb(n - fixed, broken)
+                found += ways * fixed_share**fixed * broken_share**broken * (1 - discordant) ** (n - fixed - broken)
+    return found
 
 
-def test_too_few_discordant_answers_separate_nothing() -> None:
-    assert separable(100, 5) is None
-    assert separable(100, 0) is None
-    assert separable(100, 6) == 0.06
+@pytest.mark.parametrize(
+    ("n", "discordant", "difference"), [(10, 0.9, 0.8), (20, 0.5, 0.3), (30, 0.4, 0.4), (25, 1.0, 0.6), (15, 0.3, 0.0)]
+)
+def test_power_is_that_of_every_outcome(n: int, discordant: float, difference: float) -> None:
+    expected = _power_by_enumeration(n, discordant, difference)
+    assert mcnemar_power(n, discordant, difference) == pytest.approx(expected, abs=1e-9)
+
+
+def test_power_agrees_with_connors_formula_where_there_are_many() -> None:
+    n, discordant, difference = 1319, 0.16, 0.031
+    z_power = (math.sqrt(n) * difference - 1.959964 * math.sqrt(discordant)) / math.sqrt(discordant - difference**2)
+    expected = 0.5 * math.erfc(-z_power / math.sqrt(2))
+    assert mcnemar_power(n, discordant, difference) == pytest.approx(expected, abs=0.03)  # the exact test is stricter
+
+
+def test_what_is_detectable_is_found_as_often_as_said() -> None:
+    random = np.random.default_rng(3)
+    for n, discordant in ((500, 11), (500, 60), (200, 0), (1319, 200)):
+        difference = detectable(n, discordant)
+        assert difference is not None
+        share = max(discordant / n, difference)
+        drawn = random.multinomial(n, [(share + difference) / 2, (share - difference) / 2, 1 - share], size=3000)
+        found = np.mean([mcnemar(int(fixed), int(broken)) < ALPHA for fixed, broken, _ in drawn])
+        assert found == pytest.approx(0.8, abs=0.03)
+
+
+def test_few_problems_find_nothing() -> None:
+    assert detectable(5, 3) is None
+    assert detectable(6, 6) == pytest.approx(2 * 0.9635 - 1, abs=0.001)  # all six alike: q^6 = 0.8
+
+
+@pytest.mark.parametrize("n", [5, 20, 50, 200, 1000])
+@pytest.mark.parametrize(
+    ("fixed", "broken"), [(0.02, 0.0), (0.0, 0.0), (0.05, 0.05), (0.2, 0.05), (0.5, 0.1), (0.9, 0.0)]
+)
+def test_the_interval_of_a_difference_covers_it(n: int, fixed: float, broken: float) -> None:
+    drawn = np.random.default_rng(1).multinomial(n, [fixed, broken, 1 - fixed - broken], size=4000)
+    intervals = {(a, b): paired_ci95(a, b, n) for a, b, _ in drawn.tolist()}
+    covered = [intervals[a, b].low <= fixed - broken <= intervals[a, b].high for a, b, _ in drawn.tolist()]
+    assert np.mean(covered) >= 0.935
+
+
+def test_nothing_and_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ConfigError, match="problem by problem"):
+        paired([], [], [], [])
+    with pytest.raises(ConfigError, match="1, 2 answers"):
+        paired([True], [True, False], [1], [1, 2])
+    with pytest.raises(ConfigError, match="nothing"):
+        mean_ci95([])
 
 
 def test_paired_counts_flips_and_lengths() -> None:
