@@ -200,10 +200,16 @@ def _statement_text(statement: Attestation) -> str:
     payload = statement.payload
     if statement.kind == "signature":
         return f"{statement.created}  signed by {payload.get('key')} (plyfold verify --signature checks it)"
-    if statement.kind != "eval" or "variant" not in payload:
+    if statement.kind != "eval":
         return f"{statement.created}  {statement.kind}  {json.dumps(payload, ensure_ascii=False)}"
-    numbers = "  ".join(f"{item['name']} {item['value']:.4g}" for item in payload.get("metrics", []))
-    return f"{statement.created}  variant {payload['variant']}  {numbers}"
+    from ..registry.scores import read_score
+
+    score = read_score(statement)
+    if score is None:
+        return f"{statement.created}  {statement.kind}  {json.dumps(payload, ensure_ascii=False)}"
+    numbers = "  ".join(f"{item.name} {item.value:.4g}" for item in score.metrics)
+    heard = "  (measured elsewhere, pulled)" if statement.heard else ""
+    return f"{statement.created}  variant {score.variant}  {numbers}  {score.terms}{heard}"
 
 
 def _last_stage(store: Store, curriculum: str | None) -> str:

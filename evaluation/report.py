@@ -72,9 +72,10 @@ def resolution(evaluation: Evaluation) -> list[str]:
                 f"on {n} problems a difference of {100 * paired.detectable:.1f} points is found with "
                 f"{100 * POWER:.0f} % power"
             )
+        test = f"exact McNemar at {100 * ALPHA:.0f} %, this pair alone"
         lines.append(
             f"{name} against {against}: {measured}, {p_value}; {finds} "
-            f"(exact McNemar at {100 * ALPHA:.0f} %, this pair alone, answers that differ: {paired.fixed + paired.broken})."
+            f"({test}, answers that differ: {paired.fixed + paired.broken})."
         )
     return lines
 

@@ -136,6 +136,15 @@ def test_a_card_says_on_what_terms_and_lists_the_others_apart(store: Store) -> N
     assert "0.999 |" not in page
 
 
+def test_show_says_the_terms_of_every_score(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    _attest(store, [1], 0.999, n=100_000, data="other", grader=None)
+    assert run(["show", "1"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "accuracy 0.754 on sums test (n=500)" in out
+    assert "accuracy 0.999 on other test (n=100000)" in out
+    assert "grader unknown" in out
+
+
 def test_merge_names_the_terms_and_what_stands_apart(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     _attest(store, [1], 0.999, n=100_000, data="other", problems={"digest": "sha256:" + "9" * 64})
     assert run(["merge", "--stages", "1,2", "--dry-run", "--json"]) == 0
