@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, NotFoundError, first_line
 from .interpolation import Written
+from .yaml_text import MAX_DEPTH, check_values, check_yaml, read_yaml
 
 CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 STAGE_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
@@ -246,7 +248,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Curriculum
 
     path = find_config(source)
     with _yaml_of("the config", path):
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(StringIO(read_yaml(path)))
     if not isinstance(loaded, DictConfig):
         raise ConfigError("the config is not a mapping", where=path)
     values: dict[str, Any] = OmegaConf.to_container(loaded, resolve=False)  # type: ignore[assignment]
@@ -258,6 +260,10 @@ def _yaml_of(what: str, where: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # yaml's own errors share no base with OmegaConf's
+        if what == "the config" and type(error).__module__.split(".")[0] == "omegaconf":
+            raise ConfigError("the config holds what is no value", where=where, found=first_line(error)) from error
+        if type(error) is ValueError:  # a number of thousands of digits
+            raise ConfigError(f"{what} holds what is no value", where=where, found=first_line(error)) from error
         if type(error).__module__.split(".")[0] != "yaml":
             raise
         mark = getattr(error, "problem_mark", None)
@@ -310,7 +316,11 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
                 found=override,
                 next_step="write it as seed=1 or stages.brevity.trainer.max_steps=10",
             )
-        with suppress(OmegaConfBaseException), _yaml_of("an override", override):  # the others are told below
+        key, _, value = override.partition("=")
+        with suppress(OmegaConfBaseException), _yaml_of("an override", override[:200]):  # the others are told below
+            check_yaml(value, key[:200])
+            if key.count(".") + key.count("[") > MAX_DEPTH:
+                raise ConfigError("an override's key is nested too deep", found=key[:200])
             OmegaConf.from_dotlist([override])
 
     def place(key: object) -> object:
@@ -335,7 +345,9 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
     assert isinstance(config, CurriculumConfig)
     _read_environment(config, written)
     _check(config, where)
-    setattr(config, _WRITTEN, written.unmarked(OmegaConf.to_container(merged, resolve=False)))
+    unresolved = written.unmarked(OmegaConf.to_container(merged, resolve=False))
+    check_values(unresolved, where)
+    setattr(config, _WRITTEN, unresolved)
     return config
 
 

@@ -143,5 +143,5 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What another library's error says, in one line of 500 characters at most; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]

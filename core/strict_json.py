@@ -173,11 +173,14 @@ def _inner(values: Iterable[Any]) -> list[Any]:
     return [value for value in values if isinstance(value, (dict, list))]
 
 
-def _check_text(value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise MalformedJSONError("half of a surrogate pair, which is no text") from None
+def _check_text(value: Any, name: str = "a value") -> None:
+    if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise MalformedJSONError(f"{name} holds half of a surrogate pair, which is no text")
+    for key, item in value.items() if isinstance(value, dict) else ():
+        _check_text(key, "a name")
+        _check_text(item, key[:80])
+    for item in value if isinstance(value, list) else ():
+        _check_text(item, name)
 
 
 def _too_deep() -> MalformedJSONError:
