@@ -84,7 +84,8 @@ def verdict(folder: Path, kind: str, seed: int) -> str:
 
 
 def _refusal(error: errors.PlyfoldError, case: Case, before: list[str], folder: Path) -> str:
-    allowed = (*REFUSALS, errors.ConfigError) if not math.isfinite(case.weight) else REFUSALS
+    named = not math.isfinite(case.weight) or "longer than the file system takes" in str(error)
+    allowed = (*REFUSALS, errors.ConfigError) if named else REFUSALS
     if not isinstance(error, allowed):
         return f"FAULT refused as {type(error).__name__}: {str(error)[:200]!r}"
     if len(str(error)) > MAX_MESSAGE:
