@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,12 @@ import click
 from ..core.console import emit_json, print_table, progress, show, warn
 from ..core.digest import short
 from ..core.errors import ConfigError
-from .options import dry_run_option, json_option, parse_stages, registry_option
-from .sign import KEY_VARIABLE, signing_password
+from .options import dry_run_option, json_option, parse_stages, registry_option, sign_option
+from .sign import signer_of
 
 if TYPE_CHECKING:
     from ..registry.collection import Collected
-    from ..registry.hub import Pushed, Signer
+    from ..registry.hub import Pushed
 
 
 @click.command("push")
@@ -30,13 +29,11 @@ if TYPE_CHECKING:
 )
 @click.option("--public", is_flag=True, help="Make new repositories public; private otherwise.")
 @click.option("--tag", help="Also give this name to the commits, as v1.")
+@sign_option("what is published, as model.sig, and what was said and measured of it here,")
 @click.option(
-    "--sign",
-    "signing_key",
-    is_flag=False,
-    flag_value="",
-    metavar="[KEY.pem]",
-    help=f"Sign what is published with this key, or the one {KEY_VARIABLE} names, as model.sig.",
+    "--replace-statements",
+    is_flag=True,
+    help="Where revocations.json or evaluations.json there cannot be read: put what is known here in its place.",
 )
 @click.option("--allow-dirty", is_flag=True, help="Publish what code with uncommitted changes made; its page says so.")
 @click.option("--no-collection", is_flag=True, help="Leave the curriculum's collection alone.")
@@ -50,6 +47,7 @@ def push_command(
     public: bool,
     tag: str | None,
     signing_key: str | None,
+    replace_statements: bool,
     allow_dirty: bool,
     no_collection: bool,
     registry: Path | None,
@@ -74,7 +72,7 @@ def push_command(
     curriculum = store.default_curriculum(name)
     slugs = [slug.strip() for slug in merges.split(",")] if merges is not None else None
     digests = choose(store, curriculum, parse_stages(stages) if stages else None, slugs)
-    signer = _signer(signing_key)
+    signer = signer_of(signing_key)
     client = None if dry_run else HubClient()
     with progress("push") as task:
         results = push(
@@ -85,6 +83,7 @@ def push_command(
             tag=tag,
             allow_dirty=allow_dirty,
             signer=signer,
+            replace_statements=replace_statements,
             dry_run=dry_run,
             client=client,
             done=lambda result: task.advance(note=result.name),
@@ -119,19 +118,6 @@ def push_command(
             warn(each.note)
     if collected and collected.fault:
         warn(f"all adapters are there, but their collection is not complete: {collected.fault}")
-
-
-def _signer(key: str | None) -> Signer | None:
-    from ..registry.hub import Signer
-
-    if key is None:
-        return None
-    key = key or os.environ.get(KEY_VARIABLE, "")
-    if not key:
-        raise ConfigError(
-            "no key to sign with", expected="a PEM file", next_step=f"push --sign KEY.pem, or set {KEY_VARIABLE}"
-        )
-    return Signer(key=Path(key), password=signing_password(Path(key)))
 
 
 def _print(

@@ -56,15 +56,33 @@ def api_key_file_option(function: Command) -> Command:
 
 
 def public_key_option(function: Command) -> Command:
-    """`--public-key PEM`, any number of times, as `public_keys: tuple[Path, ...]`."""
+    """`--public-key PEM`, any number of times, else PLYFOLD_PUBLIC_KEY, as `public_keys: tuple[Path, ...]`."""
+
+    def named(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[Path, ...]:
+        from ..registry.trust import environment_keys, key_files
+
+        return key_files(given, "--public-key") if given else environment_keys()
+
     return click.option(
         "--public-key",
         "public_keys",
-        type=click.Path(path_type=Path),
+        metavar="PEM",
         multiple=True,
-        envvar="PLYFOLD_PUBLIC_KEY",
+        callback=named,
         help=f"PEM file; any of several will do. Else PLYFOLD_PUBLIC_KEY, several with {os.pathsep} between.",
     )(function)
+
+
+def sign_option(what: str) -> Callable[[Command], Command]:
+    """`--sign [KEY.pem]` as `signing_key: str | None`; an empty one is what PLYFOLD_SIGNING_KEY names."""
+    return click.option(
+        "--sign",
+        "signing_key",
+        is_flag=False,
+        flag_value="",
+        metavar="[KEY.pem]",
+        help=f"Sign {what} with this key, or the one that PLYFOLD_SIGNING_KEY names.",
+    )
 
 
 def parse_stages(text: str) -> list[int]:

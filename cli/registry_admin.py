@@ -10,7 +10,8 @@ import click
 from ..core.console import emit_json, print_table, progress, say, show
 from ..core.digest import short
 from ..core.errors import ConfigError, ConflictError
-from .options import curriculum_option, json_option, registry_option
+from .options import curriculum_option, json_option, registry_option, sign_option
+from .sign import signer_of
 
 if TYPE_CHECKING:
     from ..registry.store import Store
@@ -20,24 +21,35 @@ if TYPE_CHECKING:
 @click.argument("ref")
 @click.option("--reason", required=True, help="Why; whoever meets the adapter will read it.")
 @click.option("--withdraw", "take_back", is_flag=True, help="Take the revocations of this adapter back.")
+@sign_option("the statement")
 @curriculum_option
 @registry_option
 @json_option
 def revoke_command(
-    ref: str, reason: str, take_back: bool, curriculum: str | None, registry: Path | None, as_json: bool
+    ref: str,
+    reason: str,
+    take_back: bool,
+    signing_key: str | None,
+    curriculum: str | None,
+    registry: Path | None,
+    as_json: bool,
 ) -> None:
     """State that an adapter should not be used any more.
 
     Nothing is deleted. The adapter and everything made from it are marked in tree, log and show, merge refuses them
     without --allow-revoked, and serve and eval warn. The next push carries it to the Hub, pull brings it to others.
+
+    Anybody may revoke. What was revoked with --sign only that key takes back; where PLYFOLD_PUBLIC_KEY names keys, or
+    they were named when the adapter was pulled, only what one of them signed counts as a withdrawal.
     """
     from ..registry.graph import find
     from ..registry.revocation import descendants, revoke, withdraw
     from ..registry.store import find_store
 
+    signer = signer_of(signing_key)
     store = find_store(registry)
     digest = find(store, ref, curriculum).digest
-    done = withdraw(store, digest, reason) if take_back else [revoke(store, digest, reason)]
+    done = withdraw(store, digest, reason, signer) if take_back else [revoke(store, digest, reason, signer)]
     reached = [store.peek(each) for each in descendants(store, digest)]
     if as_json:
         value = {"digest": digest, "withdrawn": take_back, "revocations": [each.to_json() for each in done]}
@@ -104,7 +116,8 @@ def gc_command(
     """Remove what nothing leads to any more.
 
     Kept is what a name, a lock file, a pin or a running server needs, with everything it came from. Of the cache goes
-    what nobody has used for the time of grace: it is made again when it is needed. Without --delete nothing is changed.
+    what nobody has used for the time of grace: it is made again when it is needed. Statements about an adapter that an
+    older version left in a file each become one file, of as many as are kept. Without --delete nothing is changed.
     """
     from ..registry.gc import delete, plan_sweep
     from ..registry.lock import LOCK_FILE
@@ -124,7 +137,7 @@ def gc_command(
         return
     rows = [
         [
-            short(item.name) if item.kind == "object" else item.name,
+            short(item.name) if item.kind in ("object", "statements") else item.name,
             item.label,
             f"{item.age_s / 86400:.1f}",
             f"{item.size_bytes:,}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,22 +14,20 @@ from ..core.digest import short
 from ..core.errors import ConfigError
 from .options import curriculum_option, json_option, registry_option
 
+if TYPE_CHECKING:
+    from ..registry.trust import Signer
+
 KEY_VARIABLE, PASSWORD_VARIABLE = "PLYFOLD_SIGNING_KEY", "PLYFOLD_SIGNING_PASSWORD"
 
 
 @click.command("sign")
 @click.argument("refs", metavar="REF...", nargs=-1, required=True)
-@click.option(
-    "--key",
-    type=click.Path(path_type=Path),
-    envvar=KEY_VARIABLE,
-    help=f"PEM file of an elliptic-curve private key; else {KEY_VARIABLE}.",
-)
+@click.option("--key", help=f"PEM file of an elliptic-curve private key; else {KEY_VARIABLE}.")
 @curriculum_option
 @registry_option
 @json_option
 def sign_command(
-    refs: tuple[str, ...], key: Path | None, curriculum: str | None, registry: Path | None, as_json: bool
+    refs: tuple[str, ...], key: str | None, curriculum: str | None, registry: Path | None, as_json: bool
 ) -> None:
     """Sign adapters with a local key, in the OpenSSF model-signing format.
 
@@ -44,14 +43,13 @@ def sign_command(
     from ..registry.signing import sign
     from ..registry.store import find_store
 
-    if key is None:
-        raise ConfigError(
-            "no key to sign with", expected="a PEM file", next_step=f"add --key PEM or set {KEY_VARIABLE}"
-        )
+    if key is not None and not key.strip():
+        raise ConfigError("an empty name of a key", where="--key", expected="a PEM file", next_step="name the file")
+    signer = signer_of(key or "")
+    assert signer is not None
     store = find_store(registry)
     entries = [find(store, ref, curriculum) for ref in refs]
-    password = signing_password(key)
-    bundles = [parse_bundle(sign(store, entry.digest, key, password)) for entry in entries]
+    bundles = [parse_bundle(sign(store, entry.digest, signer.key, signer.password)) for entry in entries]
     if as_json:
         emit_json({"registry": str(store.root), "key": bundles[0].key, "signed": [entry.digest for entry in entries]})
         return
@@ -60,18 +58,47 @@ def sign_command(
     say("check with: plyfold verify --signature --public-key PEM; push puts it beside the files as model.sig")
 
 
+def signer_of(option: str | None) -> Signer | None:
+    """The key that `--sign` means, with its password; None where it is not given.
+
+    Raises:
+        ConfigError: It names none, and neither does PLYFOLD_SIGNING_KEY.
+        NotFoundError: No such key.
+    """
+    from ..registry.trust import Signer
+
+    if option is None:
+        return None
+    key = option.strip() or os.environ.get(KEY_VARIABLE, "").strip()
+    if not key:
+        raise ConfigError(
+            "no key to sign with",
+            expected="a PEM file",
+            found=f"{KEY_VARIABLE} is empty" if KEY_VARIABLE in os.environ else "",
+            next_step=f"--sign KEY.pem, or set {KEY_VARIABLE}",
+        )
+    return Signer(key=Path(key), password=signing_password(Path(key)))
+
+
 def signing_password(key: Path) -> str | None:
     """The password of a key that has one, from the environment or, on a terminal, from the user; never shown.
 
     Raises:
         NotFoundError: No such key.
-        ConfigError: It cannot be read.
+        ConfigError: It cannot be read, or PLYFOLD_SIGNING_PASSWORD is set and empty.
     """
     from ..registry.signing_keys import is_encrypted
 
     if not is_encrypted(key):
         return None
-    if password := os.environ.get(PASSWORD_VARIABLE):
+    if (password := os.environ.get(PASSWORD_VARIABLE)) is not None:
+        if not password:
+            raise ConfigError(
+                "an empty password",
+                where=PASSWORD_VARIABLE,
+                expected=f"the password of {key.name}, which is encrypted",
+                next_step=f"set {PASSWORD_VARIABLE} to it, or unset that and type it on a terminal",
+            )
         return password
     if not sys.stdin.isatty():
         return None

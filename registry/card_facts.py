@@ -12,6 +12,7 @@ from .record import MAX_RECORD_BYTES, DataRef, Metric, Record
 from .revocation import Revocation
 from .scores import EVAL, Scores, beside, read_score, scored
 from .store import Entry, Store
+from .trust import Trust
 
 COMPOSITION_FILE = "composition.json"
 
@@ -93,7 +94,7 @@ def is_plain_sum(record: Record) -> bool:
 
 def _scores(store: Store, entry: Entry, others: Iterable[Evaluation]) -> tuple[Scores, int]:
     """The scores of just the adapters that are active when this one is used as made; how many these are."""
-    record = entry.record
+    record, trust = entry.record, Trust()
     if record.kind == "merge":
         together = {parent.digest for parent in record.parents} if is_plain_sum(record) else set()
     else:
@@ -101,7 +102,7 @@ def _scores(store: Store, entry: Entry, others: Iterable[Evaluation]) -> tuple[S
     base = f"{record.base.repo}@{record.base.revision}"
     said = [item for digest in together & set(store.digests()) for item in store.attestations(digest, EVAL)]
     said += [item.to_attestation() for item in others if item.is_about(entry.digest, record)]
-    known = [read_score(item) for item in said if item.payload.get("base") == base]
+    known = [read_score(item) for item in said if item.payload.get("base") == base and trust.believes(item)]
     fit = (score for score in known if score and set(score.inputs.values()) == together)
     return beside(fit, scored(store, record.curriculum).terms), len(together)
 

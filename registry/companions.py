@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
-from .evaluations import evaluations, evaluations_to_bytes, parse_evaluations
+from ..core.digest import short
+from ..core.errors import IntegrityError
+from .evaluations import EVALUATIONS, parse_evaluations
 from .signing import signature_of
-from .statements import parse_statements, statements
+from .statements import STATEMENTS, parse_statements
 from .store import Store
-from .travel import MAX_TRAVEL_BYTES, to_bytes
+from .travel import MAX_TRAVEL_BYTES, Known, Sort, Travelling, fresh, joined, to_bytes
+from .trust import Trust
 
 REVOCATIONS_FILE = "revocations.json"
 EVALUATIONS_FILE = "evaluations.json"
@@ -17,10 +22,20 @@ MAX_COMPANION_BYTES = MAX_TRAVEL_BYTES
 """Largest companion fetched."""
 
 
+T = TypeVar("T", bound=Travelling)
+
+
 def companions(
-    store: Store, digest: str, remote: Mapping[str, bytes], where: object, *, replace_signature: bool = False
+    store: Store,
+    digest: str,
+    remote: Mapping[str, bytes],
+    where: object,
+    *,
+    replace_signature: bool = False,
+    replace_statements: bool = False,
+    notice: Callable[[str], object] = lambda line: None,
 ) -> dict[str, bytes]:
-    """What should stand beside an adapter, given what stands there: nothing said is ever dropped.
+    """What should stand beside an adapter, given what stands there: what is said here, and of the rest what fits.
 
     Args:
         store: The registry.
@@ -28,16 +43,72 @@ def companions(
         remote: Name -> bytes of the companions that are there.
         where: The repository, for messages.
         replace_signature: Put our signature in the place of one that is there.
+        replace_statements: Put what is said here in the place of a file of statements that cannot be read.
+        notice: Called with a line about each thing that does not stay.
 
     Raises:
         IntegrityError: What is there, or here, is not readable.
     """
-    there = parse_statements(remote[REVOCATIONS_FILE], where) if REVOCATIONS_FILE in remote else []
-    said = [*there, *statements(store, digest)]
-    files = {REVOCATIONS_FILE: to_bytes(said)} if said else {}
-    measured = parse_evaluations(remote[EVALUATIONS_FILE], where) if EVALUATIONS_FILE in remote else []
-    if measured := [*measured, *evaluations(store, digest)]:
-        files[EVALUATIONS_FILE] = evaluations_to_bytes(measured)
+    known = _Beside(store, digest, remote, where, replace_statements, notice)
+    revoked = known.file(REVOCATIONS_FILE, STATEMENTS, parse_statements)
+    scored = known.file(EVALUATIONS_FILE, EVALUATIONS, parse_evaluations)
+    files = {name: data for name, data in ((REVOCATIONS_FILE, revoked), (EVALUATIONS_FILE, scored)) if data is not None}
     ours, theirs = signature_of(store, digest), remote.get(SIGNATURE_FILE)
     signature = ours if ours and (replace_signature or theirs is None) else theirs
     return files | ({SIGNATURE_FILE: signature} if signature else {})
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """One repository's files of statements, about to be written anew; see `companions`."""
+
+    store: Store
+    digest: str
+    remote: Mapping[str, bytes]
+    where: object
+    replace: bool
+    notice: Callable[[str], object]
+
+    def file(self, name: str, sort: Sort[T], parse: Callable[[bytes, object], list[T]]) -> bytes | None:
+        """What is to stand there, or None for no file."""
+        unreadable = False
+        there: list[T] = []
+        try:
+            there = parse(self.remote[name], self.where) if name in self.remote else []
+        except IntegrityError as error:
+            if not self.replace:
+                raise
+            self.notice(f"{name} of {self.where} could not be read ({error.found}); what is said here is in its place")
+            unreadable = True
+        said = said_together(self.store, self.digest, there, sort, self.notice)
+        return to_bytes(said) if said or unreadable else None
+
+
+def said_together(
+    store: Store,
+    digest: str,
+    there: Iterable[T],
+    sort: Sort[T],
+    notice: Callable[[str], object] = lambda line: None,
+) -> list[T]:
+    """What is said here and there, bounded: first what is said here, then what is there, about this adapter and others.
+
+    Raises:
+        IntegrityError: What is said here is not readable.
+    """
+    others: dict[str, list[Known[T]]] = {digest: []}
+    for item in there:
+        others.setdefault(item.digest, []).append(Known(item))
+    trust, chosen, room = Trust(), list[T](), MAX_TRAVEL_BYTES
+    for each, heard in others.items():
+        here = sort.known(store, each) if each == digest else []
+        every = [*here, *fresh(joined(heard), here)]
+        keys = trust.keys(store, each) if len(every) > sort.max_kept else ()
+        kept = [item.said.sound() for item in sort.bounded(every, keys)]
+        room -= len(to_bytes(kept))
+        if room < 0:
+            kept = []
+        if len(kept) < len(every):
+            notice(f"of {len(every):,} statements about {short(each)} in {sort.kinds[0]} files, {len(kept):,} stay")
+        chosen += kept
+    return chosen

@@ -6,7 +6,7 @@ who measured; an adapter's own record never depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -17,7 +17,7 @@ from .ledger import Attestation
 from .record import DataRef, Digest, Metric, Record, check_portable
 from .scores import EVAL
 from .store import Store
-from .travel import MAX_TRAVEL_BYTES, Travelling, in_order, keep, parse, to_bytes
+from .travel import Known, Sort, Travelling, joined, keep, parse
 
 
 class _Measured(BaseModel):
@@ -56,9 +56,10 @@ class Evaluation(Travelling):
         return self.digest == digest and fits
 
     def to_attestation(self) -> Attestation:
-        """The same as the registry keeps it, as something that was heard."""
-        said = dict(self.payload)
-        return Attestation(digest=self.digest, kind=self.kind, created=self.created, payload=said, heard=True)
+        """The same as the registry keeps what came over the Hub."""
+        signature = self.signature.model_dump() if self.signature else None
+        value = {"digest": self.digest, "kind": self.kind, "created": self.created, "payload": dict(self.payload)}
+        return Attestation(**value, own=False, travels=True, signature=signature)
 
 
 def evaluations(store: Store, digest: str) -> list[Evaluation]:
@@ -67,20 +68,18 @@ def evaluations(store: Store, digest: str) -> list[Evaluation]:
     Raises:
         IntegrityError: An attestation is not readable.
     """
-    return in_order(found for item in store.said(digest) if item.kind == EVAL and (found := _read(item)))
+    return [item.said for item in EVALUATIONS.known(store, digest)]
 
 
-def adopt_evaluations(store: Store, said: Iterable[Evaluation]) -> list[Evaluation]:
-    """Keep evaluations; return those that were not known."""
-    return keep(store, said, lambda digest: evaluations(store, digest))
+def adopt_evaluations(store: Store, said: Iterable[Evaluation], *, own: bool = False) -> list[Evaluation]:
+    """Keep evaluations; return those that were not known.
 
-
-def evaluations_to_bytes(said: Iterable[Evaluation]) -> bytes:
-    """As they travel: canonical JSON, equal sets giving equal bytes; of thousands, the newest that a file may hold."""
-    rows = in_order(said)
-    while len(data := to_bytes(rows)) > MAX_TRAVEL_BYTES:
-        rows = rows[len(rows) // 4 or 1 :]
-    return data
+    Args:
+        store: The registry.
+        said: The evaluations.
+        own: They were measured here.
+    """
+    return keep(store, said, EVALUATIONS, own=own)
 
 
 def parse_evaluations(data: bytes, where: object = "") -> list[Evaluation]:
@@ -97,6 +96,15 @@ def _read(item: Attestation) -> Evaluation | None:
         return Evaluation.model_validate(item.to_json())
     except (ValidationError, ConfigError):
         return None  # another tool's
+
+
+def _rank(known: Sequence[Known[Evaluation]], keys: Collection[str]) -> list[int]:
+    """Others' oldest go first."""
+    age = {item.name: number for number, item in enumerate(reversed(joined(known)))}
+    return [age.get(item.name, len(known)) + (0 if item.counts(keys) else len(known)) for item in known]
+
+
+EVALUATIONS = Sort(kinds=(EVAL,), read=_read, rank=_rank, max_kept=500, max_bytes=600_000)
 
 
 def _texts(value: object) -> Iterable[str]:

@@ -41,7 +41,7 @@ class Garbage:
     """One thing that would go."""
 
     kind: str
-    """`object`, `cache` or `leftover`."""
+    """`object`, `statements`, `cache` or `leftover`."""
     name: str
     """Digest, name in `cache/`, or name in `tmp/` or `cache/`."""
     label: str

@@ -27,12 +27,15 @@ from ..core.links import is_folder, open_own
 from ..core.locks import take_lock
 from . import ledger
 from .ancestry import known_record
+from .evaluations import EVALUATIONS
 from .garbage import Garbage, leftovers, size_of, take_cached, unused_cache
 from .lock import read_lock
 from .objects import sweep_partial_files
 from .pins import PIN as PIN
 from .pins import Pin, pins
+from .statements import STATEMENTS
 from .store import Store
+from .travel import compact
 
 GRACE_S = 14 * 86400.0
 """What was published, named, unnamed or used within this time is never taken."""
@@ -87,7 +90,7 @@ def plan_sweep(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float 
         garbage.append(Garbage(kind="object", name=digest, label=label, path=path, size_bytes=size, age_s=age_s))
     cached = unused_cache(store, grace_s, {name for held in _leases(store) for name in held.get("cache", [])})
     return Sweep(
-        garbage=[*garbage, *cached, *leftovers(store)],
+        garbage=[*garbage, *_statements(store), *cached, *leftovers(store)],
         num_kept=len(kept & {*store.digests()}),
         num_young=young,
         pins=pins(store),
@@ -112,6 +115,9 @@ def delete(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float = GR
                     continue
                 ledger.append_log(store.root / "log.jsonl", "gc", digest=item.name)
                 moved.append(aside)
+            elif item.kind == "statements":
+                gone.append(item)
+                continue
             elif item.kind == "cache":
                 taken = take_cached(store, item, grace_s)
                 if taken is None:
@@ -125,6 +131,9 @@ def delete(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float = GR
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+    for item in gone:
+        if item.kind == "statements":
+            compact(store, item.name, STATEMENTS, EVALUATIONS)
     sweep_partial_files(store.root / "refs", store.root / "attest")
     stayed = {item.name for item in plan.garbage if item.kind == "object"} - {item.name for item in gone}
     return replace(plan, garbage=gone, num_young=plan.num_young + len(stayed))
@@ -194,6 +203,22 @@ def reachable(store: Store, names: Iterable[str]) -> set[str]:
             record = known
         queue += [*(parent.digest for parent in record.parents), *record.requires]
     return seen
+
+
+def _statements(store: Store) -> Iterator[Garbage]:
+    """Adapters of which an older registry has a file for every statement: one file takes their place, bounded."""
+    attested = store.root / "attest"
+    for name in sorted(os.listdir(attested)) if attested.is_dir() else ():
+        digest = PREFIX + name
+        if files := ledger.travelling_alone(attested, digest):
+            try:
+                sizes = [path.lstat() for path in files]
+            except OSError:
+                continue  # somebody else is at it
+            age_s = time.time() - max(status.st_mtime for status in sizes)
+            label, size = f"{len(files):,} statements, kept in one file", sum(status.st_size for status in sizes)
+            path = attested / name
+            yield Garbage(kind="statements", name=digest, label=label, path=path, size_bytes=size, age_s=age_s)
 
 
 def _leases(store: Store) -> list[dict[str, list[str]]]:

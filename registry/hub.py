@@ -8,33 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
-from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, IncompatibleError, NotFoundError
 from .card_facts import Kin
 from .companions import SIGNATURE_FILE
+from .evaluations import EVALUATIONS
 from .hub_client import HubClient
 from .hub_commit import Outcome, Wanted, publish, said_here
+from .hub_freshness import Freshness, remember
 from .hub_places import attest_location, check_shareable, location, repo_of
 from .hub_pull import Pulled, pull
 from .record import RECORD_FILE
 from .revocation import revocations
 from .signing import sign
+from .statements import STATEMENTS
 from .store import MERGES, Entry, Store
+from .travel import sign_own
+from .trust import Signer
 
 __all__ = ["Pulled", "Pushed", "Signer", "choose", "pull", "push", "repo_of"]
 
 PLANNED = "would be pushed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Signer:
-    """A key to sign with."""
-
-    key: Path
-    """PEM file of an elliptic-curve private key."""
-    password: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +119,7 @@ def push(
     tag: str | None = None,
     allow_dirty: bool = False,
     signer: Signer | None = None,
+    replace_statements: bool = False,
     dry_run: bool = False,
     client: HubClient | None = None,
     done: Callable[[Pushed], object] = lambda pushed: None,
@@ -140,7 +136,10 @@ def push(
         private: For repositories that are made now.
         tag: Name to give to each commit as well.
         allow_dirty: Publish also what code with uncommitted changes made.
-        signer: Sign what is asked for, and put these signatures in the place of others.
+        signer: Sign what is asked for, and what was said and measured here about it, and put these signatures in the
+            place of others.
+        replace_statements: Put what is said here in the place of a file of revocations or scores there that cannot be
+            read, because it is damaged, too large, or of a newer plyfold.
         dry_run: Check all that can be checked here, send nothing, sign nothing.
         client: How to reach the Hub.
         done: Called after each adapter.
@@ -165,6 +164,7 @@ def push(
     if signer and not dry_run:
         for digest in sorted(asked):
             sign(store, digest, signer.key, signer.password)
+            sign_own(store, digest, signer, STATEMENTS, EVALUATIONS)
     kin = {entry.digest: _kin(entry) for entry in entries}
     plans = [
         (
@@ -176,6 +176,7 @@ def push(
                 tag=tag,
                 revocations=tuple(reaching.get(entry.digest, ())),
                 replace_signature=signer is not None and entry.digest in asked,
+                replace_statements=replace_statements,
                 kin=kin,  # which learns where each of them lies before its children are published
             ),
             entry.digest in asked,
@@ -193,6 +194,8 @@ def push(
         assert result.location is not None
         kin[result.digest] = replace(kin[result.digest], location=result.location)
         attest_location(store, result.digest, result.location)
+        if store.writable:
+            remember(store, [Freshness(repo=result.repo, state="newer", head=result.head)], {})
         done(result)
         results.append(result)
     return results

@@ -18,8 +18,8 @@ from ..core.digest import sha256_bytes, short
 from ..core.errors import ConflictError, IntegrityError
 from . import card
 from .card_facts import Kin, facts_of
-from .companions import EVALUATIONS_FILE, REVOCATIONS_FILE, SIGNATURE_FILE, companions
-from .evaluations import evaluations, evaluations_to_bytes, parse_evaluations
+from .companions import EVALUATIONS_FILE, REVOCATIONS_FILE, SIGNATURE_FILE, companions, said_together
+from .evaluations import EVALUATIONS, parse_evaluations
 from .hub_client import PATIENCE_S, TRIES, HubClient, RemoteFile
 from .hub_errors import HeadMovedError, HubBusyError
 from .hub_look import COMPANION_LINE, Repository, difference, line_of
@@ -27,7 +27,7 @@ from .hub_places import DIGEST_LINE, location
 from .record import RECORD_FILE
 from .revocation import Revocation
 from .signing import signature_of, signs
-from .statements import parse_statements, standing, statements
+from .statements import STATEMENTS, parse_statements, standing_here, statements
 from .store import Entry, Store
 from .travel import to_bytes
 
@@ -51,6 +51,8 @@ class Wanted:
     """Those that reach it, as far as is known here."""
     replace_signature: bool = False
     """Put our signature in the place of another."""
+    replace_statements: bool = False
+    """Put what is said here in the place of a file of statements that cannot be read."""
     kin: Mapping[str, Kin] = field(default_factory=dict)
     """Digest -> adapter its record names."""
 
@@ -165,13 +167,26 @@ def _whole(now: Repository, wanted: Wanted) -> _Change:
     # A repository of one commit was just made; asking what it holds would be one more request for every push.
     tree = now.tree(now.head) if len(now.commits) > 1 or statements(store, entry.digest) else {}
     there = _there(now, store, tree, (REVOCATIONS_FILE, EVALUATIONS_FILE))
-    said_about = companions(store, entry.digest, there, location(now.repo, now.head or ""))
+    notes: list[str] = []
+    said_about = companions(
+        store,
+        entry.digest,
+        there,
+        location(now.repo, now.head or ""),
+        replace_statements=wanted.replace_statements,
+        notice=notes.append,
+    )
     files = _pages(now, wanted, said_about)
     files |= said_about
     deleted = tuple(name for name in (SIGNATURE_FILE, SCORES_FILE) if name in tree and name not in files)
     files |= {name: entry.path / name for name in (RECORD_FILE, *(item.path for item in entry.record.files))}
     return _Change(
-        title=wanted.name, description=DIGEST_LINE + entry.digest, files=files, deleted=deleted, status=PUSHED
+        title=wanted.name,
+        description=DIGEST_LINE + entry.digest,
+        files=files,
+        deleted=deleted,
+        status=PUSHED,
+        note="; ".join(notes),
     )
 
 
@@ -179,21 +194,31 @@ def _beside(now: Repository, wanted: Wanted) -> _Change | None:
     """The commit that adds what is said about an adapter that is there; None where nothing is new."""
     entry, store = wanted.entry, wanted.store
     ours = said_here(store, entry.digest)
-    if not ours:
+    if not ours and not wanted.replace_statements:
         return None
     tree = now.tree(now.head)
     leads = difference(entry, tree) is None
     if not leads:
         ours.pop(SIGNATURE_FILE, None)  # it would be taken for the signature of the adapter that leads
-    there = _there(now, store, tree, ours, known=ours)
+    names = {*ours, *((REVOCATIONS_FILE, EVALUATIONS_FILE) if wanted.replace_statements else ())}
+    there = _there(now, store, tree, names, known=ours)
     if SIGNATURE_FILE in there and not _signs(store, entry, there[SIGNATURE_FILE]):
         del there[SIGNATURE_FILE]
-    at = location(now.repo, now.head or "")
-    joined = companions(store, entry.digest, there, at, replace_signature=wanted.replace_signature)
-    files: dict[str, Path | bytes] = {name: joined[name] for name in ours if joined[name] != there.get(name)}
+    notes: list[str] = []
+    joined = companions(
+        store,
+        entry.digest,
+        there,
+        location(now.repo, now.head or ""),
+        replace_signature=wanted.replace_signature,
+        replace_statements=wanted.replace_statements,
+        notice=notes.append,
+    )
+    files: dict[str, Path | bytes] = {
+        name: joined[name] for name in names if name in joined and joined[name] != there.get(name)
+    }
     if not files:
         return None
-    note = ""
     changed = [name for name in WORDS if name in files]
     if leads and changed != [SIGNATURE_FILE]:
         if _own_card(now, tree):
@@ -201,13 +226,15 @@ def _beside(now: Repository, wanted: Wanted) -> _Change | None:
             files |= _pages(now, wanted, joined | others)
         else:
             what = " and ".join(WORDS[name] for name in changed if name != SIGNATURE_FILE)
-            note = f"{CARD_FILE} of {now.repo} was edited on the Hub and is left as it is: tell of the {what} there"
+            notes.append(
+                f"{CARD_FILE} of {now.repo} was edited on the Hub and is left as it is: tell of the {what} there"
+            )
     return _Change(
         title=f"{' and '.join(WORDS[name] for name in changed)} of {wanted.name}",
         description=COMPANION_LINE + entry.digest,
         files=files,
         status=UPDATED,
-        note=note,
+        note="; ".join(notes),
     )
 
 
@@ -217,9 +244,10 @@ def said_here(store: Store, digest: str) -> dict[str, bytes]:
     Raises:
         IntegrityError: An attestation is not readable.
     """
-    said, measured, signature = statements(store, digest), evaluations(store, digest), signature_of(store, digest)
+    signature = signature_of(store, digest)
+    said, measured = said_together(store, digest, (), STATEMENTS), said_together(store, digest, (), EVALUATIONS)
     ours = {REVOCATIONS_FILE: to_bytes(said)} if said else {}
-    ours |= {EVALUATIONS_FILE: evaluations_to_bytes(measured)} if measured else {}
+    ours |= {EVALUATIONS_FILE: to_bytes(measured)} if measured else {}
     return ours | ({SIGNATURE_FILE: signature} if signature else {})
 
 
@@ -274,7 +302,7 @@ def _reaching(wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Revocation, .
     said = parse_statements(files[REVOCATIONS_FILE]) if REVOCATIONS_FILE in files else []
     own = [
         Revocation(digest=digest, label=wanted.entry.record.label, reason=item.payload.reason, created=item.created)
-        for item in standing(item for item in said if item.digest == digest)
+        for item in standing_here(wanted.store, digest, (item for item in said if item.digest == digest))
     ]
     return (*own, *(item for item in wanted.revocations if item.digest != digest))
 

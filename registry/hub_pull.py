@@ -7,13 +7,15 @@ change only after all of it is sound. No cache of the Hub takes part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import IntegrityError
+from ..core.digest import short
+from ..core.errors import IntegrityError, NotFoundError
 from ..core.files import require_space
 from . import hub_names
 from .ancestry import keep_record
@@ -21,6 +23,7 @@ from .evaluations import adopt_evaluations
 from .hub_client import HubClient, switched_off
 from .hub_fetch import obtain
 from .hub_find import Looked, find_places
+from .hub_freshness import Freshness, Seen, behind, freshness, remember, seen, vanished
 from .hub_lineage import Ancestor, Wanted, named, walk
 from .hub_places import Place, attest_location, held, locations
 from .hub_plan import distinct, missing_ancestors, want
@@ -31,8 +34,10 @@ from .hub_statements import Heard, hear, reaching
 from .lock import Lock
 from .revocation import Revocation
 from .signing import keep_signature, signature_of
-from .statements import adopt
+from .statements import Statement, adopt, standing_here
 from .store import Store
+from .travel import remember_keys
+from .trust import Trust
 
 HERE = "already here"
 
@@ -67,6 +72,8 @@ class Pulled:
     """Nothing said beforehand which digest it has to have."""
     signature: str
     """`verified` against the keys that were named, `not verified`, or `none`."""
+    freshness: Freshness
+    """What its repository showed, against what was seen of it before."""
 
     @property
     def name(self) -> str:
@@ -78,7 +85,8 @@ class Pulled:
         value |= {"status": self.status, "asked_for": self.asked_for, "size_bytes": self.size_bytes}
         value |= {"missing": list(self.missing), "previous": self.previous, "alias": self.alias}
         return {**value, "revoked": [each.to_json() for each in self.revoked], "on_trust": self.on_trust} | {
-            "signature": self.signature
+            "signature": self.signature,
+            "freshness": self.freshness.to_json(),
         }
 
 
@@ -161,7 +169,10 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
     check_keys(asked, options.public_keys)
     walked = walk(looked, asked, here, insist=options.with_parents)
     wanted = [*(missing_ancestors(walked) if options.with_parents else []), *asked]
-    heard = _heard(looked, wanted, walked, here)
+    trust = Trust(options.public_keys)
+    heard = _heard(looked, wanted, walked, here, trust)
+    known = seen(looked.store)
+    now_seen = {repo: freshness(looked.remote, repo, known.get(repo)) for repo in heard.said}
     signatures = _signatures(looked, wanted, options.public_keys)
     before = {each.digest: hub_names.before(looked.store, each) for each in wanted}
     aliases: dict[str, str] = {}
@@ -172,14 +183,18 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
             keys = options.public_keys if each.asked_for else ()
             obtain(looked, each, partial(require_signature, each, signatures.get(each.digest), keys))
             options.done(each.name)
-        adopt_evaluations(looked.store, [] if switched_off() else hear_scores(looked, wanted, options.notice))
+        for digest in [*(each.digest for each in wanted), *walked] if options.public_keys else ():
+            remember_keys(looked.store, digest, trust.named)
+        adopt_evaluations(looked.store, [] if switched_off() else hear_scores(looked, wanted, options.notice, trust))
         _take_in(looked, wanted, walked, heard, signatures, options.notice)
+        if now_seen:
+            remember(looked.store, now_seen.values(), heard.said)
         for digest, ancestor in walked.items() if options.with_parents else ():
             if ancestor.record and digest in here:  # perhaps fetched by a pull that was stopped before it named it
                 hub_names.fill_gap(looked.store, digest, ancestor.record)
         aliases = {each.digest: alias for each in wanted if (alias := hub_names.name(looked.store, each))}
-    for doubt in heard.doubts:
-        options.notice(doubt)
+    for line in [*heard.doubts, *_backwards(looked, wanted, [*walked], heard, known, now_seen, before, trust)]:
+        options.notice(line)
     now = {*here, *(each.digest for each in wanted)}
     records = {digest: each.record for digest, each in walked.items()} | {each.digest: each.record for each in asked}
     results = [
@@ -195,9 +210,10 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
             missing=tuple(digest for digest in named(each.record) if digest not in now),
             previous=before[each.digest],
             alias=aliases.get(each.digest),
-            revoked=tuple(reaching(looked, each.digest, records, heard)),
+            revoked=tuple(reaching(looked, each.digest, records, heard, trust)),
             on_trust=each.asked_for and each.data is not None and not (each.place.digest or options.public_keys),
             signature=_signature(looked.store, each, signatures, options),
+            freshness=now_seen.get(each.place.repo if each.asks else "") or _not_asked(each, known),
         )
         for each in wanted
     ]
@@ -222,7 +238,53 @@ def _signatures(looked: Looked, wanted: Sequence[Wanted], public_keys: Sequence[
     return found
 
 
-def _heard(looked: Looked, wanted: Sequence[Wanted], walked: Mapping[str, Ancestor], here: set[str]) -> Heard:
+def _backwards(
+    looked: Looked,
+    wanted: Sequence[Wanted],
+    ancestors: Sequence[str],
+    heard: Heard,
+    known: Mapping[str, Seen],
+    now_seen: Mapping[str, Freshness],
+    before: Mapping[str, str | None],
+    trust: Trust,
+) -> Iterator[str]:
+    """A line for people about each thing that is older than what was seen, or was here, before."""
+    yield from filter(None, (each.warning for each in now_seen.values()))
+    for each in wanted:
+        if each.asked_for and each.asks and each.place.repo in now_seen and (line := behind(looked.remote, each.place)):
+            yield line
+        previous = before[each.digest]
+        if previous is None:
+            continue
+        with suppress(NotFoundError, IntegrityError):  # then nothing is known of what was there
+            was = looked.store.peek(previous).record
+            if was.created > each.record.created:
+                yield (
+                    f"{each.name} {short(each.digest)} is older than what this registry had: "
+                    f"made {each.record.created}, and {short(previous)} was made {was.created}"
+                )
+    names = dict.fromkeys([*(each.digest for each in wanted), *ancestors, *(item.digest for item in heard.believed)])
+    news: dict[str, list[Statement]] = {}
+    for item in heard.believed:
+        news.setdefault(item.digest, []).append(item)
+    stands = (item for name in names for item in standing_here(looked.store, name, news.get(name, ()), trust))
+    yield from vanished(known, heard.said, stands)
+
+
+def _not_asked(wanted: Wanted, known: Mapping[str, Seen]) -> Freshness:
+    """Of an adapter that the registry answered for."""
+    last = known.get(wanted.place.repo)
+    return Freshness(
+        repo=wanted.place.repo,
+        state="not asked",
+        seen=last.head if last else None,
+        seen_at=last.at if last else None,
+    )
+
+
+def _heard(
+    looked: Looked, wanted: Sequence[Wanted], walked: Mapping[str, Ancestor], here: set[str], trust: Trust
+) -> Heard:
     """What the repositories of adapters and of all their ancestors say; only those of the latter may be closed."""
     lying: dict[str, list[str]] = {}
     for each in wanted:
@@ -231,7 +293,7 @@ def _heard(looked: Looked, wanted: Sequence[Wanted], walked: Mapping[str, Ancest
     for digest, ancestor in walked.items():
         lying.setdefault(digest, []).extend([ancestor.place.repo] if ancestor.place else [])
     repos = {repo for found_in in lying.values() for repo in found_in}
-    return hear(looked, [] if switched_off() else sorted(repos), lying, here, repos - own)
+    return hear(looked, [] if switched_off() else sorted(repos), lying, here, repos - own, trust)
 
 
 def _signature(store: Store, wanted: Wanted, signatures: Mapping[str, bytes], options: Options) -> str:

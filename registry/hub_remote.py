@@ -34,7 +34,7 @@ class Remote:
     def __init__(self, client: HubClient) -> None:
         self.client = client
         self._refs: dict[str, Refs] = {}
-        self._commits: dict[str, list[Commit]] = {}
+        self._commits: dict[tuple[str, str], list[Commit]] = {}
         self._brought: dict[str, dict[str, str]] = {}
         self._files: dict[tuple[str, str], dict[str, RemoteFile]] = {}
         self._repos: dict[tuple[str, str], list[str]] = {}
@@ -65,6 +65,14 @@ class Remote:
     def head(self, repo: str) -> str | None:
         """The commit `main` is at."""
         return self._refs_of(repo).branches.get(MAIN)
+
+    def history(self, repo: str, sha: str) -> list[str]:
+        """A commit and all it follows, the newest first.
+
+        Raises:
+            NotFoundError: No such commit.
+        """
+        return [commit.sha for commit in self._back_from(repo, sha)]
 
     def brought(self, repo: str) -> dict[str, str]:
         """Adapter -> the newest commit of `main` that says it brought it."""
@@ -152,10 +160,13 @@ class Remote:
         return self._refs[repo]
 
     def _history(self, repo: str) -> list[Commit]:
-        if repo not in self._commits:
-            head = self.head(repo)
-            self._commits[repo] = self.client.commits(repo, head) if head else []
-        return self._commits[repo]
+        head = self.head(repo)
+        return self._back_from(repo, head) if head else []
+
+    def _back_from(self, repo: str, sha: str) -> list[Commit]:
+        if (repo, sha) not in self._commits:
+            self._commits[repo, sha] = self.client.commits(repo, sha)
+        return self._commits[repo, sha]
 
 
 def _digests(commit: Commit) -> list[str]:

@@ -9,12 +9,22 @@ from .companions import EVALUATIONS_FILE, MAX_COMPANION_BYTES
 from .evaluations import Evaluation, parse_evaluations
 from .hub_find import Looked
 from .hub_lineage import Wanted
+from .trust import Trust
 
 
-def hear_scores(looked: Looked, wanted: Sequence[Wanted], notice: Callable[[str], object]) -> list[Evaluation]:
+def hear_scores(
+    looked: Looked, wanted: Sequence[Wanted], notice: Callable[[str], object], trust: Trust
+) -> list[Evaluation]:
     """Read `evaluations.json` at the head of the repositories of adapters; keep what is of exactly these adapters.
 
-    A file that cannot be read takes nothing from the adapters beside it: it is left out, and said.
+    A file that cannot be read takes nothing from the adapters beside it: it is left out, and said. Where keys are
+    named, or were when an adapter was pulled before, only scores that one of them signed are kept.
+
+    Args:
+        looked: The Hub and the registry.
+        wanted: The adapters.
+        notice: Called with each line that people should read.
+        trust: The keys that are named.
 
     Raises:
         NotFoundError, OfflineError, AuthError: The repository cannot be read.
@@ -36,5 +46,13 @@ def hear_scores(looked: Looked, wanted: Sequence[Wanted], notice: Callable[[str]
         if len(sound) < len(own):
             count = len(own) - len(sound)
             notice(f"{count} of {len(own)} scores beside {each.name} were left out: they name other adapters or a base")
+        if keys := trust.keys(looked.store, each.digest):
+            signed = [item for item in sound if item.claimed in keys and item.signer]
+            if len(signed) < len(sound):
+                count = len(sound) - len(signed)
+                notice(
+                    f"{count} of {len(own)} scores beside {each.name} were left out: no key that was named signed them"
+                )
+            sound = signed
         found += sound
     return found

@@ -23,6 +23,10 @@ _SPELT = "spelt"
 """Bases whose folder a variable of the environment names -> digest of its path, and how a config spells it."""
 LOCATION = "location"
 """Kind of the attestation that says where an object lies; payload `{"location": "hf://org/repo@commit[/folder]"}`."""
+TRAVELLING_FILE = "statements.json"
+"""In the folder of what is attested about an object: all that travels, in one file."""
+_TRAVELLING_ALONE = re.compile(r"(?:revoked|withdrawn|eval)-[0-9a-f]{16}\.json")
+"""Names of what travels in older registries: a file for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +40,21 @@ class Attestation:
     created: str
     """UTC, to the second."""
     payload: dict[str, Any]
-    heard: bool = False
-    """Whether it came from elsewhere and was kept; else it was made here."""
+    own: bool = True
+    """Said or measured here; of what came over the Hub, and of what an older registry does not tell apart, False."""
+    travels: bool = False
+    """It goes to the Hub beside the object, or came from there."""
+    signature: dict[str, Any] | None = None
+    """Of what travels: who signed it, unchecked."""
+
+    @property
+    def heard(self) -> bool:
+        """Whether it came from elsewhere and was kept; else it was made here."""
+        return not self.own
 
     def to_json(self) -> dict[str, Any]:
-        return {"digest": self.digest, "kind": self.kind, "created": self.created, "payload": self.payload}
+        value = {"digest": self.digest, "kind": self.kind, "created": self.created, "payload": self.payload}
+        return value | ({"signature": self.signature} if self.signature else {})
 
 
 def write_attestation(folder: Path, digest: str, kind: str, payload: Mapping[str, Any]) -> Path:
@@ -66,23 +80,34 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
     Raises:
         IntegrityError: One of them is not readable, or speaks of another object.
     """
-    found = []
+    found: list[tuple[str, int, str, int, Attestation]] = []
     for path in _statement_files(folder / digest.removeprefix(PREFIX)):
         value = read_json(path)
+        together = path.name == TRAVELLING_FILE
         try:
-            statement = Attestation(
-                digest=value["digest"],
-                kind=str(value["kind"]),
-                created=str(value["created"]),
-                payload=value["payload"],
-                heard=path.name.startswith(f"{value['kind']}-"),
-            )
-            if statement.digest != digest or not isinstance(statement.payload, dict):
-                raise ValueError("another object")
-        except (KeyError, ValueError) as error:
+            for row in value["statements"] if together else [value]:
+                travels = together or bool(_TRAVELLING_ALONE.fullmatch(path.name))
+                statement = Attestation(
+                    digest=value["digest"],
+                    kind=str(row["kind"]),
+                    created=str(row["created"]),
+                    payload=row["payload"],
+                    own=row.get("own") is True if together else not travels,
+                    travels=travels,
+                    signature=row.get("signature") if together else None,
+                )
+                if statement.digest != digest or not isinstance(statement.payload, dict):
+                    raise ValueError("another object")
+                found.append((statement.created, path.stat().st_mtime_ns, path.name, len(found), statement))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise IntegrityError("not an attestation of its object", where=path, next_step="remove it") from error
-        found.append((statement.created, path.stat().st_mtime_ns, path.name, statement))
     return [item[-1] for item in sorted(found, key=lambda item: item[:-1])]
+
+
+def travelling_alone(folder: Path, digest: str) -> list[Path]:
+    """Files of an older registry that hold one travelling statement each."""
+    files = _statement_files(folder / digest.removeprefix(PREFIX))
+    return [path for path in files if _TRAVELLING_ALONE.fullmatch(path.name)]
 
 
 def remove_attestations(folder: Path, digest: str, kind: str) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from pydantic import ValidationError
 
@@ -19,8 +20,9 @@ from ..core.digest import short
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
 from .ancestry import known_record
 from .record import Record, check_portable, utc_now
-from .statements import Said, Statement, adopt, standing, statements
+from .statements import REVOKED, STATEMENTS, WITHDRAWN, Said, Statement, adopt, standing_here, statements
 from .store import Store
+from .trust import Signer, Trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,52 +44,102 @@ class Revocation:
         return f"revoked: {self.reason}" if of == self.digest else f"revoked ancestor {self.label}: {self.reason}"
 
 
-def revoke(store: Store, digest: str, reason: str) -> Revocation:
-    """State that an adapter should not be used; stating the same again changes nothing.
+def revoke(store: Store, digest: str, reason: str, signer: Signer | None = None) -> Revocation:
+    """State that an adapter should not be used; stating the same again changes nothing, save that it may be signed.
+
+    Args:
+        store: The registry.
+        digest: An object of it.
+        reason: Why, for whoever meets it.
+        signer: The key to sign with: then only this key can take it back.
 
     Raises:
-        NotFoundError: No such object.
-        ConfigError: No reason, or one that holds a local path.
+        NotFoundError: No such object or key.
+        ConfigError: No reason, or one that holds a local path; or not a private key.
+        AuthError: The key is encrypted and the password missing or wrong.
     """
     entry = store.peek(digest)
     said = _said(entry.record, reason)
-    if not any(item.reason == said.reason for item in _own(store, entry.digest, entry.record)):
-        earlier = {item.id for item in statements(store, entry.digest)}
-        new = Statement(digest=entry.digest, kind="revoked", created=utc_now(), payload=said)
-        while new.id in earlier:  # said, withdrawn and said again within a second: one statement, unless time passes
+    known = statements(store, entry.digest)
+    new = next((item for item in standing_here(store, entry.digest) if item.payload.reason == said.reason), None)
+    if new is None:
+        new = Statement(digest=entry.digest, kind=REVOKED, created=utc_now(), payload=said)
+        while any(item.id == new.id for item in known):  # said, withdrawn and said again within a second
             time.sleep(0.1)
-            new = new.model_copy(update={"created": utc_now()})
-        adopt(store, [new])
-    return next(item for item in _own(store, entry.digest, entry.record) if item.reason == said.reason)
+            new = Statement(digest=entry.digest, kind=REVOKED, created=utc_now(), payload=said)
+    if signer:
+        signed = new.signed(signer)
+        new = next((item for item in known if (item.id, item.claimed) == (signed.id, signed.claimed)), signed)
+    adopt(store, [new], own=True)
+    stated = (item for item in _own(store, entry.digest, entry.record, Trust()) if item.reason == said.reason)
+    if (done := next(stated, None)) is None:
+        raise ConfigError(
+            "the adapter is revoked by as many statements as are kept of one",
+            where=f"{entry.record.curriculum} {entry.record.label}  {entry.digest}",
+            expected=f"at most {STATEMENTS.max_kept}, each with a reason of its own",
+            next_step="plyfold revoke --withdraw takes all of them back; then revoke it for this reason",
+        )
+    return done
 
 
-def withdraw(store: Store, digest: str, reason: str) -> list[Revocation]:
+def withdraw(store: Store, digest: str, reason: str, signer: Signer | None = None) -> list[Revocation]:
     """Take back all revocations of an adapter itself; return them. Those of its ancestors stay.
 
+    Args:
+        store: The registry.
+        digest: An object of it.
+        reason: Why.
+        signer: The key to sign with; needed where keys are named, or a revocation is signed.
+
     Raises:
-        NotFoundError: No such object, or it is not revoked.
-        ConfigError: No reason, or one that holds a local path.
+        NotFoundError: No such object or key, or it is not revoked.
+        ConfigError: No reason, or one that holds a local path; or a revocation would stand all the same, since only
+            another key can take it back. Nothing is said then.
+        AuthError: The key is encrypted and the password missing or wrong.
     """
-    entry = store.peek(digest)
+    entry, trust = store.peek(digest), Trust()
     said = _said(entry.record, reason)
-    revoked = standing(statements(store, entry.digest))
+    revoked = standing_here(store, entry.digest, trust=trust)
     if not revoked:
         raise NotFoundError(
             "the adapter is not revoked",
             where=f"{entry.record.curriculum} {entry.record.label}  {entry.digest}",
             next_step="`plyfold log` shows which of its ancestors is",
         )
-    taken = _own(store, entry.digest, entry.record)
+    taken = _own(store, entry.digest, entry.record, trust)
     said = said.model_copy(update={"withdraws": tuple(item.id for item in revoked)})
-    adopt(store, [Statement(digest=entry.digest, kind="withdrawn", created=utc_now(), payload=said)])
+    new = Statement(digest=entry.digest, kind=WITHDRAWN, created=utc_now(), payload=said)
+    new = new.signed(signer) if signer else new
+    if left := standing_here(store, entry.digest, [new], trust):
+        counting = trust.keys(store, entry.digest) or {item.claimed for item in revoked if item.id == left[0].id}
+        raise ConfigError(
+            "this would take nothing back: who may is told by a key",
+            where=f"{left[0].payload.label}, revoked {left[0].created}: {left[0].payload.reason}",
+            expected=f"a withdrawal signed by {' or '.join(sorted(counting))}",
+            found=f"one signed by {new.claimed}" if signer else "one that is not signed",
+            next_step="add --sign KEY.pem with the private key of that one, or use the adapter with --allow-revoked",
+        )
+    adopt(store, [new], own=True)
     return taken
 
 
-def revocations(store: Store, digests: Iterable[str]) -> dict[str, list[Revocation]]:
-    """Digest -> the revocations that reach it, nearest first; adapters that none reaches are left out.
+MAX_SOURCES = 8
+"""Most revoked adapters that are told of one adapter that stands on them, the nearest."""
+MAX_TOLD = 20
+"""Most revocations that are told of one adapter."""
+
+
+def revocations(store: Store, digests: Iterable[str], trust: Trust | None = None) -> dict[str, list[Revocation]]:
+    """Digest -> the revocations that reach it, the nearest few first; adapters that none reaches are left out.
+
+    Args:
+        store: The registry.
+        digests: Adapters.
+        trust: The keys that are named; by default those that PLYFOLD_PUBLIC_KEY names.
 
     Raises:
         IntegrityError: An attestation on the way is not readable, so nothing can be said.
+        ConfigError, NotFoundError: A key that is named cannot be used.
     """
     attested = store.root / "attest"
     if not attested.is_dir():  # a read-only copy may lack empty folders
@@ -95,6 +147,7 @@ def revocations(store: Store, digests: Iterable[str]) -> dict[str, list[Revocati
     with os.scandir(attested) as entries:
         if next(entries, None) is None:
             return {}
+    trust = trust or Trust()
     asked = list(digests)
     own: dict[str, list[Revocation]] = {}
     children: dict[str, list[str]] = {}
@@ -104,16 +157,29 @@ def revocations(store: Store, digests: Iterable[str]) -> dict[str, list[Revocati
         if name in own:
             continue
         record = _record(store, name)
-        own[name] = _own(store, name, record)
+        own[name] = _own(store, name, record, trust)
         for above in dict.fromkeys([parent.digest for parent in record.parents] + record.requires) if record else ():
             children.setdefault(above, []).append(name)
             queue.append(above)
-    reached: dict[str, list[tuple[int, Revocation]]] = {}
-    for name, stated in own.items():  # from the few that are revoked down to all that stand on them
-        for below, distance in _distances(children, name).items() if stated else ():
-            reached.setdefault(below, []).extend((distance, item) for item in stated)
-    near = {name: sorted(found, key=lambda pair: pair[0]) for name, found in reached.items()}
-    return {name: [item for _, item in near[name]] for name in asked if name in near}
+    near = _nearest([name for name, stated in own.items() if stated], children)
+    return {
+        name: list(islice((item for source in near[name] for item in own[source]), MAX_TOLD))
+        for name in asked
+        if name in near
+    }
+
+
+def _nearest(sources: Iterable[str], children: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Adapter -> the nearest few of `sources` that it is or stands on; the work grows with edges, not with paths."""
+    found: dict[str, list[str]] = {}
+    queue = deque((source, source) for source in sources)
+    while queue:  # by distance, since all sources start at once
+        name, source = queue.popleft()
+        known = found.setdefault(name, [])
+        if len(known) < MAX_SOURCES and source not in known:
+            known.append(source)
+            queue.extend((child, source) for child in children.get(name, ()))
+    return found
 
 
 def descendants(store: Store, digest: str) -> list[str]:
@@ -157,7 +223,7 @@ def _distances(children: Mapping[str, list[str]], start: str) -> dict[str, int]:
     return found
 
 
-def _own(store: Store, digest: str, record: Record | None) -> list[Revocation]:
+def _own(store: Store, digest: str, record: Record | None, trust: Trust) -> list[Revocation]:
     return [
         Revocation(
             digest=digest,
@@ -165,7 +231,7 @@ def _own(store: Store, digest: str, record: Record | None) -> list[Revocation]:
             reason=item.payload.reason,
             created=item.created,
         )
-        for item in standing(statements(store, digest))
+        for item in standing_here(store, digest, trust=trust)
     ]
 
 

@@ -21,6 +21,7 @@ from .overlap import Overlap, overlaps
 from .record import DataRef, Metric
 from .snapshot import Snapshot
 from .store import Entry, Store
+from .trust import Trust
 
 EVAL = "eval"
 """Kind of the attestations that hold scores."""
@@ -224,17 +225,19 @@ def beside(found: Iterable[Score], preferred: Terms | None = None) -> Scores:
 def scored(store: Store, curriculum: str) -> Scores:
     """The scores of the base and the stages as they are.
 
+    Where PLYFOLD_PUBLIC_KEY names keys, only what was measured here or is signed by one of them counts.
+
     Raises:
         IntegrityError: An attestation is not readable.
     """
-    store = Snapshot.of(store)
+    store, trust = Snapshot.of(store), Trust()
     stages = {str(number): digest for number, digest in store.stages(curriculum).items()}
     bases = set()
     for digest in stages.values():
         with suppress(IntegrityError, NotFoundError):  # `tree` marks it as damaged or missing
             bases.add(_base_name(store.peek(digest)))
     said = (item for item in store.statements(EVAL, curriculum) if str(item.payload.get("base")) in bases)
-    known = (score for item in said if (score := read_score(item)))
+    known = (score for item in said if trust.believes(item) and (score := read_score(item)))
     return beside(score for score in known if all(stages.get(key) == digest for key, digest in score.inputs.items()))
 
 

@@ -11,7 +11,7 @@ from ..core.digest import PREFIX
 from ..core.errors import AuthError, ConfigError, NotFoundError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 """What model-signing takes, by their names in certificates and elsewhere."""
@@ -31,7 +31,12 @@ def is_encrypted(private_key: Path) -> bool:
 
 
 def public_half(private_key: Path, password: str | None) -> EllipticCurvePublicKey:
-    """The public key of a private key that can sign.
+    """The public key of a private key that can sign; see `private_half`."""
+    return private_half(private_key, password).public_key()
+
+
+def private_half(private_key: Path, password: str | None) -> EllipticCurvePrivateKey:
+    """A private key that can sign.
 
     Args:
         private_key: PEM file.
@@ -71,7 +76,9 @@ def public_half(private_key: Path, password: str | None) -> EllipticCurvePublicK
             found="a public key" if public else "no private key in it",
             next_step="name the private key it belongs to" if public else MAKE_PRIVATE,
         ) from error
-    return _on_known_curve(key.public_key(), private_key, MAKE_PRIVATE)
+    _on_known_curve(key.public_key(), private_key, MAKE_PRIVATE)
+    private: EllipticCurvePrivateKey = key
+    return private
 
 
 def load_public_keys(paths: Iterable[Path]) -> dict[str, Path]:

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 
 from plyfold.core.errors import IntegrityError
+from plyfold.registry.companions import said_together
 from plyfold.registry.evaluations import (
+    EVALUATIONS,
     Evaluation,
     adopt_evaluations,
     evaluations,
-    evaluations_to_bytes,
     parse_evaluations,
 )
 from plyfold.registry.record import DataRef, Metric
 from plyfold.registry.scores import attest_scores, scored, scores
 from plyfold.registry.store import Store
-from plyfold.registry.travel import MAX_TRAVEL_BYTES
+from plyfold.registry.travel import MAX_TRAVEL_BYTES, to_bytes
 
 ABSENT = "sha256:" + "a" * 64
 
@@ -52,13 +53,13 @@ def test_what_one_measured_is_known_to_the_other(stores: tuple[Store, Store]) ->
     _score(there, [1, 2], 0.7, n=500)
     for digest in here.stages("toy").values():
         both = [*evaluations(here, digest), *evaluations(there, digest)]
-        data = evaluations_to_bytes(both)
-        assert data == evaluations_to_bytes(reversed(both))
+        data = to_bytes(both)
+        assert data == to_bytes(reversed(both))
         for store in (here, there):
             assert all(item.is_about(digest, store.peek(digest).record) for item in parse_evaluations(data))
             adopt_evaluations(store, parse_evaluations(data))
             assert adopt_evaluations(store, parse_evaluations(data)) == []
-            assert evaluations_to_bytes(evaluations(store, digest)) == data
+            assert to_bytes(evaluations(store, digest)) == data
     assert {name: found[0].value for name, found in scores(here, "toy").items()} == {"base": 0.2, "1+2": 0.6}
     assert {name: found[0].value for name, found in scores(there, "toy").items()} == {"1+2": 0.7}
     (other,) = scored(here, "toy").apart["1+2"]
@@ -85,21 +86,26 @@ def test_scores_of_other_tools_stay_where_they_are(stores: tuple[Store, Store]) 
     assert evaluations(here, one) == []
 
 
-def test_of_thousands_the_newest_travel(stores: tuple[Store, Store]) -> None:
+def test_of_thousands_the_newest_travel_and_none_pushes_out_what_was_measured_here(
+    stores: tuple[Store, Store],
+) -> None:
     here, _ = stores
     _score(here, [1], 0.6)
-    (one,) = evaluations(here, here.ref("toy", 1))
+    digest = here.ref("toy", 1)
+    (one,) = evaluations(here, digest)
     many = [
         Evaluation.model_validate({**one.model_dump(), "created": f"20{year:02}-01-{day:02}T00:00:00Z"})
-        for year in range(10, 100)
+        for year in range(30, 100)
         for day in range(10, 29)
     ]
-    data = evaluations_to_bytes(many)
-    kept = parse_evaluations(data)
-    assert MAX_TRAVEL_BYTES / 2 < len(data) <= MAX_TRAVEL_BYTES
-    assert len(kept) < len(many)
-    assert kept[-1] == many[-1]
-    assert evaluations_to_bytes([*many, *kept]) == data
+    kept = said_together(here, digest, many, EVALUATIONS)
+    assert (len(kept), kept[0], many[-1] in kept) == (EVALUATIONS.max_kept, one, True)
+    assert len(to_bytes(kept)) <= MAX_TRAVEL_BYTES
+    for _ in range(2):
+        adopt_evaluations(here, many)
+        assert len(evaluations(here, digest)) == EVALUATIONS.max_kept + 1  # what was measured here has its own file
+    (path,) = (here.root / "attest" / digest.removeprefix("sha256:")).glob("statements.json")
+    assert path.stat().st_size < EVALUATIONS.max_bytes
 
 
 def _file(**changes: Any) -> bytes:
