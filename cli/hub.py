@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--replace-statements",
     is_flag=True,
-    help="Where revocations.json or evaluations.json there cannot be read: put what is known here in its place.",
+    help="Where revocations.json or evaluations.json there cannot be read, or holds more than is kept of an adapter: "
+    "put what is known here in its place.",
 )
 @click.option("--allow-dirty", is_flag=True, help="Publish what code with uncommitted changes made; its page says so.")
 @click.option("--no-collection", is_flag=True, help="Leave the curriculum's collection alone.")

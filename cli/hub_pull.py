@@ -57,12 +57,14 @@ def pull_command(
     REF is NS/CURRICULUM, or hf://ORG/REPO[@REVISION][/FOLDER] for one repository. The stages fetched become the
     `latest` of their curriculum here. Adapters they came from are named if they are missing, and fetched with
     --with-parents: a stage works without them, but was measured on top of them. Revocations of any of them come
-    along. With --public-key, or PLYFOLD_PUBLIC_KEY, whatever REF names has to be signed. Afterwards all of it works
-    offline; a location with a commit that was pulled before is not asked for again. Without a registry here or
-    above, one is made in this folder.
+    along. With --public-key, or PLYFOLD_PUBLIC_KEY, whatever REF names has to be signed, and only what one of the keys
+    signed takes a revocation back or counts as a score. What goes back behind something that was seen before is said.
+    Afterwards all of it works offline; a location with a commit that was pulled before is not asked for again. Without
+    a registry here or above, one is made in this folder.
     """
     from ..registry.hub_lock import locks_in, pull_locked
     from ..registry.hub_pull import Options, pull
+    from ..registry.trust import Trust
 
     if bool(refs) == bool(lock):
         raise ConfigError(
@@ -72,6 +74,7 @@ def pull_command(
         )
     if lock and merges is not None:
         raise ConfigError("a lock file names no merges", found=f"--merges {merges}", next_step="leave it out")
+    _ = Trust(public_keys).named  # a key that cannot be used is told before anything is asked or made
     numbers = parse_stages(stages) if stages else None
     slugs = [slug.strip() for slug in merges.split(",")] if merges is not None else None
     notices: list[str] = []
@@ -154,6 +157,26 @@ def _say_what_else(results: list[Pulled], dry_run: bool) -> None:
         if each.missing:
             which = ", ".join(map(short, each.missing))
             warn(f"{each.name} came from {which}, not here: add --with-parents")
+    for line in _freshness(results):
+        say(line)
     trusted = [each.name for each in results if each.on_trust]
     if trusted and not dry_run:
         say(f"taken on trust: {', '.join(trusted)}; plyfold lock pins what they are")
+
+
+def _freshness(results: list[Pulled]) -> Iterator[str]:
+    """A line for each way in which what was shown may be known to be new; what went backwards is warned of."""
+    words = {
+        "first seen": "never looked at before, so an older state of it would not be noticed",
+        "unchanged": "as it was when it was last looked at",
+        "newer": "newer than when it was last looked at",
+        "not asked": "not asked again; whether something newer, or a revocation, is there is not known",
+    }
+    groups: dict[str, dict[str, str]] = {}
+    for each in results:
+        now = each.freshness
+        groups.setdefault(now.state, {})[now.repo or each.name] = f" ({now.seen_at})" if now.seen_at else ""
+    for state, repos in groups.items():
+        if state in words:
+            named = ", ".join(f"{repo}{at}" for repo, at in [*repos.items()][:5])
+            yield f"{named}{f' and {len(repos) - 5} more' if len(repos) > 5 else ''}: {words[state]}"

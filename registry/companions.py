@@ -43,7 +43,8 @@ def companions(
         remote: Name -> bytes of the companions that are there.
         where: The repository, for messages.
         replace_signature: Put our signature in the place of one that is there.
-        replace_statements: Put what is said here in the place of a file of statements that cannot be read.
+        replace_statements: Put what is said here in the place of a file of statements that cannot be read, and of
+            statements about an adapter of which there are more than are kept.
         notice: Called with a line about each thing that does not stay.
 
     Raises:
@@ -80,7 +81,7 @@ class _Beside:
                 raise
             self.notice(f"{name} of {self.where} could not be read ({error.found}); what is said here is in its place")
             unreadable = True
-        said = said_together(self.store, self.digest, there, sort, self.notice)
+        said = said_together(self.store, self.digest, there, sort, self.notice, replace=self.replace)
         return to_bytes(said) if said or unreadable else None
 
 
@@ -90,8 +91,18 @@ def said_together(
     there: Iterable[T],
     sort: Sort[T],
     notice: Callable[[str], object] = lambda line: None,
+    *,
+    replace: bool = False,
 ) -> list[T]:
     """What is said here and there, bounded: first what is said here, then what is there, about this adapter and others.
+
+    Args:
+        store: The registry.
+        digest: The adapter.
+        there: What is there, about this adapter and others.
+        sort: What it is.
+        notice: Called with a line where not all of it stays.
+        replace: Of an adapter about which there is more than is kept, only what is said here stays.
 
     Raises:
         IntegrityError: What is said here is not readable.
@@ -103,12 +114,14 @@ def said_together(
     for each, heard in others.items():
         here = sort.known(store, each) if each == digest else []
         every = [*here, *fresh(joined(heard), here)]
-        keys = trust.keys(store, each) if len(every) > sort.max_kept else ()
-        kept = [item.said.sound() for item in sort.bounded(every, keys)]
+        full = len(every) > sort.max_kept
+        keys = trust.keys(store, each) if full else ()
+        kept = [item.said.sound() for item in sort.bounded(here if full and replace else every, keys)]
         room -= len(to_bytes(kept))
         if room < 0:
             kept = []
         if len(kept) < len(every):
-            notice(f"of {len(every):,} statements about {short(each)} in {sort.kinds[0]} files, {len(kept):,} stay")
+            left = "" if replace else "; plyfold push --replace-statements leaves what is said here"
+            notice(f"of {len(every):,} statements about {short(each)} there and here, {len(kept):,} stay{left}")
         chosen += kept
     return chosen

@@ -57,9 +57,15 @@ class Evaluation(Travelling):
 
     def to_attestation(self) -> Attestation:
         """The same as the registry keeps what came over the Hub."""
-        signature = self.signature.model_dump() if self.signature else None
-        value = {"digest": self.digest, "kind": self.kind, "created": self.created, "payload": dict(self.payload)}
-        return Attestation(**value, own=False, travels=True, signature=signature)
+        return Attestation(
+            digest=self.digest,
+            kind=self.kind,
+            created=self.created,
+            payload=dict(self.payload),
+            own=False,
+            travels=True,
+            signature=self.signature.model_dump() if self.signature else None,
+        )
 
 
 def evaluations(store: Store, digest: str) -> list[Evaluation]:

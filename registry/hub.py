@@ -139,7 +139,7 @@ def push(
         signer: Sign what is asked for, and what was said and measured here about it, and put these signatures in the
             place of others.
         replace_statements: Put what is said here in the place of a file of revocations or scores there that cannot be
-            read, because it is damaged, too large, or of a newer plyfold.
+            read, because it is damaged, too large, or of a newer plyfold, or that holds more than is kept.
         dry_run: Check all that can be checked here, send nothing, sign nothing.
         client: How to reach the Hub.
         done: Called after each adapter.

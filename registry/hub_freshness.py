@@ -18,12 +18,11 @@ from ..core.errors import AuthError, IntegrityError, NotFoundError
 from ..core.files import write_bytes
 from .hub_places import Place
 from .hub_remote import Remote
-from .ledger import read_json
+from .ledger import SEEN_FILE, read_json
 from .record import UTC_TIME, Commit, first_fault, utc_now
 from .statements import REVOKED, Statement
 from .store import Store
 
-SEEN_FILE = "seen.json"
 MAX_REPOSITORIES = 1000
 """Most repositories remembered, the last looked at."""
 MAX_REVOCATIONS = 30

@@ -25,6 +25,8 @@ LOCATION = "location"
 """Kind of the attestation that says where an object lies; payload `{"location": "hf://org/repo@commit[/folder]"}`."""
 TRAVELLING_FILE = "statements.json"
 """In the folder of what is attested about an object: all that travels, in one file."""
+SEEN_FILE = "seen.json"
+"""What was seen of repositories on the Hub."""
 _TRAVELLING_ALONE = re.compile(r"(?:revoked|withdrawn|eval)-[0-9a-f]{16}\.json")
 """Names of what travels in older registries: a file for each."""
 
@@ -84,6 +86,7 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
     for path in _statement_files(folder / digest.removeprefix(PREFIX)):
         value = read_json(path)
         together = path.name == TRAVELLING_FILE
+        modified_ns = path.stat().st_mtime_ns
         try:
             for row in value["statements"] if together else [value]:
                 travels = together or bool(_TRAVELLING_ALONE.fullmatch(path.name))
@@ -98,7 +101,7 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
                 )
                 if statement.digest != digest or not isinstance(statement.payload, dict):
                     raise ValueError("another object")
-                found.append((statement.created, path.stat().st_mtime_ns, path.name, len(found), statement))
+                found.append((statement.created, modified_ns, path.name, len(found), statement))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise IntegrityError("not an attestation of its object", where=path, next_step="remove it") from error
     return [item[-1] for item in sorted(found, key=lambda item: item[:-1])]

@@ -16,7 +16,7 @@ from ..core.errors import ConfigError, IntegrityError
 from .ledger import Attestation
 from .record import check_portable, first_fault
 from .store import Store
-from .travel import Known, Sort, Travelling, keep, parse
+from .travel import Known, Sort, Travelling, in_order, keep, parse
 from .trust import Trust, lifts
 
 REVOKED: Final = "revoked"
@@ -104,7 +104,9 @@ def standing_here(
         IntegrityError: A statement is not readable.
         ConfigError, NotFoundError: A key that is named cannot be used.
     """
-    said = [*statements(store, digest), *more]
+    said = statements(store, digest)
+    if news := list(more):
+        said = in_order([*said, *news])
     withdrawn = any(item.kind == WITHDRAWN for item in said)  # keys are only looked at where they decide
     return standing(said, (trust or Trust()).keys(store, digest) if withdrawn else ())
 

@@ -3,8 +3,10 @@
     objects/sha256/<hex>/        adapter folders with their record, never changed
     refs/<curriculum>/<stage number>/<alias>     one line: the digest a stage is at
     refs/<curriculum>/merges/<slug>              the same for compositions
-    attest/<hex>/<id>.json       what was learnt about an object later
+    attest/<hex>/<id>.json       what was learnt about an object here later
+    attest/<hex>/statements.json  all that is said about it and travels, by whomever, bounded
     log.jsonl  locations.json     every publish and move of a ref; where bases lie here, never part of a record
+    seen.json                    what repositories on the Hub were at when they were last looked at
     cache/ tmp/ locks/           rebuildable, scratch, and locks
 
 Plain files: no server, no network. Names move under one lock and by atomic replacement.
@@ -122,7 +124,7 @@ class Store(Refs):
                 raise IntegrityError(
                     "no folder, where the registry keeps one of its own", where=folder, next_step="remove it"
                 )
-        for file in (self._log, self._locations):
+        for file in (self._log, self._locations, self.root / ledger.SEEN_FILE):
             refuse_link(file)
         for folder in (self._refs, self._attest, self.root / "locks"):
             refuse_links_in(folder)

@@ -12,6 +12,7 @@ from typing import Any
 from ..core.digest import PREFIX, short
 from ..core.errors import IntegrityError, NotFoundError, PlyfoldError
 from . import ledger
+from .evaluations import evaluations
 from .objects import Problem, find_problems
 from .record import RECORD_FILE
 from .refs import MERGES
@@ -158,7 +159,11 @@ def _check_statements(store: Snapshot, chosen: set[str] | None) -> Iterator[Chec
             continue
 
         def read(digest: str = digest) -> None:
-            statements(store, digest)
+            for said in [*statements(store, digest), *evaluations(store, digest)]:
+                if said.sound() is not said:
+                    raise IntegrityError(
+                        "a statement was changed: its signature is not of its key", where=f"attest/{short(digest)}"
+                    )
             for item in store.said(digest):
                 read_score(item)
 

@@ -185,6 +185,24 @@ class HubStore:
             del refs[kind][name]
             self._write_json(self._folder(repo) / "refs.json", refs)
 
+    def put_back(self, repo: str, revision: str) -> None:
+        """Moves `main` to a commit, as a forced push would."""
+        with self._lock:
+            refs = self.refs(repo)
+            refs["branches"]["main"] = self.resolve(repo, revision)
+            self._write_json(self._folder(repo) / "refs.json", refs)
+
+    def squash(self, repo: str) -> str:
+        """Makes the head the only commit of `main`; what was before it is gone."""
+        with self._lock:
+            head = self.refs(repo)["branches"]["main"]
+            sha = self._write_commit(repo, None, self.files(repo, head), "squashed", "", "writer")
+            for path in (self._folder(repo) / "commits").iterdir():
+                if path.stem != sha:
+                    path.unlink()
+            self._write_json(self._folder(repo) / "refs.json", {"branches": {"main": sha}, "tags": {}})
+            return sha
+
     # ---- commits
 
     def commit(self, repo: str, branch: str, lines: Iterable[Mapping[str, Any]], author: str) -> str:
