@@ -12,12 +12,14 @@ from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IncompatibleError, UnsupportedAdapterError
 from ..core.files import disk_errors
 from ..core.strict_json import read_json
-from .ledger import LOCATION, read_attestations, write_attestation
+from .ledger import LOCATION, prune_attestations, read_attestations, write_attestation
 from .objects import PICKLES
 from .record import Record
 from .signing import BESIDE
 from .store import Store
 
+MAX_LOCATIONS = 50
+"""Most places that are kept of an adapter, the last learnt: every commit of its repository is one."""
 DIGEST_LINE = "adapter-digest: "
 """Begins the line of a commit's description that names the adapter it brought."""
 
@@ -84,13 +86,16 @@ def held(store: Store) -> dict[str, str]:
 
 def attest_location(store: Store, digest: str, place: str) -> None:
     """Note where an adapter, held or not, lies; once, and with a warning not where this user may not write."""
-    if place in locations(store, digest)[:1]:
+    known = locations(store, digest)
+    if place in known[:1]:
         return
     if not store.writable:
         warn(f"{store.root} cannot be written by this user: that {short(digest)} lies at {place} is not noted there")
         return
     with disk_errors(store.root):
         write_attestation(store.root / "attest", digest, LOCATION, {"location": place})
+        if len(known) >= MAX_LOCATIONS:
+            prune_attestations(store.root / "attest", digest, LOCATION, MAX_LOCATIONS)
 
 
 def refuse_pickles(record: Record) -> None:

@@ -183,11 +183,12 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
             keys = options.public_keys if each.asked_for else ()
             obtain(looked, each, partial(require_signature, each, signatures.get(each.digest), keys))
             options.done(each.name)
-        for digest in [*(each.digest for each in wanted), *walked] if options.public_keys else ():
+        writable = looked.store.writable
+        for digest in [*(each.digest for each in wanted), *walked] if options.public_keys and writable else ():
             remember_keys(looked.store, digest, trust.named)
         adopt_evaluations(looked.store, [] if switched_off() else hear_scores(looked, wanted, options.notice, trust))
-        _take_in(looked, wanted, walked, heard, signatures, options.notice)
-        if now_seen:
+        _take_in(looked, wanted, walked, heard, signatures, options)
+        if now_seen and writable:
             remember(looked.store, now_seen.values(), heard.said)
         for digest, ancestor in walked.items() if options.with_parents else ():
             if ancestor.record and digest in here:  # perhaps fetched by a pull that was stopped before it named it
@@ -313,7 +314,7 @@ def _take_in(
     walked: Mapping[str, Ancestor],
     heard: Heard,
     signatures: Mapping[str, bytes],
-    notice: Callable[[str], object],
+    options: Options,
 ) -> None:
     store = looked.store
     adopt(store, heard.believed)
@@ -326,10 +327,11 @@ def _take_in(
             attest_location(store, digest, seen.location)
     for each in wanted:
         if each.digest in signatures:
+            verified = bool(options.public_keys) and each.asked_for
             try:
-                keep_signature(store, each.digest, signatures[each.digest], each.place.location)
+                keep_signature(store, each.digest, signatures[each.digest], each.place.location, verified=verified)
             except IntegrityError as error:
-                notice(f"the signature beside {each.name} was left out: {error.what}, {error.found}")
+                options.notice(f"the signature beside {each.name} was left out: {error.what}, {error.found}")
         if each.asks or each.place.location in looked.held:
             attest_location(store, each.digest, each.place.location)
 

@@ -113,6 +113,17 @@ def travelling_alone(folder: Path, digest: str) -> list[Path]:
     return [path for path in files if _TRAVELLING_ALONE.fullmatch(path.name)]
 
 
+def prune_attestations(folder: Path, digest: str, kind: str, max_kept: int) -> None:
+    """Remove the oldest statements of one kind about `digest`, of what is attested here, beyond a number."""
+    found = []
+    for path in _statement_files(folder / digest.removeprefix(PREFIX)):
+        value = read_json(path)
+        if value.get("kind") == kind:
+            found.append((str(value.get("created")), path.stat().st_mtime_ns, path))
+    for _, _, path in sorted(found)[: max(0, len(found) - max_kept)]:
+        path.unlink(missing_ok=True)
+
+
 def remove_attestations(folder: Path, digest: str, kind: str) -> None:
     """Take back statements of one kind about `digest` that never left this machine."""
     for path in _statement_files(folder / digest.removeprefix(PREFIX)):

@@ -23,6 +23,8 @@ from .store import Entry, Store
 
 SIGNATURE = "signature"
 """Kind of the attestations that hold a signature; payload `{"bundle": "<the JSON of model.sig>", "key": ...}`."""
+MAX_SIGNATURES = 8
+"""Most signatures that are kept of an adapter while nobody says whose they are."""
 BESIDE = (
     "README.md",
     "model.sig",
@@ -101,12 +103,20 @@ def signs(store: Store, digest: str, data: bytes, where: object = "") -> bool:
     return _difference(parse_bundle(data, where), entry.record, entry.digest) is None
 
 
-def keep_signature(store: Store, digest: str, data: bytes, where: object = "") -> None:
+def keep_signature(store: Store, digest: str, data: bytes, where: object = "", *, verified: bool = False) -> None:
     """Keep a signature that was fetched; whose it is shows only when it is verified. A known one changes nothing.
+
+    Args:
+        store: The registry.
+        digest: An object of it.
+        data: The bytes of `model.sig`.
+        where: Where they came from.
+        verified: It is good, by a key that the user names.
 
     Raises:
         NotFoundError: No such object.
-        IntegrityError: Too large, not a signature this version understands, or one over other files.
+        IntegrityError: Too large, not a signature this version understands, or one over other files; or one of nobody
+            knows whom where enough are kept: a repository can have a new one every day.
     """
     entry = store.peek(digest)
     bundle = parse_bundle(data, where)
@@ -118,8 +128,17 @@ def keep_signature(store: Store, digest: str, data: bytes, where: object = "") -
             found=difference[1],
             next_step="ask the adapter's owner to sign it again with `plyfold sign`",
         )
-    if bundle not in _kept(store, entry.digest):
-        _keep(store, entry.digest, bundle)
+    kept = _kept(store, entry.digest)
+    if bundle in kept:
+        return
+    if len(kept) >= MAX_SIGNATURES and not verified:
+        raise IntegrityError(
+            "as many are kept of this adapter as may be",
+            where=where,
+            expected=f"at most {MAX_SIGNATURES}, or one by a key that is named with --public-key",
+            found=f"another one by {bundle.key or 'what is no public key'}",
+        )
+    _keep(store, entry.digest, bundle)
 
 
 # ---- with the extra

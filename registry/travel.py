@@ -127,9 +127,10 @@ class Sort(Generic[T]):
         ranked = sorted(zip(self.rank(known, keys), range(len(known)), strict=True))
         kept, room = [], self.max_bytes
         for _, index in ranked[: self.max_kept]:
-            room -= len(canonical_json(known[index].said.to_json()))
-            if room >= 0:
+            size = len(canonical_json(known[index].said.to_json()))
+            if size <= room:
                 kept.append(index)
+                room -= size
         return [known[index] for index in sorted(kept)]
 
 

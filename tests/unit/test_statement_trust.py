@@ -396,6 +396,40 @@ def test_an_older_registry_reads_the_same_and_becomes_one_file(store: Store) -> 
     assert said(store, two) == []
 
 
+def test_a_long_withdrawal_of_an_older_registry_is_kept(store: Store) -> None:
+    one, two = store.stages("toy").values()
+    many = flood(one, 4000)
+    legacy(store, one, [*many, withdrawal(one, *many)])
+    assert said(store, two) == []
+    delete(store, grace_s=0)
+    assert (said(store, two), len(files_of(store, one))) == ([], 1)
+
+
+@needs_keys
+def test_new_signatures_and_places_every_day_stay_few(store: Store, keys: Path) -> None:
+    from plyfold.registry.hub_places import MAX_LOCATIONS, attest_location, locations
+    from plyfold.registry.signing import MAX_SIGNATURES, SIGNATURE, keep_signature, sign, verify_signature
+
+    pytest.importorskip("model_signing")
+    one = store.ref("toy", 1)
+    bundles = [sign(store, one, keys / f"{name}.pem") for name in ("mine", "other")]
+    away = Store(store.root.parent / "away")
+    away.publish(store.peek(one).path, store.peek(one).record)
+    for number in range(MAX_SIGNATURES):
+        value = json.loads(bundles[1])
+        value["verificationMaterial"]["publicKey"]["hint"] = f"{number:064x}"
+        keep_signature(away, one, json.dumps(value).encode())
+    with pytest.raises(IntegrityError, match="as many are kept"):
+        keep_signature(away, one, bundles[0])
+    keep_signature(away, one, bundles[0], verified=True)
+    assert verify_signature(away, one, keys / "mine.pub").good
+    assert len(away.attestations(one, SIGNATURE)) == MAX_SIGNATURES + 1
+    for number in range(MAX_LOCATIONS + 5):
+        attest_location(away, one, f"hf://acme/toy@{number:040x}")
+    assert len(locations(away, one)) == MAX_LOCATIONS
+    assert locations(away, one)[0].endswith(f"{MAX_LOCATIONS + 4:040x}")
+
+
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Files of the registry that are read."""
