@@ -95,7 +95,7 @@ def test_an_own_score_comes_before_a_pulled_one_and_a_pulled_one_is_said(
     adopt_evaluations(store, [forged])
     assert scored(store, "toy").shown["1+2"].accuracy == 0.9
     for path in (store.root / "attest" / two.removeprefix("sha256:")).glob("*.json"):
-        if not path.name.startswith("eval-"):
+        if path.name != "statements.json":
             path.unlink()
     assert scored(store, "toy").shown["1+2"].heard
     assert run(["tree"]) == 0
