@@ -252,7 +252,9 @@ def _backwards(
     """A line for people about each thing that is older than what was seen, or was here, before."""
     yield from filter(None, (each.warning for each in now_seen.values()))
     for each in wanted:
-        if each.asked_for and each.asks and each.place.repo in now_seen and (line := behind(looked.remote, each.place)):
+        # Of what a lock file names, head and commit are in the JSON; people asked for exactly this.
+        asked = each.asked_for and each.asks and not each.place.digest and each.place.repo in now_seen
+        if asked and (line := behind(looked.remote, each.place)):
             yield line
         previous = before[each.digest]
         if previous is None:
