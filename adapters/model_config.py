@@ -73,7 +73,7 @@ class ModelConfig:
     def tied(self) -> bool | None:
         """Whether the head is the embedding; None where neither the file nor a known class says."""
         tied = self.get("tie_word_embeddings")
-        return bool(tied) if tied is not None else None
+        return tied if isinstance(tied, bool) else None
 
     @property
     def dtype(self) -> str | None:

@@ -116,7 +116,8 @@ class AdapterSpec:
         if self.marks:
             found.append(f"its keys are not as PEFT writes them; read without {', '.join(self.marks)}")
         if self.copies:
-            names = ", ".join(sorted(copy.tensor for copy in self.copies.values()))
+            names = ", ".join(sorted(copy.tensor for copy in self.copies.values())[:3])
+            names += f" and {len(self.copies) - 3} more" if len(self.copies) > 3 else ""
             compared = "equal to the base's" if self.placed else "not compared, since no base is at hand"
             found.append(f"it holds copies of base weights, which are passed over: {names}; {compared}")
         return found

@@ -164,7 +164,8 @@ class Report:
             ("checked", f"{checked.adapter_tensors} adapter tensors used once; {read_back}"),
             *(("warning", warning) for warning in done.warnings if warning not in self.warnings),
         ]
-        self.next_command = f"vllm serve {shlex.quote(str(done.path))}"
+        if self.fold_plan is None or self.fold_plan.served:
+            self.next_command = f"vllm serve {shlex.quote(str(done.path))}"
 
     def verified(self, done: Verified) -> None:
         """Take note of what the prompts showed."""

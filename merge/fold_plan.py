@@ -24,6 +24,8 @@ from .checkpoint import FLOATS, other_identity
 from .direct import ALIGNMENT
 from .plan import ComposePlan, check_dtype
 
+EMBEDDING_AS_HEAD = ("gemma2", "gemma3n", "gemma3n_text", "cohere", "cohere2")
+"""Model types whose logits vLLM 0.32 computes with the embedding, whatever the checkpoint has beside it."""
 STORED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 
@@ -67,6 +69,8 @@ class FoldPlan:
     """By output file name."""
     untied: bool
     """Whether an adapter on a tied lm_head makes the result carry its own lm_head.weight."""
+    served: bool
+    """Whether vLLM computes what the result holds."""
     left_out: tuple[str, ...]
     """Files of the base's folder that are no part of a checkpoint, and not copied."""
     warnings: tuple[str, ...]
@@ -141,12 +145,19 @@ def plan_fold(compose: ComposePlan, base_dir: Path, *, dtype: str | None = None)
     untied = any(places[name].tied for name in heads) or (bool(heads) and placement.config.tied is True)
     if untied:
         warnings.append("an adapter changes the tied lm_head: the result has its own lm_head.weight and is not tied")
+    served = not (untied and placement.config.model_type in EMBEDDING_AS_HEAD)
+    if not served:
+        warnings.append(
+            f"vLLM 0.32 has no head of its own for {placement.config.model_type}: it would leave the result's out; "
+            "use transformers, or an adapter without lm_head"
+        )
     return FoldPlan(
         compose=compose,
         base=base,
         dtype=dtype,
         shards=_shards(base, places, dtype),
         untied=untied,
+        served=served,
         left_out=tuple(accompanying(base.path)[1]),
         warnings=tuple(warnings),
     )

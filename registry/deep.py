@@ -99,6 +99,8 @@ def _uncanonical(spec: AdapterSpec) -> Iterator[str]:
 
     if spec.header.metadata != CANONICAL_METADATA:
         yield f"not canonical: the metadata of its tensors is {_shown(spec.header.metadata)}"
+    if spec.marks:
+        yield f"not canonical: its keys carry {_shown(', '.join(spec.marks))}"
     unsorted = [key for key in SET_LIKE if isinstance(found := spec.config.get(key), list) and found != sorted(found)]
     if unsorted:
         yield f"not canonical: {', '.join(unsorted)} not sorted"

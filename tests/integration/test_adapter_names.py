@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plyfold.adapters.base import BaseRef, Quantisation, load_nf4, load_twin, resolve_base
+from plyfold.adapters.model_config import ModelConfig
 from plyfold.adapters.spec import read_spec
 from plyfold.adapters.tensors import canonicalise, read_adapter
 from plyfold.cli.main import run
 from plyfold.core.config import BaseConfig
 from plyfold.core.errors import IncompatibleError, IntegrityError, UnsupportedAdapterError
 from plyfold.evaluation.hf import HfEngine
+from plyfold.evaluation.vllm import model_dtype
 from plyfold.merge.parts import Part
 from plyfold.merge.plan import plan_compose
 
@@ -273,7 +275,7 @@ BASES: dict[str, tuple[str, dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("row", BASES)
-def test_a_fold_computes_what_peft_computes(tmp_path: Path, row: str) -> None:
+def test_a_fold_computes_what_peft_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str) -> None:
     family, changes, targets = BASES[row]
     truth = save_adapter(save_base(family, tmp_path / "base", **changes), tmp_path / "a", targets)
     command = ["merge", str(tmp_path / "a"), "--into", "model", "--base", str(tmp_path / "base")]
@@ -283,6 +285,9 @@ def test_a_fold_computes_what_peft_computes(tmp_path: Path, row: str) -> None:
     if "lm_head" in targets:
         saved = json.loads((tmp_path / "out" / "config.json").read_text())
         assert saved["tie_word_embeddings"] is False
+    shown = capsys.readouterr()
+    assert ("vllm serve" in shown.out) is (family != "gemma2")
+    assert ("vLLM 0.32 has no head" in shown.err) is (family == "gemma2")
 
 
 OLDER: dict[str, tuple[str, str, str]] = {
@@ -463,3 +468,67 @@ def test_a_base_folder_with_an_adapter_is_not_loaded_as_the_base(head: Path) -> 
     ):
         with pytest.raises(IncompatibleError, match="an adapter lies in the base folder"):
             load()
+
+
+# ---- configs of strangers
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["pipeline"]},
+        {"architectures": "x"},
+        {"architectures": [7]},
+        {"auto_map": {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.X"}, "model_type": "x"},
+        {"num_hidden_layers": 10**9},
+        {"text_config": {"num_hidden_layers": 10**9}, "model_type": "gemma3"},
+        {"text_config": [1], "vision_config": 7, "model_type": "qwen2_5_vl"},
+        {"model_type": 7},
+        {"hidden_size": "x"},
+        {"tie_word_embeddings": "no"},
+    ],
+)
+def test_a_config_that_no_class_takes_ends_in_one_error(
+    qwen2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    shutil.copytree(qwen2 / "base", tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (tmp_path / "base" / "modeling_x.py").write_text("raise SystemExit('code of a stranger')")
+    respell(qwen2 / "b", tmp_path / "b", lambda key: key.replace("model.layers", "vlm.layers"))
+    fold = ["merge", str(tmp_path / "b"), "--into", "model", "--base", str(tmp_path / "base")]
+    assert run([*fold, "-o", str(tmp_path / "out")]) == 8
+    assert "does not have" in capsys.readouterr().err
+
+
+GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Gemma's ties": ({"model_type": "gemma2"}, {"tie_word_embeddings": True, "head_dim": 256}),
+    "Llama's do not": ({"model_type": "llama"}, {"tie_word_embeddings": False}),
+    "the file's word": ({"model_type": "gemma2", "tie_word_embeddings": False}, {"tie_word_embeddings": False}),
+    "Qwen3's head size is no quotient": (
+        {"model_type": "qwen3", "hidden_size": 1024, "num_attention_heads": 16},
+        {"head_dim": 128, "hidden_size": 1024},
+    ),
+    "Mistral's groups": ({"model_type": "mistral"}, {"num_key_value_heads": 8}),
+    "GPT-2's own words": ({"model_type": "gpt2", "n_positions": 512}, {"max_position_embeddings": 512}),
+    "a text model inside": (
+        {"model_type": "gemma3", "text_config": {"max_position_embeddings": 77, "model_type": "gemma3_text"}},
+        {"max_position_embeddings": 77, "tie_word_embeddings": True, "num_attention_heads": 8},
+    ),
+    "a class of no one": ({"model_type": "nova"}, {"tie_word_embeddings": None, "head_dim": None}),
+}
+
+
+@pytest.mark.parametrize("row", GIVEN)
+def test_what_a_config_leaves_out_is_its_classes_default(row: str) -> None:
+    raw, expected = GIVEN[row]
+    config = ModelConfig(raw)
+    assert {name: config.get(name) for name in expected} == expected
+
+
+def test_the_dtype_of_a_config_that_does_not_say_is_that_of_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    auto("qwen2").from_config(config("qwen2")).to(torch.bfloat16).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "dtype"}))
+    assert model_dtype(tmp_path) == "bfloat16"
