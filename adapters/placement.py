@@ -113,6 +113,7 @@ class Placement:
                 where=f"{owner} {module}".strip(),
                 expected=f"(O, I) = {tuple(place.entry.shape)}, as {place.tensor} of {self.base.path} has it",
                 found=f"({shape[0]}, {shape[1]})",
+                next_step="use the base the adapters were trained on: --base DIR",
             )
         return place
 
@@ -161,7 +162,7 @@ class Placement:
             found=f"{like} there" if like else "no such tensor",
             next_step="load the adapter with PEFT on this base and save it again: its names are then the base's"
             if like
-            else "use the base the adapters were trained on",
+            else "use the base the adapters were trained on: --base DIR",
         )
 
 
