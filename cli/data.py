@@ -44,6 +44,7 @@ def check_command(config: str | None, as_json: bool, overrides: tuple[str, ...])
         emit_json(check.to_json())
     else:
         _show_check(check)
+    _warn_of_unread(check)
     check.require()
 
 
@@ -169,11 +170,11 @@ def _request_field(text: str) -> tuple[str, object]:
 
 def _show_check(check: DataCheck) -> None:
     from ..core.console import print_table
-    from ..stages.data import OUR_COLUMNS
+    from ..stages.columns import OUR_COLUMNS
 
     columns = (*check.stages, check.evaluation)
     read_from: list[list[object]] = [
-        [f"{name} from", *(each.columns.get(name, "") for each in columns)] for name in OUR_COLUMNS
+        [f"{name} from", *(_joined(each.columns.get(name, "")) for each in columns)] for name in OUR_COLUMNS
     ]
     facts: list[list[object]] = [
         ["source", *(each.source for each in columns)],
@@ -185,8 +186,8 @@ def _show_check(check: DataCheck) -> None:
         ["of these, gold answer only", *(each.bare for each in check.stages), ""],
         ["steps, min/median/max", *(_spread(each.steps) for each in columns)],
         [f"{check.unit}, min/median/max", *(_spread(each.length) for each in columns)],
-        ["with LaTeX kept", *(_finding(each.latex) for each in check.stages), ""],
-        ["with LaTeX outside the steps only", *(_finding(each.latex_dropped) for each in check.stages), ""],
+        ["LaTeX kept", *(_finding(each.latex) for each in check.stages), ""],
+        ["LaTeX outside the steps only", *(_finding(each.latex_dropped) for each in check.stages), ""],
         ["answer taken out of a step", *(_finding(each.answers_stripped) for each in check.stages), ""],
         ["answer among the operands, too", *(_finding(each.answers_left) for each in check.stages), ""],
         ["gold answer unreadable", *(_finding(each.gold_unreadable) for each in columns)],
@@ -213,6 +214,28 @@ def _show_check(check: DataCheck) -> None:
     if check.shared:
         shared = [[*pair, count] for pair, count in check.shared.items()]
         print_table(["stage", "and", "questions in both"], shared, right=("questions in both",))
+
+
+def _joined(column: str | list[str]) -> str:
+    return column if isinstance(column, str) else " + ".join(column)
+
+
+def _warn_of_unread(check: DataCheck) -> None:
+    """Say which columns may hold the rest of the questions; stages that read the same rows are told of once."""
+    from ..core.console import warn
+
+    told = set()
+    for each in (*check.stages, check.evaluation):
+        for name, found in each.unread.items():
+            asked = each.columns["question"]
+            joined = ",".join([*([asked] if isinstance(asked, str) else asked), name])
+            text = (
+                f"{each.source}: column {name} holds text in {found.rows} of {each.rows} rows (first "
+                f"row {found.example}) and is not read; if it is part of the question: columns.question=[{joined}]"
+            )
+            if text not in told:
+                told.add(text)
+                warn(text)
 
 
 def _range(check: RowsCheck) -> str:

@@ -82,10 +82,11 @@ class DataConfig:
     """Half-open range [start, stop) of rows; null takes all."""
     rationales: int | None = None
     """Rows that keep their rationale, the first of the dataset; of later ones only the gold answer is read."""
-    columns: dict[str, str] = field(
+    columns: dict[str, Any] = field(
         default_factory=lambda: {"question": "question", "answer": "answer", "rationale": "answer"}
     )
-    """Our name -> the dataset's column, for question, answer and rationale."""
+    """Our name -> the dataset's column, for question, answer and rationale: its name, with dots a path into structs
+    (`reward_model.ground_truth`); or a list of columns whose texts are joined, each on a line of its own."""
 
 
 @dataclass(kw_only=True)

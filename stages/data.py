@@ -20,17 +20,16 @@ from ..core.config import CurriculumConfig, DataConfig
 from ..core.digest import digest_json, sha256_bytes
 from ..core.environment import EnvironmentText, meaning
 from ..core.errors import ConfigError
-from ..evaluation.answers import spoken
 from ..evaluation.problems import Problem
 from ..registry.record import DataRef
-from .data_files import is_local, read_dataset, read_file
+from .columns import ABSENT, OUR_COLUMNS, column_names, names_of, propose, text_in, unread_beside, value_at
+from .data_files import is_local, read_dataset, read_file, refuse_address
 from .overlap import find_shared, letters_and_signs
-from .rationale import Rationale, UnusableRationale, parse_rationale, read_gold, stated_answer
+from .rationale import CODE, TORN_LATEX, Rationale, UnusableRationale, is_torn, parse_rationale, read_gold
 
 SANDBOX = "sandbox"
 SANDBOX_ROWS = 2000
 """Rows of the sandbox where the config names no range."""
-OUR_COLUMNS = ("question", "answer", "rationale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,8 @@ class Row:
     """Gold answer as the dataset writes it."""
     rationale: str
     """The teacher's text; empty where the config maps none, the row has none, or the config keeps none so far on."""
+    unread: tuple[str, ...] = ()
+    """Columns with text that often hold the rest of a question, and are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,8 @@ class LoadReport:
     """Of the parsed, rows with a gold answer and no rationale: only ever asked without aid."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Reason -> number of rows."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Column that may hold the rest of a question, and is not read -> number of rows with text in it."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -80,8 +83,13 @@ def data_of(config: CurriculumConfig, name: str) -> tuple[DataConfig, str]:
     return (config.data, "data") if own is None else (own, f"stages.{name}.data")
 
 
-def load_rows(config: DataConfig, *, section: str = "data") -> list[Row]:
+def load_rows(config: DataConfig, *, section: str = "data", taught: bool = True) -> list[Row]:
     """Read the rows a config names; errors name its keys as keys of `section`.
+
+    Args:
+        config: Which rows.
+        section: Of the configuration.
+        taught: Whether a `rationale` column that is named has to be there, as it has for rows to train on.
 
     Raises:
         ConfigError: A column is missing, a value is no text (or not in Unicode) or number, the range is empty, or
@@ -90,23 +98,47 @@ def load_rows(config: DataConfig, *, section: str = "data") -> list[Row]:
         IntegrityError: The file is not JSON.
         OfflineError: A Hub dataset that is not cached, without a network.
     """
+    columns = _columns(config, section)
+    chosen = _read(config, section)
+    for ours, names in list(columns.items()):
+        absent = [theirs for theirs in names if all(value_at(record, theirs) is ABSENT for _, record in chosen)]
+        if absent and ours == "rationale" and not taught:
+            del columns[ours]
+        elif absent:
+            raise _no_column(absent[0], ours, chosen, config, section, taught)
+    return [_row(index, record, config, columns, section) for index, record in chosen]
+
+
+def _columns(config: DataConfig, section: str) -> dict[str, list[str]]:
+    """Our name -> the columns it is read from, the answer before the rationale."""
     unknown = set(config.columns) - set(OUR_COLUMNS)
     if unknown:
         raise ConfigError(f"unknown names in {section}.columns", found=sorted(unknown), expected=", ".join(OUR_COLUMNS))
     missing = {"question", "answer"} - set(config.columns)
     if missing:
         raise ConfigError(f"{section}.columns lacks a name", where=config.path, expected=", ".join(sorted(missing)))
+    return {
+        ours: names_of(config.columns[ours], f"{section}.columns.{ours}")
+        for ours in OUR_COLUMNS
+        if ours in config.columns
+    }
+
+
+def _read(config: DataConfig, section: str) -> list[tuple[int, dict[str, Any]]]:
+    """The records of the rows a config names, each with its position."""
     start, stop = _range(config, section)
     if config.rationales is not None and config.rationales < 1:
         raise ConfigError(
             "not a number of rows", where=f"{section}.rationales", found=config.rationales, expected="1 or more"
         )
     _require_here(config, section)
+    if not isinstance(config.path, EnvironmentText):
+        refuse_address(config.path, section)
     path = Path(meaning(config.path)).expanduser()
     if config.path == SANDBOX:
         records = _sandbox(config, stop)
     elif path.is_dir() or not is_local(config.path):
-        records = read_dataset(config)
+        records = read_dataset(config, section)
     else:
         records = read_file(path, section)
     chosen = list(islice(enumerate(records), start, stop))
@@ -117,8 +149,7 @@ def load_rows(config: DataConfig, *, section: str = "data") -> list[Row]:
             found=f"range {config.rows} of {len(records)} rows" if config.rows else "an empty dataset",
             next_step=f"{section}.rows=null reads all" if config.rows else "",
         )
-    known = {str(name) for _, record in chosen for name in record}
-    return [_row(index, record, config, known, section) for index, record in chosen]
+    return chosen
 
 
 def load_rationales(
@@ -153,15 +184,30 @@ def load_rationales(
             "not one row can be taught from",
             where=report.source,
             found=", ".join(f"{count} rows: {reason}" for reason, count in reasons.items()),
-            next_step=_mend(reasons.most_common(1)[0][0], section, config.rationales),
+            next_step=_better_columns(config, section)
+            or _mend(reasons.most_common(1)[0][0], section, config.rationales),
         )
     return rationales, report
+
+
+def _better_columns(config: DataConfig, section: str) -> str:
+    """Overrides of columns that hold what can be taught from, where others than those read do."""
+    if config.rationales is not None:
+        return ""
+    return propose([record for _, record in _read(config, section)], section, taught=True)
 
 
 def _mend(reason: str, section: str, rationales: int | None) -> str:
     """What to do where most rows are left out for one reason; `rationales` as in the configuration."""
     if reason == "no rationale" and rationales is not None:
         return f"{section}.rationales={rationales} reads those of the first {rationales} rows; null reads all of them"
+    if reason == TORN_LATEX:
+        return (
+            "write the rows anew with json.dumps, or with every backslash twice: of \\\\frac, \\frac is read as a sign"
+        )
+    if reason == CODE:
+        return (f"map {section}.columns.rationale to solutions that calculate in words and equations, or have a "
+                "teacher write them: plyfold data rationales --help")  # fmt: skip
     if "gold answer" in reason:
         return (
             f"map {section}.columns.answer to final answers that are numbers, or to solutions that end with `#### 72`"
@@ -184,7 +230,7 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     Raises:
         ConfigError: As `load_rows`, or a row without a question or a gold answer.
     """
-    rows = load_rows(config, section="eval.data")[:limit]
+    rows = load_rows(config, section="eval.data", taught=False)[:limit]
     problems = [
         Problem(id=f"{config.split}-{row.index}", question=row.question.strip(), gold=read_gold(row.answer))
         for row in rows
@@ -192,7 +238,17 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     for row, problem in zip(rows, problems, strict=True):
         if not (problem.question and problem.gold):
             lacking = "gold answer" if problem.question else "question"
-            raise ConfigError(f"a row to be scored on has no {lacking}", where=f"{config.path}, row {row.index}")
+            raise ConfigError(
+                f"a row to be scored on has no {lacking}",
+                where=f"{source_name(config)}, row {row.index}",
+                next_step=f"map eval.data.columns.{lacking.rpartition(' ')[2]} to another column, or leave the row out",
+            )
+        if is_torn(row.question, row.answer):
+            raise ConfigError(
+                f"a row to be scored on holds {TORN_LATEX}",
+                where=f"{source_name(config)}, row {row.index}",
+                next_step=_mend(TORN_LATEX, "eval.data", None),
+            )
     return problems, _report(config, rows, len(rows))
 
 
@@ -248,6 +304,7 @@ def _report(
         sha256=digest_json([[row.question, row.answer, row.rationale] for row in rows]),
         bare=bare,
         skipped=skipped or {},
+        unread=dict(Counter(name for row in rows for name in row.unread)),
     )
 
 
@@ -293,82 +350,44 @@ def _range(config: DataConfig, section: str) -> tuple[int, int | None]:
     return config.rows[0], config.rows[1]
 
 
-def _row(index: int, record: dict[str, Any], config: DataConfig, known: set[str], section: str) -> Row:
+def _row(index: int, record: dict[str, Any], config: DataConfig, columns: dict[str, list[str]], section: str) -> Row:
     values: dict[str, str] = {"rationale": ""}
-    for ours, theirs in config.columns.items():
-        if theirs in known and record.get(theirs) is None:
-            values[ours] = ""  # counted, or refused, as what is missing
-            continue
-        if theirs not in record:
-            raise ConfigError(
-                f"the dataset has no column {theirs}",
-                where=f"{source_name(config)}, row {index}",
-                expected=f"{section}.columns.{ours} is one of: {', '.join(sorted(map(str, record)))}",
-                found=theirs,
-                next_step="separate its columns by commas"
-                if len(record) == 1 and ";" in str(next(iter(record)))
-                else f"{section}.columns.{ours}=<one of them>",
-            )
-        value = record[theirs]
-        if isinstance(value, list):
-            value = _of_messages(ours, value)
-        if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-            raise ConfigError(
-                "a value is neither text, nor a number, nor messages",
-                where=f"{source_name(config)}, row {index}, column {theirs}",
-                expected="of messages: a list of {role, content} or {from, value}, with text from user and assistant",
-                found=type(record[theirs]).__name__,
-            )
-        whole = isinstance(value, float) and value.is_integer()  # a column of whole numbers with gaps in it
-        values[ours] = str(int(value) if whole else value)
-        try:
-            values[ours].encode()
-        except UnicodeEncodeError as error:  # half of an emoji: neither a digest nor a tokenizer takes it
-            raise ConfigError(
-                "a value is no Unicode text",
-                where=f"{source_name(config)}, row {index}, column {theirs}",
-                found=f"{values[ours][error.start]!a} at character {error.start}",
-                next_step="write the row's text anew, or leave the row out",
-            ) from error
+    for ours, names in columns.items():  # the gold answer before the rationale, which it may choose
+        gold = read_gold(values["answer"]) if ours == "rationale" else ""
+        parts = []
+        for theirs in names:
+            value = value_at(record, theirs)
+            where = f"{source_name(config)}, row {index}, column {theirs}"
+            column = f"{section}.columns.{ours}={theirs}"
+            parts.append("" if value is ABSENT else text_in(value, ours, gold, where, column))
+        values[ours] = parts[0] if len(parts) == 1 else "\n".join(part for part in parts if part.strip())
     if config.rationales is not None and index >= config.rationales:
         values["rationale"] = ""
-    return Row(index=index, **values)
+    return Row(index=index, unread=unread_beside(record, columns["question"]), **values)
 
 
-def _of_messages(ours: str, messages: list[Any]) -> str | None:
-    """Of a chat: the question its user asks last, or what the assistant says last, or the answer stated in that.
-
-    None where the list is no chat.
-    """
-    role, said = "user" if ours == "question" else "assistant", None
-    for message in messages:
-        if not isinstance(message, dict):
-            return None
-        speaker, content = _spoken_by(message)
-        if speaker is None:
-            return None
-        if speaker == role:
-            said = content
-    if said is None:
-        return None
-    if ours != "answer":
-        return said
-    said = spoken(said)
-    return said if "####" in said else stated_answer(said) and read_gold(said)
-
-
-_SHAREGPT = {"human": "user", "gpt": "assistant"}
-
-
-def _spoken_by(message: dict[str, Any]) -> tuple[str | None, str | None]:
-    """Who says a message, in OpenAI's terms, and its text, of parts the text ones; None where that cannot be told."""
-    speaker = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "\n".join(map(str, texts)) if texts else None
-    speaker = _SHAREGPT.get(speaker, speaker) if isinstance(speaker, str) else None
-    return speaker, content if isinstance(content, str) else None
+def _no_column(
+    theirs: str,
+    ours: str,
+    chosen: Sequence[tuple[int, dict[str, Any]]],
+    config: DataConfig,
+    section: str,
+    taught: bool,
+) -> ConfigError:
+    index, record = chosen[0]
+    if len(record) == 1 and ";" in str(next(iter(record))):
+        next_step = "separate its columns by commas"
+    else:
+        taught = taught and "rationale" in config.columns
+        found = propose([record for _, record in chosen], section, taught=taught)
+        next_step = found or f"{section}.columns.{ours}=<one of them>"
+    return ConfigError(
+        f"the dataset has no column {theirs}",
+        where=f"{source_name(config)}, row {index}",
+        expected=f"{section}.columns.{ours} is one of: {', '.join(sorted(column_names(record)))}",
+        found=theirs,
+        next_step=next_step,
+    )
 
 
 def _sandbox(config: DataConfig, stop: int | None) -> list[dict[str, Any]]:

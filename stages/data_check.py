@@ -82,8 +82,8 @@ class RowsCheck:
     source: str
     """Hub id, file name or `sandbox`."""
     split: str
-    columns: dict[str, str]
-    """`question`, `answer` and `rationale` -> the column each is read from."""
+    columns: dict[str, str | list[str]]
+    """`question`, `answer` and `rationale` -> the column each is read from, or those that are joined."""
     range: tuple[int, int | None]
     """Rows asked for, [start, stop)."""
     rows: int
@@ -110,6 +110,8 @@ class RowsCheck:
     """Usable rows whose teacher stated the answer inside a step, from which it was taken."""
     answers_left: Finding = Finding()
     """Usable rows whose answer the question gives as a number, too: prompts may show it among the operands."""
+    unread: dict[str, Finding] = field(default_factory=dict)
+    """Column that often holds the rest of a question, and is not read -> rows with text in it."""
     scored: Finding = Finding()
     """Usable rows whose question is among the evaluation rows, or holds one of them."""
     training_rows: int | None = None
@@ -178,7 +180,7 @@ def check_data(config: CurriculumConfig) -> DataCheck:
         if stage.task == "rewrite":
             require_train_split(data_of(config, name)[0], f"stages.{name}")
     counter = token_counter(config.base)
-    held_out = load_rows(config.eval.data, section="eval.data")
+    held_out = load_rows(config.eval.data, section="eval.data", taught=False)
     scored = [row.question for row in held_out]
     context = context_tokens(config.base) if counter else None
     refusals, late = [_refusal(load_problems, config.eval.data)], list[ConfigError | None]()
@@ -294,6 +296,10 @@ def _common(data: DataConfig, rows: list[Row]) -> dict[str, Any]:
         "columns": dict(data.columns),
         "range": (start, stop),
         "rows": len(rows),
+        "unread": {
+            name: Finding.of([row for row in rows if name in row.unread])
+            for name in dict.fromkeys(name for row in rows for name in row.unread)
+        },
         "gold_unreadable": Finding.of([row for row in rows if normalise(read_gold(row.answer)) is None]),
     }
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from ..adapters.base import BaseRef, Quantisation
 from ..core.config import AdapterConfig, BaseConfig, CurriculumConfig, DataConfig, StageConfig
+from ..core.console import warn
 from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, IntegrityError, NotFoundError
 from ..evaluation.protocols import protocol
@@ -117,6 +118,9 @@ def plan_curriculum(
         if key not in loaded:
             loaded[key] = find_rationales(*data_of(config, name), only_show, bare=not supervised)
             require_disjoint([item.question for item in loaded[key][0]], held_out, f"stages.{name}")
+            for column, count in loaded[key][1].unread.items():
+                warn(f"stages.{name}: column {column} holds text in {count} rows and is not read; `plyfold data check` "
+                     "says how it joins the question")  # fmt: skip
         plans.append(_plan_stage(known, name, full, loaded[key], plans, selected=full.number in selected))
     done = [
         _with_lengths(known, plan, plans[:place]) if only_show or plan.will_train else plan

@@ -9,7 +9,7 @@ Knows nothing about masking or prompts.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..core.errors import ConfigError
@@ -27,13 +27,50 @@ _STEP = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _ITEM = re.compile(r"[ \t*#>(\[-]*(?P<number>\d{1,2})\\?[.):\]]\**[ \t]+(?=\S)")
+_STOP = re.compile(r"(?<=[.!?])\s+(?=(?P<sign>[-+(\[{$£€~≈\\ ]{0,4})(?P<next>[^\W_]))|(?<=[。！？।])\s*(?=\S)")  # noqa: RUF001
 # Not behind `Mr.` or `Mrs.`, nor behind a name as short as these.
-_SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?<!\b[A-Z][a-z]\.)(?<!\b[A-Z][a-z]{2}\.)\s+(?=[A-Z])")
+_SHORT_NAME = re.compile(r"\b[A-Z][a-z]{1,2}\.\Z")
+# What goes before a number with a full stop of its own, `No. 5`; in `5 ft. 3 in.` it goes between two.
+_BEFORE_NUMBER = re.compile(
+    r"(?:\.\.|\b(?:nos?|vs|approx|figs?|eqs?|pp?|ca|cf|e\.g|i\.e|vol|ch|sec|sect|st|mt|ex|art|max|min|avg|est|rs|inr|usd|"
+    r"jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thurs?|fri|sat|sun)\.)\Z",
+    re.IGNORECASE,
+)
+_UNIT = r"(?:ft|in|yd|oz|lbs?|hrs?|mins?|secs?|mi|km|cm|mm|kg|sq|gal|qt|pt)"
+_COMPOUND = re.compile(rf"\b{_UNIT}\.\Z", re.IGNORECASE), re.compile(rf"\d[\d.,]*\s?{_UNIT}\b", re.IGNORECASE)
+LONGEST_END = 40
+"""Characters of a sentence's end that tell whether it is one."""
+_LIST_NUMBER = re.compile(r"(?:\A|(?<=[.!?])\s+|(?<=[0-9])\s+|(?<=:)\s+(?=1\.))\W{0,3}[0-9]{1,2}\.\Z")
 _MARK = re.compile(r"<<[^<>\n]*>>")
 _MARKUP = re.compile(
     r"^[ \t]*```\w*[ \t]*$|</?think(?:ing)?>|<\|(?:begin|end)_of_solution\|>|^[ \t]*thinking(?:\.\.\.|\u2026)[ \t]*$",
     re.MULTILINE | re.IGNORECASE,
 )
+_TAG = re.compile(
+    r"""</?[A-Za-z][\w:-]{1,40}(?:\s+[\w:-]{1,40}=(?:"[^"<>\n]{0,200}"|'[^'<>\n]{0,200}'|[\w-]{1,40}))*\s*/?>|<\|[\w-]{1,40}\|>"""
+)
+_LINE_TAG = re.compile(r"<br\s{0,9}/?>|</(?:p|li|step|div)>", re.IGNORECASE)
+_CODE = re.compile(
+    r"</?\|?(?:llm[-_]code|code|python|py|tool|function|execute|interpreter|invoke|program|jupyter)[\w-]*[\s|>]"
+    r"|\[/?TOOL_(?:CALLS?|RESULTS?)\]"
+    r"|^[ \t]*(?:```+|~~~+)[ \t]*\{?\.?(?:i?python[0-9.]*|py|output|tool\w*|code\w*|console|bash|sh|shell|cpp|c"
+    r"|c\+\+|c#|java|javascript|js|typescript|ts|r|sql|julia|go|rust|ruby|matlab|json)\b"
+    r"|^[ \t]*(?:def \w+\(.{0,200}\).{0,40}:|import [a-z][\w.]*(?: as \w+)?|from [a-z][\w.]* import .{1,200}"
+    r"|(?:print|console\.log)\(.{0,200}\);?|#include *<.{1,60}>|(?:Action Input|Observation):.{0,400})[ \t]*$"
+    r"|^[ \t]*\{\s*\"name\":\s*\"[\w.-]{1,80}\",\s*\"(?:arguments|parameters)\":",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""Programs, calls of tools and what these printed: what such a solution calculates does not stand in its words."""
+# What is left of a command whose backslash was read as an escape: `\frac` as a form feed and `rac`.
+_TORN_LATEX = re.compile(
+    "\f(?:rac|box|lat|orall)|\b[a-z]"
+    "|\t(?:imes|ext\\w*|frac|heta|riangle|herefore|binom|ilde)(?![a-z])|\r(?:ightarrow|ight|ho)(?![a-z])"
+    "|\n(?:abla|otin)(?![a-z])|\v(?:ec|ert|arphi|dots)(?![a-z])|\a(?:lpha|pprox|ngle)(?![a-z])"
+)
+TORN_LATEX = "LaTeX that lost its backslashes"
+"""A reason for which rows are left out."""
+CODE = "the rationale calculates in code"
+"""Another."""
 # An answer on the line after its cue, or in a tag, as one line that says so.
 _BELOW = re.compile(
     r"(?P<cue>\banswer\s+(?:is|was)\s*:?)[*_ \t]*\n\s*(?=[^\n=]{1,200}\s*\Z)"
@@ -86,8 +123,10 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
 
     Raises:
         UnusableRationale: No question, no gold answer or one that is no number, no text (unless `bare`), no stated
-            answer or a wrong one, or fewer than two steps.
+            answer or a wrong one, code, LaTeX that a wrong escape has torn, or fewer than two steps.
     """
+    if is_torn(question, text, answer):
+        raise UnusableRationale(TORN_LATEX)
     question, gold = question.strip(), read_gold(answer)
     if not question:
         raise UnusableRationale("no question")
@@ -106,15 +145,22 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
         raise UnusableRationale("the rationale states no answer")
     if not same_answer(stated.value, gold):
         raise UnusableRationale("the rationale's answer is not the gold one")
+    if _CODE.search(text):
+        raise UnusableRationale(CODE)
     pieces, numbered = _pieces(text)
-    steps = _steps(pieces, gold)
+    steps = _steps(_without_numbers(pieces), gold)
     if len(steps) < MIN_STEPS and not numbered:
-        steps = _steps([sentence for piece in pieces for sentence in _SENTENCE_BREAK.split(piece)], gold)
+        steps = _steps(_without_numbers([sentence for piece in pieces for sentence in _sentences(piece)]), gold)
     if len(steps) < MIN_STEPS:
         raise UnusableRationale(f"fewer than {MIN_STEPS} steps")
     if any(marks_answer(step, gold) for step in steps):
         raise UnusableRationale("a step states the answer")
     return Rationale(question=question, steps=steps, answer=gold, words=words)
+
+
+def is_torn(*texts: str) -> bool:
+    """Whether a text holds what is left of a LaTeX command whose backslash was read as an escape."""
+    return any(map(_TORN_LATEX.search, texts))
 
 
 def read_gold(answer: str) -> str:
@@ -155,7 +201,7 @@ def answer_in_step(text: str, gold: str) -> bool:
     An answer line of its own at the end of the text is where an answer belongs, and none of this.
     """
     pieces, numbered = _pieces(extract_solution(text)[0])
-    for place, piece in enumerate(map(_unmarked, pieces)):
+    for place, piece in enumerate(map(_unmarked, _without_numbers(pieces))):
         calculation, told = answer_at_end(piece)
         if calculation or (numbered and told >= 0 and (place < len(pieces) - 1 or told == 0)):
             return True
@@ -170,13 +216,39 @@ def _steps(pieces: Sequence[str], gold: str) -> tuple[str, ...]:
     return tuple(step for step in steps if any(map(str.isalnum, step)))  # rules and lone brackets are no steps
 
 
+def _sentences(text: str) -> Iterator[str]:
+    """The sentences of a paragraph, such as begin with a capital, a digit or a letter of a script without case."""
+    start = 0
+    for stop in _STOP.finditer(text):
+        before = text[max(start, stop.start() - LONGEST_END) : stop.start()]
+        number = _LIST_NUMBER.search(before)
+        if number and not _BEFORE_NUMBER.search(before[: number.start()]):  # it belongs to what follows
+            begin = stop.start() - len(number[0].lstrip())
+            if text[start:begin].strip():
+                yield text[start:begin].rstrip()
+                start = begin
+        elif _ends_sentence(before, stop):
+            yield text[start : stop.start()]
+            start = stop.end()
+    yield text[start:]
+
+
+def _ends_sentence(before: str, stop: re.Match[str]) -> bool:
+    first, sign = stop["next"] or "", stop["sign"] or ""
+    if first.isdecimal():
+        unit, amount = _COMPOUND
+        return not (_BEFORE_NUMBER.search(before) or (unit.search(before) and amount.match(stop.string, stop.end())))
+    return not (sign.strip() or first.islower() or _SHORT_NAME.search(before))
+
+
 def _pieces(text: str) -> tuple[list[str], bool]:
-    """The texts of the last numbered run of steps, or else the lines, and whether they are numbered."""
+    """The texts of the last numbered run of steps, or else the lines, and whether they are headed `Step 1:`."""
+    text = _LINE_TAG.sub("\n", text)
     text = _TAGGED.sub(lambda tag: f"\n{ANSWER_CUE} {tag['answer']}", _without_verification(text))
     text = _BELOW.sub(lambda below: f"{below['cue'] or ANSWER_CUE} ", text)
     headings = list(_STEP.finditer(text))
     if not headings:
-        return _without_numbers(_DISPLAY.sub(_on_one_line, text).splitlines()), False
+        return _DISPLAY.sub(_on_one_line, text).splitlines(), False
     # Without a first step, the numbers went on from those of the thoughts.
     first = max((index for index, heading in enumerate(headings) if heading["number"] == "1"), default=0)
     run = headings[first:]
@@ -185,7 +257,7 @@ def _pieces(text: str) -> tuple[list[str], bool]:
     for heading, end in zip(run, ends, strict=True):
         piece = text[heading.end() : end]
         pieces.append(piece.replace("**", "", 1) if heading[0].count("**") == 1 else piece)  # **Step 1: Title**
-    return _without_numbers(pieces), True
+    return pieces, True
 
 
 def _without_verification(text: str) -> str:
@@ -223,5 +295,11 @@ def _without_numbers(lines: list[str]) -> list[str]:
 
 def _unmarked(piece: str) -> str:
     """Without calculator marks, fences and GSM8K's gold line; a heading of the same look loses its hashes alone."""
-    text = _MARKUP.sub("", _MARK.sub("", piece))
+    text = _TAG.sub(_gap, _MARKUP.sub("", _MARK.sub("", piece)))
     return _HASHED.sub(lambda line: line["rest"] if calculates(line["rest"]) else "", text).rstrip()
+
+
+def _gap(tag: re.Match[str]) -> str:
+    """A blank where a tag alone kept two words or numbers apart."""
+    before, after = tag.string[: tag.start()][-1:], tag.string[tag.end() :][:1]
+    return " " if before.isalnum() and after.isalnum() else ""

@@ -375,3 +375,91 @@ def test_all_real_teacher_rationales_parse_and_keep_their_latex(real_data: Calla
     assert sum(any("\\" in line for line in rationale.steps) for rationale in rationales) == with_latex - 1
     assert sum(answer_in_step(row["teacher_cot"], row["gold_answer"]) for row in originals) == 359
     assert not any("Answer:" in line for rationale in rationales for line in rationale.steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("90/2=45 red. 45/3=15 green. The answer is 15.", ("90/2=45 red.", "45/3=15 green.")),
+        ("Each costs $4.50. $4.50*2=$9. 9+6=15. Answer: 15", ("Each costs $4.50.", "$4.50*2=$9.", "9+6=15.")),
+        ("See No. 5 in Fig. 2. 5*3=15 in all. #### 15", ("See No. 5 in Fig. 2.", "5*3=15 in all.")),
+        ("He is 5 ft. 3 in. tall. 5*3=15. #### 15", ("He is 5 ft. 3 in. tall.", "5*3=15.")),
+        ("From 1, 2, ... 10 take 3. 3*5=15. #### 15", ("From 1, 2, ... 10 take 3.", "3*5=15.")),
+        ("1. First 3*4=12. 2. Then 12+3=15. #### 15", ("First 3*4=12.", "Then 12+3=15.")),
+        ("1. 3*4=12 2. 12+3=15\n#### 15", ("3*4=12", "12+3=15")),
+        (r"\(3*4=12\). \(12+3=15\). #### 15", (r"\(3*4=12\).", r"\(12+3=15\).")),
+        ("3*4=12。12+3=15。#### 15", ("3*4=12。", "12+3=15。")),
+        ("-3+15=12. -1+16=15. #### 15", ("-3+15=12.", "-1+16=15.")),
+    ],
+)
+def test_a_sentence_may_begin_with_a_digit(text: str, steps: tuple[str, ...]) -> None:
+    assert parse_rationale("?", text, "15").steps == steps
+
+
+@pytest.mark.parametrize("text", ["It weighs 3.5 kg of 7.25. #### 15", "No. 5 of approx. 15. #### 15", "3. #### 15"])
+def test_a_number_with_a_stop_of_its_own_begins_no_sentence(text: str) -> None:
+    with pytest.raises(UnusableRationale, match="fewer than 2"):
+        parse_rationale("?", text, "15")
+
+
+CODED = "Let us compute it.\n{}\nThus 3*5=15 is it.\nThe answer is 15."
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "<llm-code>\nleft = 3*5\nleft\n</llm-code>\n<llm-code-output>\n15\n</llm-code-output>",
+        "```python\nleft = 3*5\n```\n```output\n15\n```",
+        "```py\nleft = 3*5\n```",
+        "~~~ {.python}\nleft = 3*5\n~~~",
+        '<tool_call>\n{"name": "calc", "arguments": {"a": 3}}\n</tool_call>',
+        '{"name": "calc", "arguments": {"a": 3}}',
+        "<|python_tag|>left = 3*5",
+        "[TOOL_CALLS] calc",
+        "<code>left = 3*5</code>",
+        "```\nimport math\nprint(3*5)\n```",
+        "def solve():\n    return 3*5",
+        "Action: calc\nAction Input: 3*5\nObservation: 15",
+    ],
+)
+def test_a_solution_that_calculates_in_code_is_left_out_by_that_name(code: str) -> None:
+    with pytest.raises(UnusableRationale, match="in code"):
+        parse_rationale("?", CODED.format(code), "15")
+    thought = parse_rationale("?", f"<think>{code}</think>First 3*2=6.\nThen 6+9=15.\nAnswer: 15", "15")
+    assert thought.steps == ("First 3*2=6.", "Then 6+9=15.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<reasoning>\n3*4=12\n12+3=15\n</reasoning>\n<answer>15</answer>",
+        '<step n="1">3*4=12</step><step n="2">12+3=15</step>\nAnswer: 15',
+        "<scratchpad>3*4=12<br>12+3=15</scratchpad><br/>The answer is 15.",
+        "<|begin_solution|>\n3*4=12\n12+3=15\n<|end_solution|>\nAnswer: 15",
+        "```\n3*4=12\n12+3=15\n```\nAnswer: 15",
+    ],
+)
+def test_tags_of_any_name_are_no_steps(text: str) -> None:
+    assert parse_rationale("?", text, "15").steps == ("3*4=12", "12+3=15")
+
+
+def test_comparisons_are_no_tags() -> None:
+    steps = parse_rationale("?", "3 < 5 and 5 > 2, x<y\n3*5=15 > 14\nAnswer: 15", "15").steps
+    assert steps == ("3 < 5 and 5 > 2, x<y", "3*5=15 > 14")
+
+
+@pytest.mark.parametrize(
+    "torn", [r'"\frac{1}{2}"', r'"\boxed{15}"', r'"3 \times 5"', r'"\text{ eggs}"', r'"\rightarrow"']
+)
+def test_latex_that_json_has_torn_is_left_out_by_that_name(torn: str) -> None:
+    text = f"3*4=12\n{json.loads(torn)}\n12+3=15\n#### 15"
+    for row in (("?", text, "15"), (json.loads(torn), "3*4=12\n12+3=15\n#### 15", "15")):
+        with pytest.raises(UnusableRationale, match="backslash"):
+            parse_rationale(*row)
+    whole = json.loads(torn.replace("\\", "\\\\"))
+    assert parse_rationale("?", text.replace(json.loads(torn), f"{whole} so"), "15").steps
+
+
+def test_tables_and_line_ends_are_not_taken_for_torn_latex() -> None:
+    text = "item\tan\tto\r\nred\tring\r\n3*4=12\n\f\nnot 12+3=15\n#### 15"
+    assert len(parse_rationale("?\r\nhow many?\tthe total", text, "15").steps) >= 2

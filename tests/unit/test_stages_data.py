@@ -120,7 +120,7 @@ def test_messages_without_an_answer_or_a_turn_are_counted_or_refused(tmp_path: P
     rows = [_chat("1+1+1?", "1+1=2\n2+1=3\n#### 3"), *(_chat("?", text) for text in unsaid)]
     path = _write(tmp_path / "x.jsonl", rows)
     assert load_rationales(DataConfig(path=path, columns=columns))[1].skipped == {"no gold answer": 2}
-    for broken in ([], [{"role": "user", "content": "?"}], ["?"], _chat("?", ["a"])["messages"]):
+    for broken in ([{"role": "user", "content": "?"}], [["?"]], _chat("?", ["a"])["messages"]):
         path = _write(tmp_path / "y.jsonl", [{"messages": broken}])
         with pytest.raises(ConfigError, match="nor messages"):
             load_rows(DataConfig(path=path, columns=columns))
@@ -154,7 +154,7 @@ def test_broken_and_absent_files_have_their_own_errors(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError):
         load_rows(DataConfig(path=_write(tmp_path / "numbers.json", [1, 2])))  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="neither text, nor a number"):
-        load_rows(DataConfig(path=_write(tmp_path / "list.json", [{"question": ["a"], "answer": "1"}])))
+        load_rows(DataConfig(path=_write(tmp_path / "list.json", [{"question": [["a"]], "answer": "1"}])))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_broken_and_absent_files_have_their_own_errors(tmp_path: Path) -> None:
         ("x.jsonl", b'{"question": "a"}\n\n{"question": "cut o\n', "x.jsonl, line 3", "Unterminated"),
         ("x.jsonl", b'{"question": "a"}\n[1]\n', "x.jsonl, line 2", "list"),
         ("x.json", b'[{"question": "a"}, 5]', "x.json, row 1", "int"),
-        ("x.json", b'{"question": "a"}', "x.json", "dict"),
+        ("x.json", b'"question"', "x.json", "str"),
         ("x.json", b"[" * 100_000, "x.json", "too deep"),
         ("x.jsonl", b"{}\n" + b'{"a":' * 100_000, "x.jsonl, line 2", "too deep"),
         ("x.jsonl", '{"question": "a"}\n'.encode("utf-16"), "x.jsonl", "0xff at 0"),
@@ -211,7 +211,7 @@ def test_tables_are_read_as_they_are_written(tmp_path: Path, monkeypatch: pytest
 
 def test_local_paths_are_never_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("x.xlsx", "x.jsonl.gz", "rows"):
+    for name in ("x.xlsx", "x.jsonl.bz2", "rows"):
         (tmp_path / name).write_bytes(b"question,answer")
         with pytest.raises(ConfigError, match="a kind that is not read") as refused:
             load_rows(DataConfig(path=name))
@@ -337,5 +337,7 @@ def test_errors_name_the_section_the_rows_come_from(tmp_path: Path) -> None:
         for plan in (lambda config: plan_curriculum(config, Store(tmp_path)), check_data):
             with pytest.raises(ConfigError, match="no column gold") as caught:
                 plan(load_config("sandbox", overrides))
-            assert caught.value.next_step == f"{section}.columns.answer=<one of them>"
+            proposed = [f"{section}.columns.question=question", f"{section}.columns.answer=answer"]
+            proposed += [] if section == "eval.data" else [f"{section}.columns.rationale=answer"]
+            assert caught.value.next_step.split() == proposed
             assert f"{section}.columns.answer is one of" in caught.value.expected
