@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..core.config import CurriculumConfig, build_config, load_config
+from ..core.config import CurriculumConfig, DataConfig, EvalConfig, build_config, load_config
 from ..core.console import emit_json, say
-from ..core.errors import ConfigError, NotFoundError
+from ..core.digest import short
+from ..core.errors import ConfigError, IntegrityError, NotFoundError
 from .options import config_option, curriculum_option, json_option, registry_option
 
 if TYPE_CHECKING:
+    from ..registry.record import Record
     from ..registry.store import Store
 
 
@@ -44,24 +48,29 @@ def eval_command(
 
     The first variant is what the others are compared with; without any, the base and every step of the curriculum
     are scored. Data, protocol and limits are those the last stage was trained with, or those of -c; KEY=VALUE changes
-    them, for example eval.max_new_tokens=256.
+    them, for example eval.max_new_tokens=256. The base of a config can be scored before anything is trained:
+    plyfold eval base -c FILE.
     """
-    from ..registry.store import find_store
     from ..serving.variants import Variant, find_variant
 
-    store = find_store(registry)
-    name = store.default_curriculum(curriculum)
     overrides = [argument for argument in arguments if "=" in argument]
-    variants = [find_variant(store, argument, name) for argument in arguments if "=" not in argument]
-    numbers = tuple(store.stages(name))
-    variants = variants or [Variant(curriculum=name, stages=numbers[:last]) for last in range(len(numbers) + 1)]
+    asked = [argument for argument in arguments if "=" not in argument]
     options = {"engine": engine, "protocol": protocol, "limit": limit}
     overrides += [f"eval.{key}={value}" for key, value in options.items() if value is not None]
-    settings = _settings(store, name, config, [*_data_overrides(data), *overrides]).eval
+    overrides = [*_data_overrides(data), *overrides]
+    loaded = load_config(config, overrides) if config is not None else None
+    store, name, untrained = _where(registry, curriculum, asked, loaded, config)
+    if untrained:
+        variants = [Variant(curriculum=name, stages=())]
+    else:
+        variants = [find_variant(store, argument, name) for argument in asked]
+        numbers = tuple(store.stages(name))
+        variants = variants or [Variant(curriculum=name, stages=numbers[:last]) for last in range(len(numbers) + 1)]
+    settings = loaded.eval if loaded else _on_record(store, name, overrides)
 
     from ..evaluation.report import print_evaluation
     from ..evaluation.scoring import score_variants
-    from ..stages.data import load_scored
+    from ..stages.data import held_out_share, load_scored
 
     try:
         problems, rows = load_scored(settings.data, settings.limit)
@@ -69,7 +78,10 @@ def eval_command(
         if config is None and data is None:  # a record holds a file's name, not where it lies
             error.next_step = error.next_step or "say where it lies with --data FILE, or name a config with -c FILE"
         raise
-    evaluation, folder = score_variants(store, variants, problems, settings, data=rows.ref(), runs=runs)
+    if said := held_out_share(settings.data):
+        say(f"{said}; scored are {len(problems)} rows of {rows.source}")
+    base = loaded.base if loaded and untrained else None
+    evaluation, folder = score_variants(store, variants, problems, settings, data=rows.ref(), runs=runs, untrained=base)
     if as_json:
         emit_json({"curriculum": name, "folder": str(folder), **evaluation.to_json()})
         return
@@ -77,9 +89,42 @@ def eval_command(
     say(f"every answer: {folder}")
 
 
-def _settings(store: Store, curriculum: str, config: str | None, overrides: list[str]) -> CurriculumConfig:
-    if config is not None:
-        return load_config(config, overrides)
+def _where(
+    registry: Path | None,
+    curriculum: str | None,
+    asked: Sequence[str],
+    loaded: CurriculumConfig | None,
+    config: str | None,
+) -> tuple[Store, str, bool]:
+    """The registry, the curriculum, and whether only the base of a config is scored, of which no stage is registered.
+
+    Raises:
+        NotFoundError: No registry, or no such curriculum in it, and more than a config's base is asked for.
+    """
+    from ..registry.store import find_store
+
+    alone = loaded is not None and curriculum is None and set(asked) <= {"base"}
+    try:
+        store = find_store(registry)
+        known = store.curricula()
+        if loaded is not None:
+            if alone and loaded.curriculum not in known and (asked or not known):
+                return store, loaded.curriculum, True
+            if curriculum is None and loaded.curriculum in known:
+                curriculum = loaded.curriculum
+        return store, store.default_curriculum(curriculum), False
+    except NotFoundError as error:
+        if loaded is not None and alone:
+            return find_store(registry, create=True), loaded.curriculum, True
+        if set(asked) <= {"base"} and loaded is None:
+            error.next_step = "`plyfold eval base -c FILE` scores a config's base; `plyfold train -c FILE` trains on it"
+        elif loaded is not None:
+            error.next_step = f"`plyfold train -c {config}` trains it; the base alone: `plyfold eval base -c {config}`"
+        raise
+
+
+def _on_record(store: Store, curriculum: str, overrides: list[str]) -> EvalConfig:
+    """What the last stage was to be scored on, and how; a file of it where it was last read from."""
     stages = store.stages(curriculum)
     entry = store.peek(stages[max(stages)]) if stages else None
     if entry is None or not entry.record.recipe.config:
@@ -88,7 +133,52 @@ def _settings(store: Store, curriculum: str, config: str | None, overrides: list
             where=curriculum,
             next_step="name a config: -c sandbox, -c gsm8k or -c FILE",
         )
-    return build_config(entry.record.recipe.config, overrides, where=f"the record of {entry.record.label}")
+    origin = f"the record of {entry.record.label}"
+    settings = build_config(entry.record.recipe.config, overrides, where=origin).eval
+    recorded = build_config(entry.record.recipe.config, where=origin).eval.data
+    if settings.data.path != recorded.path:
+        return settings
+    place = _rows_here(store, entry.record, recorded)
+    return settings if place is None else replace(settings, data=replace(settings.data, path=str(place)))
+
+
+def _rows_here(store: Store, record: Record, recorded: DataConfig) -> Path | None:
+    """The file that holds the rows on record: where it was read from, or by its name; None where no file is named.
+
+    Raises:
+        NotFoundError: It lies at neither place.
+        IntegrityError: What lies there holds other rows.
+    """
+    from ..registry.record import SCORED
+    from ..stages.data import SANDBOX, load_scored
+    from ..stages.data_files import is_local
+
+    known = record.recipe.details.get(SCORED)
+    digest = known.get("sha256") if isinstance(known, dict) else None
+    if not isinstance(digest, str) or recorded.path == SANDBOX or not is_local(recorded.path):
+        return None
+    remembered, others = store.rows_path(digest), list[tuple[Path, str]]()
+    for place in dict.fromkeys([*([remembered] if remembered else []), Path(recorded.path).absolute()]):
+        if place.exists():
+            found = load_scored(replace(recorded, path=str(place)))[1].sha256
+            if found == digest:
+                return place
+            others.append((place, found))
+    next_step = "--data FILE says where it lies now, or what else to score on"
+    if others:
+        raise IntegrityError(
+            "the file to score on holds other rows than those on record",
+            where=others[0][0],
+            expected=f"{digest}, last read from {remembered}" if remembered else digest,
+            found=others[0][1],
+            next_step=next_step,
+        )
+    raise NotFoundError(
+        "the file to score on is not where it was",
+        where=remembered or Path(recorded.path).absolute(),
+        expected=f"{recorded.path} with rows {short(digest)}, there or in this folder",
+        next_step=next_step,
+    )
 
 
 def _data_overrides(data: Path | None) -> list[str]:
@@ -97,5 +187,5 @@ def _data_overrides(data: Path | None) -> list[str]:
         return []
     return [
         f"eval.data.path={json.dumps(str(data))}",
-        *(f"eval.data.{key}=null" for key in ("name", "revision", "rows")),
+        *(f"eval.data.{key}=null" for key in ("name", "revision", "rows", "part")),
     ]

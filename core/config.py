@@ -80,6 +80,9 @@ class DataConfig:
     """Split to read."""
     rows: list[int] | None = None
     """Half-open range [start, stop) of rows; null takes all."""
+    part: list[float] | None = None
+    """Half-open range [start, stop), shares between 0 and 1, of the questions in an order that their own text decides;
+    null takes all. Where `eval` names no rows, its share is held out so."""
     rationales: int | None = None
     """Rows that keep their rationale, the first of the dataset; of later ones only the gold answer is read."""
     columns: dict[str, Any] = field(
@@ -94,6 +97,9 @@ class EvalConfig:
     """What variants are scored on."""
 
     data: DataConfig
+    """Rows to score on; without them a share of the questions of `data` is held out from all training."""
+    held_out_share: float | None = None
+    """That share; null is 0.1. It becomes the `part` of all data, and is refused where `eval` has `data` of its own."""
     protocol: str = "zero-shot"
     """Named protocol: the prompt and when to stop."""
     limit: int | None = None
@@ -229,6 +235,21 @@ class CurriculumConfig:
     """CPU threads torch may use; null leaves it to torch."""
 
 
+HELD_OUT_SHARE = 0.1
+"""Of the questions, where a config names no rows to score on."""
+_NEEDED = {
+    "curriculum": ((), "curriculum: my-curriculum"),
+    "base": (
+        ("repo", "revision"),
+        "base: {repo: Qwen/Qwen2.5-3B, revision: 3aab1f1954e9cc14eb9509a215f9e5ca08227a9b, licence: qwen-research}",
+    ),
+    "data": (
+        ("path",),
+        "data: {path: train.jsonl, columns: {question: question, answer: answer, rationale: rationale}}",
+    ),
+    "stages": ((), "stages: {structure: {number: 1, task: reconstruct}}"),
+}
+"""Section -> the keys in it that have no default, and a line that is one."""
 _WRITTEN = "_written"
 """Attribute of a loaded config: its plain form as it was written, which is what is saved."""
 
@@ -334,7 +355,9 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
         changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
         plain = OmegaConf.merge({}, written.marked(values) if own else written.literal(values), written.marked(changes))
         _check_stage_names(values, overrides, where)
-        merged = OmegaConf.merge(OmegaConf.structured(CurriculumConfig), _with_whole_adapters(plain))
+        _require_sections(plain, where)
+        whole = _with_whole_adapters(_with_held_out(plain))
+        merged = OmegaConf.merge(OmegaConf.structured(CurriculumConfig), whole)
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, ConfigError):
@@ -471,6 +494,68 @@ def _with_whole_adapters(plain: Any) -> Any:
     return plain
 
 
+def _require_sections(plain: Any, where: object) -> None:
+    """Refuse a config without what has no default, with lines that mend it.
+
+    Raises:
+        ConfigError: A section, or a key of it, is missing.
+    """
+    missing, lines = [], []
+    for section, (keys, mended) in _NEEDED.items():
+        value = plain.get(section)
+        lacking = [f"{section}.{key}" for key in keys if not hasattr(value, "get") or value.get(key) is None]
+        if value is None or lacking:
+            missing += [section] if value is None else lacking
+            lines.append(mended)
+    if missing:
+        raise ConfigError(
+            "the config lacks what has no default",
+            where=where,
+            expected=", ".join(_NEEDED),
+            found=f"no {', no '.join(missing)}",
+            next_step="write, with your own values:\n" + "\n".join(lines),
+        )
+
+
+def _with_held_out(plain: Any) -> Any:
+    """The same, with a share of the questions held out from all rows where no others are named to score on."""
+    from copy import deepcopy
+
+    from omegaconf import DictConfig, OmegaConf
+
+    if plain.get("eval") is None:
+        plain["eval"] = OmegaConf.create({})
+    scored = plain.get("eval")
+    if not isinstance(scored, DictConfig) or not isinstance(plain.data, DictConfig):
+        return plain
+    share = scored.get("held_out_share")
+    if scored.get("data") is not None:
+        if share is not None:
+            raise ConfigError(
+                "eval.data names rows to score on, so that none are held out",
+                where="eval.held_out_share",
+                found=share,
+                next_step="leave out one of the two",
+            )
+        return plain
+    share = HELD_OUT_SHARE if share is None else share
+    if not isinstance(share, float) or not 0 < share < 1:
+        raise ConfigError(
+            "not a share",
+            where="eval.held_out_share",
+            found=share,
+            expected="more than 0, less than 1",
+            next_step=f"eval.held_out_share={HELD_OUT_SHARE}",
+        )
+    scored["data"] = deepcopy(plain.data)
+    scored["held_out_share"] = None  # from here on the parts say it
+    scored.data["part"] = [0.0, share]
+    for section in (plain, *(stage for stage in (plain.get("stages") or {}).values() if isinstance(stage, DictConfig))):
+        if isinstance(section.get("data"), DictConfig) and section.data.get("part") is None:
+            section.data["part"] = [share, 1.0]
+    return plain
+
+
 def _check_stage_names(values: Mapping[str, Any], overrides: Sequence[str], where: object) -> None:
     """A mistyped stage in an override would otherwise be a new stage without a number."""
     stages = values.get("stages")
@@ -484,7 +569,13 @@ def _check_stage_names(values: Mapping[str, Any], overrides: Sequence[str], wher
             raise ConfigError("no such stage", where=where, found=key[1], expected=", ".join(known), next_step=hint)
 
 
+_STAGE_KEYS = {"number": "number: 1, its place among the stages", "task": "task: reconstruct, complete or rewrite"}
+
+
 def _suggestion(error: BaseException) -> str:
+    lacking = re.search(r"missing mandatory value: (\w+)", str(error))
+    if lacking and lacking[1] in _STAGE_KEYS:
+        return f"write {_STAGE_KEYS[lacking[1]]}"
     match = re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", str(error))
     if not match or "Did you mean" in str(error):
         return ""

@@ -201,7 +201,7 @@ def is_beside(name: str, kinds: str, target: str = r".+") -> bool:
     return bool(re.fullmatch(rf"\.(?:{target})\.(?:{kinds})-[0-9a-f]{{12}}", name, re.DOTALL))
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` by `data` atomically; the folder is made if missing.
 
     Raises:
@@ -218,7 +218,7 @@ def write_bytes(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, mode)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -226,10 +226,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     fsync_path(path.parent)
 
 
-def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any], *, mode: int = 0o644) -> None:
     """Write indented, key-sorted JSON atomically, with a final newline."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, text.encode() + b"\n")
+    write_bytes(path, text.encode() + b"\n", mode=mode)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.base import ensure_twin, twin_path
-from ..core.config import EvalConfig
+from ..adapters.base import Quantisation, ensure_twin, resolve_base, twin_path
+from ..core.config import BaseConfig, EvalConfig
 from ..core.console import warn
 from ..core.errors import ConfigError
 from ..core.files import refuse_no_folder, sweep_staged
@@ -18,7 +18,7 @@ from ..core.links import refuse_link
 from ..registry.gc import lease
 from ..serving.options import vllm_version
 from ..serving.variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
-from .engines import Engine, check_temperature
+from .engines import BASE, Engine, check_temperature
 from .problems import Problem
 from .protocols import protocol
 from .report import write_evaluation
@@ -52,6 +52,7 @@ def score_variants(
     *,
     data: DataRef,
     runs: Path = Path("runs"),
+    untrained: BaseConfig | None = None,
 ) -> tuple[Evaluation, Path]:
     """Score variants on the twin they were trained on, write every answer and attest what they scored.
 
@@ -64,6 +65,8 @@ def score_variants(
         config: Protocol, engine and limits; its `data` and `limit` have been used for `problems` already.
         data: The rows the problems are, as records name rows.
         runs: Folder under which `<curriculum>/eval/<time>` is made.
+        untrained: The base of a curriculum that has no stage yet, whose only variant it is. Its score stands beside
+            no adapter, and is not attested.
 
     Returns:
         The evaluation and the folder it was written to.
@@ -82,8 +85,12 @@ def score_variants(
     refuse_no_folder(place)
     for folder in (place.parent, place):
         refuse_link(folder)
-    plans = {name: plan_variant(store, variant) for name, variant in name_variants(chosen).items()}
-    base, quantisation = base_of(store, chosen)
+    if untrained is None:
+        plans = {name: plan_variant(store, variant) for name, variant in name_variants(chosen).items()}
+        base, quantisation = base_of(store, chosen)
+    else:
+        plans = {BASE: VariantPlan(variant=chosen[0], entries=(), composition=None, path=None)}
+        base, quantisation = resolve_base(untrained), Quantisation.of(untrained)
     check_fits(base, list(plans.values()))
     warn_of_overlaps(store, plans, data)
     used = {entry.digest for plan in plans.values() for entry in plan.entries}
@@ -94,7 +101,7 @@ def score_variants(
         with closing(load_engine(config, twin, adapters, asked.stop)) as engine:
             evaluation = evaluate(problems, engine, list(adapters), asked)
     folder = write_evaluation(evaluation, _fresh(place))
-    if not config.temperature:
+    if not config.temperature and untrained is None:
         attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, data)
     return evaluation, folder
 

@@ -1,4 +1,4 @@
-"""What a store learns over time: names, its log, statements about objects, where bases lie on this machine."""
+"""What a store learns over time: names, its log, statements about objects, where bases and rows lie on this machine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from .record import MAX_RECORD_BYTES, check_portable, utc_now
 
 _SPELT = "spelt"
 """Bases whose folder a variable of the environment names -> digest of its path, and how a config spells it."""
+_ROWS = "rows"
+"""Digests of rows -> the file they were last read from."""
+MAX_ROWS_PLACES = 100
+"""Rows of which that is remembered."""
 LOCATION = "location"
 """Kind of the attestation that says where an object lies; payload `{"location": "hf://org/repo@commit[/folder]"}`."""
 TRAVELLING_FILE = "statements.json"
@@ -220,7 +224,7 @@ def write_location(path: Path, repo: str, revision: str, base: Path, spelling: s
         bases[name] = str(base.expanduser().resolve())
     else:
         spelt[name] = f"{sha256_bytes(_meant(spelling).encode())} {spelling}"
-    write_json(path, {"bases": bases, **({_SPELT: spelt} if spelt else {})})
+    _write_places(path, {"bases": bases, _SPELT: spelt})
 
 
 def read_location(path: Path, repo: str, revision: str) -> Path | None:
@@ -244,6 +248,24 @@ def read_location(path: Path, repo: str, revision: str) -> Path | None:
 def _meant(spelling: str) -> str:
     """The path that a spelling comes to in this environment, without a look at the disk."""
     return str(Path(VARIABLE.sub(value_of, spelling)).expanduser().absolute())
+
+
+def write_rows_place(path: Path, sha256: str, file: Path) -> None:
+    """Note in which file rows of a digest lie; the caller holds the store's lock."""
+    others = {name: place for name, place in _bases(path, _ROWS).items() if name != sha256}
+    kept = dict(list(others.items())[1 - MAX_ROWS_PLACES :])
+    _write_places(path, {_ROWS: kept | {sha256: str(file.expanduser().resolve())}})
+
+
+def read_rows_place(path: Path, sha256: str) -> Path | None:
+    """The file that rows of a digest were last read from, be it there or not."""
+    value = _bases(path, _ROWS).get(sha256)
+    return Path(value) if value else None
+
+
+def _write_places(path: Path, changed: dict[str, dict[str, str]]) -> None:
+    known = {key: _bases(path, key) for key in ("bases", _SPELT, _ROWS)} | changed
+    write_json(path, {key: places for key, places in known.items() if places or key == "bases"}, mode=0o600)
 
 
 def _bases(path: Path, key: str = "bases") -> dict[str, str]:

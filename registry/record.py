@@ -34,6 +34,8 @@ from ..core.environment import EnvironmentText
 from ..core.errors import ConfigError, IntegrityError
 from ..core.files import read_capped
 
+SCORED = "scored"
+"""Key of a recipe's details: the rows a stage was to be scored on, as `DataRef` names rows."""
 RECORD_FILE = "lineage.json"
 RECORD_SCHEMA = "plyfold/adapter-record/1"
 MAX_RECORD_BYTES = 1_000_000

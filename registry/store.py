@@ -5,7 +5,7 @@
     refs/<curriculum>/merges/<slug>              the same for compositions
     attest/<hex>/<id>.json       what was learnt about an object here later
     attest/<hex>/statements.json  all that is said about it and travels, by whomever, bounded
-    log.jsonl  locations.json     every publish and move of a ref; where bases lie here, never part of a record
+    log.jsonl  locations.json     every publish and move of a ref; where bases and rows lie here, never in a record
     seen.json                    what repositories on the Hub were at when they were last looked at
     cache/ tmp/ locks/           rebuildable, scratch, and locks
 
@@ -302,6 +302,15 @@ class Store(Refs):
     def base_path(self, repo: str, revision: str) -> Path | None:
         """Where a base was last seen on this machine, if it is still there."""
         return ledger.read_location(self._locations, repo, revision)
+
+    def remember_rows(self, sha256: str, path: Path) -> None:
+        """Note in which file or folder rows lie on this machine; local knowledge, never in a record."""
+        with self._locked():
+            ledger.write_rows_place(self._locations, sha256, path)
+
+    def rows_path(self, sha256: str) -> Path | None:
+        """Where rows of this digest were last read from on this machine, be they there or not."""
+        return ledger.read_rows_place(self._locations, sha256)
 
     # ---- inside
 

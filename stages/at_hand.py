@@ -8,7 +8,8 @@ from ..adapters.base import BaseRef, check_weights, resolve_base
 from ..adapters.header import read_header
 from ..core.config import AdapterConfig, BaseConfig, DataConfig
 from ..core.errors import OfflineError
-from .data import LoadReport, load_problems, load_rationales, source_name
+from ..registry.record import DataRef
+from .data import LoadReport, load_rationales, load_scored, source_name
 from .rationale import Rationale
 
 
@@ -23,14 +24,15 @@ def find_base(config: BaseConfig, only_show: bool) -> tuple[BaseRef, str]:
     return missing, "its weights are not in the local cache; training fetches them"
 
 
-def held_out_questions(config: DataConfig, only_show: bool) -> tuple[list[str], str]:
-    """The questions that variants are scored on, or why they are not known."""
+def held_out_questions(config: DataConfig, only_show: bool) -> tuple[list[str], DataRef | None, str]:
+    """The questions that variants are scored on and which rows these are, or why they are not known."""
     try:
-        return [problem.question for problem in load_problems(config)], ""
+        problems, report = load_scored(config)
+        return [problem.question for problem in problems], report.ref(), ""
     except OfflineError as error:
         if not only_show:
             raise
-        return [], f"{source_name(config)}: {error.what}"
+        return [], None, f"{source_name(config)}: {error.what}"
 
 
 def find_rationales(

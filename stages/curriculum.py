@@ -17,12 +17,13 @@ from ..core.digest import short
 from ..core.environment import EnvironmentText
 from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
 from ..core.files import refuse_no_folder
-from ..registry.record import BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
+from ..registry.record import SCORED, BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store import Entry, Store
 from ..serving.bases import digest_of
 from ..serving.variants import Variant, materialise
 from .curves import write_curves
-from .data import load_scored
+from .data import SANDBOX, load_scored
+from .data_files import is_local
 from .gates import Measured, check_gate
 from .plan import plan_curriculum
 from .processes import Processes, join
@@ -96,6 +97,7 @@ def train(
         plan = plan_curriculum(config, store, stages)
         told = config.base.path if isinstance(config.base.path, EnvironmentText) else None
         store.remember_base(plan.base.repo, plan.base.revision, plan.base.path, told)
+        _remember_rows(plan, store)
         return with_weights(plan, store) if any(stage.will_train for stage in plan.stages) else plan
 
     with processes.told_once():
@@ -127,6 +129,17 @@ def with_weights(plan: CurriculumPlan, store: Store) -> CurriculumPlan:
                     next_step="fetch the base again, or give the curriculum another name (curriculum=NAME)",
                 )
     return replace(plan, base=replace(plan.base, weights=weights))
+
+
+def _remember_rows(plan: CurriculumPlan, store: Store) -> None:
+    """Note where files of rows lie: a record keeps their names alone. What the environment names is not noted."""
+    read = [(stage.stage.data, stage.report.sha256) for stage in plan.stages]
+    read += [(plan.config.eval.data, plan.scored.sha256)] if plan.scored else []
+    for data, sha256 in read:
+        if data is None or isinstance(data.path, EnvironmentText):
+            continue
+        if data.path != SANDBOX and is_local(data.path):
+            store.remember_rows(sha256, Path(data.path))
 
 
 def _stage(plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path, processes: Processes) -> StageResult:
@@ -234,7 +247,7 @@ def _record(plan: CurriculumPlan, stage: StagePlan, parents: Sequence[Entry], ru
             config_digest=stage.config_digest,
             seed=config.seed,
             steps=run.steps,
-            details=portable(run.details),
+            details=portable(run.details | ({SCORED: plan.scored.model_dump(mode="json")} if plan.scored else {})),
         ),
         data=[report.ref()],
         code=describe_code(),

@@ -20,11 +20,12 @@ from ..core.config import CurriculumConfig, DataConfig
 from ..core.digest import digest_json, sha256_bytes
 from ..core.environment import EnvironmentText, meaning
 from ..core.errors import ConfigError
+from ..evaluation.answers import normalise
 from ..evaluation.problems import Problem
 from ..registry.record import DataRef
 from .columns import ABSENT, OUR_COLUMNS, column_names, names_of, propose, text_in, unread_beside, value_at
 from .data_files import is_local, read_dataset, read_file, refuse_address
-from .overlap import find_shared, letters_and_signs
+from .overlap import find_shared, fold, letters_and_signs
 from .rationale import CODE, TORN_LATEX, Rationale, UnusableRationale, is_torn, parse_rationale, read_gold
 
 SANDBOX = "sandbox"
@@ -106,7 +107,46 @@ def load_rows(config: DataConfig, *, section: str = "data", taught: bool = True)
             del columns[ours]
         elif absent:
             raise _no_column(absent[0], ours, chosen, config, section, taught)
-    return [_row(index, record, config, columns, section) for index, record in chosen]
+    rows = [_row(index, record, config, columns, section) for index, record in chosen]
+    return rows if config.part is None else _of_part(rows, config.part, config, section)
+
+
+def _of_part(rows: list[Row], part: Sequence[float], config: DataConfig, section: str) -> list[Row]:
+    """The rows whose questions fall into a part, wherever else these stand: a question's place is its digest's.
+
+    The first part is never empty: it has the question that comes first, and the last part goes without it. Nor does the
+    first part have a question that holds, or is held in, one of the others.
+
+    Raises:
+        ConfigError: No such part, or no row in it.
+    """
+    if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
+        raise ConfigError(
+            "not a part of the questions",
+            where=f"{section}.part",
+            found=list(part),
+            expected="[start, stop) with 0 <= start < stop <= 1",
+        )
+    start, stop = part
+    places = [int(sha256_bytes(fold(row.question).encode()).rpartition(":")[2][:12], 16) / 16**12 for row in rows]
+    first = min(places)
+    kept = [row for row, place in zip(rows, places, strict=True)
+            if (start <= place < stop and not (start > 0 and stop == 1 and place == first))
+            or (start == 0 and place == first)]  # fmt: skip
+    if start == 0:
+        taken = {row.index for row in kept}
+        others = [row.question for row in rows if row.index not in taken]
+        shared = set(find_shared([row.question for row in kept], others))
+        kept = [row for place, row in enumerate(kept) if place not in shared]
+    if not kept:
+        raise ConfigError(
+            "no question falls into a part",
+            where=f"{section}.part of {source_name(config)}",
+            found=f"{len(set(places))} different questions",
+            expected=f"some in [{start:g}, {stop:g})",
+            next_step="name rows of their own to score on: eval.data.path=test.jsonl eval.data.part=null",
+        )
+    return kept
 
 
 def _columns(config: DataConfig, section: str) -> dict[str, list[str]]:
@@ -230,7 +270,10 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     Raises:
         ConfigError: As `load_rows`, or a row without a question or a gold answer.
     """
-    rows = load_rows(config, section="eval.data", taught=False)[:limit]
+    rows = load_rows(config, section="eval.data", taught=False)
+    if config.part is not None:  # of training data, in which such rows are left out too
+        rows = list(filter(is_scorable, rows)) or rows
+    rows = rows[:limit]
     problems = [
         Problem(id=f"{config.split}-{row.index}", question=row.question.strip(), gold=read_gold(row.answer))
         for row in rows
@@ -250,6 +293,12 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
                 next_step=_mend(TORN_LATEX, "eval.data", None),
             )
     return problems, _report(config, rows, len(rows))
+
+
+def is_scorable(row: Row) -> bool:
+    """Whether a row has a question, and a gold answer that a completion can give."""
+    torn = is_torn(row.question, row.answer)
+    return bool(row.question.strip()) and normalise(read_gold(row.answer)) is not None and not torn
 
 
 _SIGN = re.compile(r"(?<=[\w)])[ \t]*([-+*/=^<>×÷−])[ \t]*(?=[-(]?(?:[0-9]|[b-hj-z]\b))")  # noqa: RUF001
@@ -298,7 +347,7 @@ def _report(
     return LoadReport(
         source=source_name(config),
         revision=revision_of(config),
-        split=config.split,
+        split=part_name(config),
         rows=len(rows),
         parsed=parsed,
         sha256=digest_json([[row.question, row.answer, row.rationale] for row in rows]),
@@ -330,6 +379,18 @@ def _require_here(config: DataConfig, section: str) -> None:
             found=config.path,
             next_step="let the variable name a file or folder that is there, or write the dataset's id",
         )
+
+
+def part_name(config: DataConfig) -> str:
+    """The split, and which part of it: `train [0.1, 1)`."""
+    return config.split if config.part is None else f"{config.split} [{config.part[0]:g}, {config.part[1]:g})"
+
+
+def held_out_share(scored: DataConfig) -> str:
+    """What is said where rows to score on are a share of the training data; empty where they are not."""
+    if scored.part is None:
+        return ""
+    return f"no rows to score on are named, so {100 * scored.part[1]:g} % of the questions are held out from training"
 
 
 def _on_hub(config: DataConfig) -> bool:

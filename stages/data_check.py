@@ -25,9 +25,11 @@ from .arguments import trainer_arguments
 from .data import (
     Row,
     data_of,
+    is_scorable,
     load_problems,
     load_rationales,
     load_rows,
+    part_name,
     question_hash,
     require_disjoint,
     require_train_split,
@@ -284,7 +286,7 @@ def _check_rows(
 
 
 def _check_held_out(data: DataConfig, rows: list[Row]) -> RowsCheck:
-    readable = [row for row in rows if read_gold(row.answer)]
+    readable = [row for row in rows if read_gold(row.answer) and (data.part is None or is_scorable(row))]
     return RowsCheck(name="eval", usable=len(readable), bare=0, duplicates=_repeated(readable), **_common(data, rows))
 
 
@@ -292,7 +294,7 @@ def _common(data: DataConfig, rows: list[Row]) -> dict[str, Any]:
     start, stop = data.rows or (0, None)
     return {
         "source": source_name(data),
-        "split": data.split,
+        "split": part_name(data),
         "columns": dict(data.columns),
         "range": (start, stop),
         "rows": len(rows),

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ..adapters.base import BaseRef, Quantisation
 from ..core.config import AdapterConfig, BaseConfig, CurriculumConfig, DataConfig, StageConfig
-from ..core.console import warn
+from ..core.console import say, warn
 from ..core.digest import digest_json, short
 from ..core.errors import BaseMismatchError, ConfigError, IntegrityError, NotFoundError
 from ..evaluation.protocols import protocol
@@ -24,7 +24,7 @@ from ..registry.record import BaseRecord, first_fault
 from ..registry.store import Store
 from .arguments import check_trainer, count_steps, trainer_arguments
 from .at_hand import count_parameters, find_base, find_rationales, held_out_questions
-from .data import LoadReport, data_of, require_disjoint, require_train_split
+from .data import LoadReport, data_of, held_out_share, require_disjoint, require_train_split
 from .draws import rows_seed
 from .fit import (
     TokenCounter,
@@ -99,7 +99,9 @@ def plan_curriculum(
     if not base_note:
         _check_recordable(config.base, base)
     _check_base(config, store, base, quantisation)
-    held_out, eval_note = held_out_questions(config.eval.data, only_show)
+    held_out, scored, eval_note = held_out_questions(config.eval.data, only_show)
+    if scored and (said := held_out_share(config.eval.data)):
+        say(f"{said}: {len(held_out)} of {scored.id}")
     known = _Known(
         config=config,
         base=base,
@@ -133,6 +135,7 @@ def plan_curriculum(
         protocol=asked,
         stages=tuple(done),
         base_note=base_note,
+        scored=scored,
         eval_note=eval_note,
         shape_source=shape_source,
         cache=store.cache,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.base import BaseRef, Quantisation, twin_path
 from ..core.config import AdapterConfig, CurriculumConfig, StageConfig
 from ..evaluation.protocols import Protocol
+from ..registry.record import DataRef
 from .data import LoadReport
 from .gates import Condition
 from .memory import MemoryEstimate
@@ -143,6 +144,8 @@ class CurriculumPlan:
     """In order of their numbers."""
     base_note: str = ""
     """What of the base is not here; empty where all is."""
+    scored: DataRef | None = None
+    """The rows variants are scored on; None where they are not at hand."""
     eval_note: str = ""
     """Why training and evaluation rows were not compared; empty where they were."""
     shape_source: str = ""

@@ -183,7 +183,7 @@ def find_questions(config: CurriculumConfig, stage: str | None = None) -> DataCo
     data, section = data_of(config, name) if name else (config.data, "data")
     columns = {ours: theirs for ours, theirs in data.columns.items() if ours != "rationale"}
     data = replace(data, columns=columns)
-    held_out, unknown = held_out_questions(config.eval.data, only_show=True)
+    held_out, _, unknown = held_out_questions(config.eval.data, only_show=True)
     if unknown:
         warn(f"whether these questions are among the evaluation rows is not known: {unknown}")
     questions = [row.question for row in load_rows(data, section=section)]

@@ -86,7 +86,7 @@ def test_rows_that_are_not_here_are_said_to_be_unknown(
         raise OfflineError("the dataset is not in the local cache")
 
     monkeypatch.setattr(at_hand, "load_rationales", absent)
-    monkeypatch.setattr(at_hand, "load_problems", absent)
+    monkeypatch.setattr(at_hand, "load_scored", absent)
     plan = shown("-c", "gsm8k")
     first, _, last = plan["stages"]
     assert first["rows"] is None
