@@ -42,7 +42,7 @@ def base_digest(
     files = check_weights(folder)
     stamps = _stamps(files)
     noted = _read_notes(cache)
-    key = str(folder.resolve())
+    key = digest_json(str(folder.resolve()))  # where it lies may be what the environment alone says
     known = noted.get(key)
     if isinstance(known, dict) and known.get("stamps") == stamps and isinstance(known.get("digest"), str):
         return str(known["digest"])
