@@ -70,6 +70,12 @@ class ModelConfig:
         return kind if isinstance(kind, str) else ""
 
     @property
+    def model_types(self) -> set[str]:
+        """Its own and those of the models inside it, such as a decoder's."""
+        inside = (value.get("model_type") for value in self.raw.values() if isinstance(value, Mapping))
+        return {kind for kind in (self.model_type, *inside) if isinstance(kind, str) and kind}
+
+    @property
     def tied(self) -> bool | None:
         """Whether the head is the embedding; None where neither the file nor a known class says."""
         tied = self.get("tie_word_embeddings")

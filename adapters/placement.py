@@ -22,8 +22,10 @@ from .spec import DTYPES, AdapterSpec, refuse_whole_weights
 
 HEADS = ("lm_head", "embed_out", "output_layer")
 """Last segments of the module that turns vectors into tokens, which may be tied to the embedding."""
-TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-"""Model types whose linear modules are `Conv1D`: their weights lie (I, O), and a square one would fit unnoticed."""
+TRANSPOSED_TYPES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+"""Model types with modules that are `Conv1D`: their weights lie (I, O), and a square one would fit unnoticed."""
+TRANSPOSED = ("c_attn", "q_attn", "c_proj", "c_fc")
+"""Last segments of those modules."""
 MAX_REPEATED = 1024
 """Most layers or experts of a config that a model is built from to learn its names; a hostile one could ask for any."""
 PACKED = (".qweight", ".weight_packed")
@@ -78,11 +80,11 @@ class Placement:
         found = self._as_spelt(module) or self._tied_head(module) or self._as_transformers(module)
         if found is None:
             raise self._absent(module, owner)
-        if self.config.model_type in TRANSPOSED and not found.tied and found.module.rpartition(".")[2] not in HEADS:
+        if TRANSPOSED_TYPES & self.config.model_types and module.rpartition(".")[2] in TRANSPOSED:
             raise UnsupportedAdapterError(
                 "the base stores its weights transposed (Conv1D)",
                 where=f"{self.base.path} {found.tensor}",
-                found=f"model_type {self.config.model_type}",
+                found=f"model_type {', '.join(sorted(self.config.model_types))}",
             )
         first = self._names.setdefault((found.tensor, found.tied), found.module)
         return found._replace(module=first)
@@ -136,6 +138,12 @@ class Placement:
         for spelling in self._spellings:
             name, tied = spelling.locate(f"{module}.weight")
             found = self.base.find(name) if name else None
+            if name and found and tied and module.rpartition(".")[2] not in HEADS:
+                raise IncompatibleError(
+                    "the base shares a module's weight with another module, which the delta would change too",
+                    where=module,
+                    found=f"{name} of {self.base.path}",
+                )
             if name and found:
                 return Place(spelling.in_memory(f"{module}.weight").removesuffix(".weight"), name, *found, tied=tied)
         return None
