@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import importlib
 import io
 import os
@@ -21,6 +22,7 @@ from ..core.console import print_error, printable, set_verbosity
 from ..core.errors import ConfigError, FailedError, PlyfoldError, ran_out_of_memory
 from ..core.files import DISK_FULL, NO_PATH, NOT_ALLOWED, disk_full, no_path, not_allowed
 from ..core.interrupts import INTERRUPTED, end_quietly, interruptible
+from ..core.locks import no_locks
 
 if "__mp_main__" in sys.modules:  # an engine of this command's that starts, and is to end with it from now on
     from ..serving.processes import follow_parent
@@ -190,7 +192,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno in NO_PATH:
             return _report(no_path(error.filename or ".", error.errno), debug)
-        for numbers, told in ((DISK_FULL, disk_full), (NOT_ALLOWED, not_allowed)):
+        for numbers, told in ((DISK_FULL, disk_full), (NOT_ALLOWED, not_allowed), ({errno.ENOLCK}, no_locks)):
             if error.errno in numbers:
                 clear = told(Path(error.filename or "."))
                 clear.__cause__ = error

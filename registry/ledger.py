@@ -15,7 +15,7 @@ from ..core.console import printable, warn
 from ..core.digest import PREFIX, canonical_json, digest_json, sha256_bytes, short
 from ..core.environment import VARIABLE, EnvironmentText, meaning, value_of
 from ..core.errors import ConfigError, IntegrityError
-from ..core.files import read_capped, write_json
+from ..core.files import read_capped, write_bytes, write_json
 from ..core.links import open_own
 from .record import MAX_RECORD_BYTES, check_portable, utc_now
 
@@ -168,6 +168,8 @@ def append_log(path: Path, event: str, **fields: object) -> None:
     A line that does not fit on the disk is taken back, and a line torn by a crash is closed first.
     """
     line = canonical_json({"time": utc_now(), "event": event, **fields}) + b"\n"
+    if path.exists() and path.stat().st_nlink > 1:  # the same file under another name, whose bytes are not this log's
+        write_bytes(path, path.read_bytes())
     with os.fdopen(open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         if size:

@@ -246,8 +246,7 @@ def sweep_partial_files(*folders: Path, max_age_s: float = TMP_MAX_AGE_S) -> Non
     """Remove half-written refs and attestations (dot files) that a kill left; never anything younger."""
     for folder in folders:
         for leftover in folder.rglob(".*"):
-            plain = is_beside(leftover.name, "part") and stat.S_ISREG(leftover.lstat().st_mode)
-            if plain and _age_s(leftover) > max_age_s:
+            if is_beside(leftover.name, "part") and _age_s(leftover) > max_age_s and not is_folder(leftover):
                 leftover.unlink(missing_ok=True)
 
 

@@ -22,6 +22,7 @@ from ..core.console import Task, progress, warn
 from ..core.digest import digest_json
 from ..core.errors import ConfigError, FailedError
 from ..core.files import disk_errors
+from ..core.links import refuse_link
 from ..core.locks import held
 from ..evaluation.answers import extract_solution, normalise
 from .at_hand import held_out_questions
@@ -269,6 +270,7 @@ def collect_rationales(plan: RationalesPlan, endpoint: Endpoint) -> dict[str, An
     start_s = time.monotonic()
     if endpoint.tells_key:
         warn(f"the key goes to {endpoint.host} over http, for everybody between to read")
+    refuse_link(rejected_path(plan.out))
     with held(plan.out, "another process writes rationales to this file"):
         for path in (plan.out, rejected_path(plan.out)):
             cut_last_line(path)

@@ -387,6 +387,16 @@ class TestLedger:
         second = store.publish(folder, make_record(licence="mit"))
         assert [row["digest"] for row in store.log()] == [first, second]
 
+    def test_a_log_that_has_another_name_leaves_what_is_under_it(
+        self, store: Store, folder: Path, make_record: Any, tmp_path: Path
+    ) -> None:
+        first = store.publish(folder, make_record())
+        os.link(store.root / "log.jsonl", tmp_path / "copy")
+        before = (tmp_path / "copy").read_bytes()
+        second = store.publish(folder, make_record(licence="mit"))
+        assert [row["digest"] for row in store.log()] == [first, second]
+        assert (tmp_path / "copy").read_bytes() == before
+
     def test_bases_are_remembered_while_they_exist(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "base").mkdir()
         store.remember_base("a/b", "0" * 40, tmp_path / "base")
