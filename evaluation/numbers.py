@@ -53,9 +53,10 @@ _REWRITTEN: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
     (re.compile(r"<<[^<>\n]*>>"), ""),  # GSM8K's calculator marks
     (re.compile(r"\{,\}|\\,(?=[0-9]{3}(?![0-9]))"), ","),
     (re.compile(r"\\!"), ""),
+    (re.compile(r"(?<![-=<])(?:-{1,2}|={1,2})>"), "="),  # an arrow
     (re.compile(r"\\([$%#])"), r"\1"),
     (re.compile(r"\^\s?(?:\{\s?\\circ\s?\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])"), "°"),
-    (re.compile(r"\\(?:approx|Rightarrow|rightarrow|to|implies|equiv)(?![A-Za-z])"), "="),
+    (re.compile(r"\\(?:approx|Longrightarrow|Rightarrow|rightarrow|to|implies|equiv)(?![A-Za-z])"), "="),
     (re.compile(r"(?<=[0-9])\s?(?=\\[cdt]?frac)"), " "),  # 1\frac{1}{2}
     (re.compile(r"(?<=[0-9]) and (?=[0-9]{1,9}/[0-9])"), " "),
     (
@@ -111,7 +112,7 @@ _SCALES = (
 _BEHIND = re.compile(
     rf"""
     \s?[kK](?![A-Za-z]) | [MB](?![A-Za-z])                            # $3k, $1.5M
-    | [eE][-+]?[0-9] | [.,'][0-9] | \.[\\(] | [\u00b2\u00b3\u00b9\u2070-\u207f]   # 1e3, 1.2.3, 1,5, 5'6, 0.(3)
+    | [eE][-+]?[0-9] | [.,'_][0-9] | \.[\\(] | [\u00b2\u00b3\u00b9\u2070-\u207f]   # 1e3, 1.2.3, 1,5, 5'6, 0.(3)
     | ,?\s?[-+]?(?:\\infty|∞) | \((?:[^()\s]{{0,9}}\s?[-+*/]|[a-z]\))           # (2,\infty), 3(x+1)
     | [abinxyz](?![A-Za-z]) | [abnxyz][0-9(^]                         # 2x, 3i
     | %\sof\s(?:the\s)?\$?[0-9]                        # 10% of 180
@@ -155,11 +156,12 @@ _BY_WORD = (
     r"x|plus|minus|times|over|mod|versus|vs\.?|cdot|div|pm|mp|mid|sim|[lc]?dots|choose|lor|vee|land|wedge"
     r"|(?:divided|multiplied)\sby|added\sto|to\sthe\spower\sof"
 )
-_BY_SIGN = r"\+\s?/\s?-|[-+*/\u00d7\u00f7\u00b7^~|&\u00b1\u2213:@]|\.\.+|\u2026"
+_BY_SIGN = r"\+\s?/\s?-|[<>\u2264\u2265\u2260]=?|!=|[-+*/\u00d7\u00f7\u00b7^~|&\u00b1\u2213:@]|\.\.+|\u2026"
 _BY_SIGN += r"|或者?|或是|または|もしくは|か|หรือ|או|至|到|から|和|与|及|と"
 _JOINS = re.compile(
     rf"{_WORDS}[,;(/]?\s?(?:(?<!\w)(?:{_EITHER}|{_AND}|{_RANGE}|{_BY_WORD}|{_MAYBE})|{_BY_SIGN})"
-    rf"(?:[\s,]+(?:{_MAYBE}|the|a|at))*[\s:(,]*|[,;/|.]",
+    rf"(?:[\s,]+(?:{_MAYBE}|the|a|at))*[\s:(,]*"
+    rf"|{_WORDS}[.?!]*\s?(?:{_MAYBE})[\s,:.]*|[,;/|.?!]+",
     re.IGNORECASE,
 )
 """All that stands between two numbers of which neither is stated alone: `or`, `eggs - `, `, maybe`, `,`."""
@@ -175,6 +177,10 @@ _UNIT = re.compile(
     r"|元|角|시간|분|घंटे|मिनट|ساعة|ساعات|دقيقة)\.?,?",
     re.IGNORECASE,
 )
+_TAKEN_BACK = re.compile(
+    rf"{_WORDS}[-,;.!?\s]*(?:no|wait|actually|sorry|rather|correction)\b[^0-9]{{0,20}}", re.IGNORECASE
+)
+_OTHERWISE = re.compile(rf"{_WORDS}[,(]?\s?(?<!\w)(?:{_EITHER})", re.IGNORECASE)
 _SAME_UNIT = re.compile(rf"(?P<unit>{_WORD})\s?[,;]")
 _REMARK = re.compile(r"[0-9][0-9.,]*%?\s(?:more|less|fewer|left|of|per|each|in|for|from|times|percent)\b")
 _NAME = r"[A-Za-z][A-Za-z0-9_{}]{0,9}"
@@ -185,10 +191,12 @@ _UNSOLVED = re.compile(
     r"(?<![A-Za-z\\])(?:[0-9]{1,9}[a-z]|[0-9]{0,9}[bnxyz]\s?[-+*/^\u00b2\u00b3])(?![A-Za-z])|[-+*/]\s?[0-9]{0,9}[bnxyz](?![A-Za-z])"
     r"|\\sqrt|\u221a|[|!]\s?\Z"
 )
+_SENTENCES = re.compile(r"[,;]\s|(?<![A-Z][a-z])\.\s")
 _CLAUSES = re.compile(r"[,;=]\s|[.:]\s|=|\b(?:so|then|thus|hence|therefore)\b")
 _MARKUP = re.compile(r"\*\*|__|\\(?:boxed|fbox)|[\s$`{}\\\"\[\]]+")
 _FOLLOWING = re.compile(
-    r"[\s,.;:*]*(?:(?:or|alternatively|maybe|perhaps|possibly|otherwise)\b[^0-9\n=]{0,60}?|and\s)[-$]*(?P<other>[0-9])",
+    r"[\s,.;:*]*(?:(?:or|alternatively|maybe|perhaps|possibly|otherwise|no|wait|actually|sorry|correction)\b[^0-9\n=]{0,60}?"
+    r"|and\s)[-$]*(?P<other>[0-9])(?![0-9.,]*\s?(?:[A-Za-z]+\s)?[-+*/=x\u00d7])",
     re.IGNORECASE,
 )
 _PRECEDING = re.compile(
@@ -197,7 +205,7 @@ _PRECEDING = re.compile(
 _SHARE = re.compile(r"\sof\s(?:the\s)?\$?[0-9]")
 _MINUS = re.compile(r"(?:=|\A|[({\[$:])\s*-\s*\Z")
 _AMOUNT = re.compile(rf"(?P<sign>-)?\$?(?P<inner>-)?{_VALUE}")
-_ENDS = re.compile(r"(?P<number>[0-9][0-9.,]*)(?P<gap>[^0-9]*)\Z")
+_ENDS = re.compile(r"(?P<number>[0-9][0-9.,/]*)(?P<gap>[^0-9]*)\Z")
 
 
 class Reading(NamedTuple):
@@ -223,6 +231,9 @@ def clean(text: str) -> str:
 def read_number(span: str) -> Reading:
     """The number that a short cleaned text states: what its `=` gives, the number it starts with, or its last."""
     span = _SPACED.sub(lambda grouped: grouped[0].replace(" ", ""), _TAG.sub(" ", span))
+    clauses = [clause for clause in _SENTENCES.split(span) if clause.strip(" .")]
+    if len(clauses) > 1 and all("=" in clause for clause in clauses) and not _NAMED.search(span.rpartition("=")[0]):
+        return read_number(clauses[-1])  # `16 - 7 = 9; 9 * 2 = 18`
     head, equals, tail = span.rpartition("=")
     leading = _LEADING.match(span)
     given = equals and (leading is None or _EXPRESSION.fullmatch(head) or _CALCULATION.fullmatch(head))
@@ -279,11 +290,13 @@ def is_operand(value: Fraction, before: str, after: str) -> bool:
     if _BEHIND.match(after) or _AHEAD.search(before) or _MINUS.search(before):
         return True
     follows, precedes = _DIGIT.search(after), _ENDS.search(before)
-    if follows and _joined(after[: follows.start()], value, after[follows.start() :], leads=True):
+    if follows and _joined(
+        after[: follows.start()], value, _other(after, follows.start()), after[follows.start() :], leads=True
+    ):
         return True
     gap = precedes["gap"] if precedes else " "
     apart = _MARKUP.sub(" ", gap).strip() in ("", ",", ";", ".") and gap != "" and "}" not in gap
-    return not apart and _joined(gap, value, "", leads=False)
+    return not apart and _joined(gap, value, None, "", leads=False)
 
 
 def spell(value: Fraction) -> str:
@@ -326,20 +339,25 @@ def _alone(text: str, match: re.Match[str] | None, *, leads: bool = False) -> Re
     if _BEHIND.match(after) or (not leads and _AHEAD.search(before)):
         return REFUSED
     follows = _DIGIT.search(after)
-    if follows and _joined(after[: follows.start()], value, after[follows.start() :], leads=leads):
+    if follows and _joined(
+        after[: follows.start()], value, _other(after, follows.start()), after[follows.start() :], leads=leads
+    ):
         return REFUSED
     precedes = None if leads else _ENDS.search(before)
-    if precedes and _joined(precedes["gap"], value, text[match.start() : match.end() + NEAR], leads=False):
+    if precedes and _joined(
+        precedes["gap"], value, _other(precedes["number"], 0), text[match.start() : match.end() + NEAR], leads=False
+    ):
         return REFUSED
     return Reading(value)
 
 
-def _joined(gap: str, value: Fraction, follows: str, *, leads: bool) -> bool:
+def _joined(gap: str, value: Fraction, other: Fraction | None, follows: str, *, leads: bool) -> bool:
     """Whether two numbers with nothing but `gap` between them are one statement, so that neither is one.
 
     Args:
         gap: Between them.
         value: Of the one that is read.
+        other: Of the other one.
         follows: From the second number on.
         leads: Whether the first one begins its text.
     """
@@ -350,11 +368,15 @@ def _joined(gap: str, value: Fraction, follows: str, *, leads: bool) -> bool:
         return False
     if bare == "(":
         closed = re.match(r"[0-9][0-9.,/]*\s?\)", follows)
-        return bool(closed) and _other(follows, 0) != value
+        return bool(closed) and other != value
     if gap[-1].isascii() and gap[-1].isalpha() and not _UNIT.fullmatch(bare) and bare[-1] not in "xX":
         return False  # a name, `group A5`
     if bare == "," and _REMARK.match(follows):
         return False  # `18, 2 more than before`
+    if other == value and _OTHERWISE.fullmatch(bare):
+        return False  # `3/4 or 0.75`
+    if leads and _TAKEN_BACK.fullmatch(bare):
+        return True  # `17, no, 18`
     same = _SAME_UNIT.fullmatch(bare)
     if same and re.match(rf"[0-9.,$]+\s?{re.escape(same['unit'])}\b", follows):
         return True

@@ -17,6 +17,7 @@ from ..core.digest import short
 from ..core.environment import EnvironmentText
 from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
 from ..core.files import refuse_no_folder
+from ..evaluation.grader import grader
 from ..registry.record import SCORED, BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store import Entry, Store
 from ..serving.bases import digest_of
@@ -247,7 +248,10 @@ def _record(plan: CurriculumPlan, stage: StagePlan, parents: Sequence[Entry], ru
             config_digest=stage.config_digest,
             seed=config.seed,
             steps=run.steps,
-            details=portable(run.details | ({SCORED: plan.scored.model_dump(mode="json")} if plan.scored else {})),
+            details=portable(
+                {**run.details, "grader": grader()}
+                | ({SCORED: plan.scored.model_dump(mode="json")} if plan.scored else {})
+            ),
         ),
         data=[report.ref()],
         code=describe_code(),

@@ -20,6 +20,7 @@ from plyfold.cli.main import run as run_command
 from plyfold.core.config import CurriculumConfig, load_config
 from plyfold.core.digest import sha256_file
 from plyfold.core.errors import BaseMismatchError, ConfigError, FailedError, NotFoundError
+from plyfold.evaluation.grader import grader
 from plyfold.registry.record import check_portable
 from plyfold.registry.store import Store
 from plyfold.stages.arguments import trainer_arguments
@@ -114,6 +115,7 @@ def test_three_stages_train_and_their_lineage_is_on_record(
         }  # fmt: skip
         check_portable(record.to_json())
         assert str(tmp_path) not in json.dumps(record.to_json())
+    assert {entry.record.recipe.details["grader"] for entry in entries} == {grader()}
     assert entries[2].record.recipe.details["mined"]["failures"] == 12  # a random base solves nothing
     one, two, three = (_tensors(entry.path) for entry in entries)
     for name in (name for name in one if name.endswith("A_RI")):  # stages read directions of their own

@@ -421,7 +421,31 @@ Antwort: 18 Euro, weil 20 - 2 = 18. Das sind 3 am Tag.
 """.strip("\n").split("\n")
 
 
-@pytest.mark.parametrize("text", NO_ANSWER + HEDGED_ON_OTHER_LINES)
+CORRECTED = [
+    "Answer: 18_20",
+    "Answer: 18 => 20",
+    "Answer: 18 -> 20",
+    "Answer: 18 == 20",
+    "Answer: 18? 20?",
+    "Answer: 18... no, 20",
+    "Answer: 18, no, 20",
+    "Answer: 18. No, 20",
+    "Answer: 18 - no, 20",
+    "Answer: 18\nNo, 20",
+    "Answer: 18\nWait, 20.",
+    "Answer: 18 >= 17",
+    "Answer: 18 > 17",
+    "Answer: 18 != 20",
+    "Answer: 18 \\\\ 20",
+    "Answer: {18} {20}",
+    "Answer: 1/2 1/3",
+    "Answer: 18 eggs. Maybe 20",
+    "Answer: 18 / 20 / 22",
+    "Answer: 1'000'000",
+]
+
+
+@pytest.mark.parametrize("text", NO_ANSWER + CORRECTED + HEDGED_ON_OTHER_LINES)
 def test_what_is_not_one_number_is_no_answer(text: str) -> None:
     assert extract_answer(text) is None
 
@@ -449,6 +473,17 @@ def test_golds_are_read_as_strictly(text: str) -> None:
         ("Answer: １，８００．５０", "1800.5"),
         ("Answer: 1\u200b8", "18"),
         ("Answer: 18 + 2 extra", None),
+        ("Answer: 3/4 or 0.75", "0.75"),
+        ("Answer: 18 dollars or $18", "18"),
+        ("Answer: 5 + 3 = 8 apples, 8 - 2 = 6 apples", "6"),
+        ("Answer: 16 eggs - 3 eggs = 13 eggs. 13 eggs - 4 eggs = 9 eggs. 9 eggs * $2 = $18.", "18"),
+        ("Answer: Janet has 16 eggs. She eats 3, so 16 - 3 = 13. She sells 9 * 2 = $18.", "18"),
+        ("Answer: 18\nActually, 9*2=18", "18"),
+        ("Answer: 9*2 => 18", "18"),
+        ("Answer: 2x = 36, so x = 18", "18"),
+        ("Answer: 100% - 82% = 18%", "18"),
+        ("Answer: In 2019, she had 18 eggs", "18"),
+        (r"\boxed{\text{Janet makes } 18 \text{ dollars}}", "18"),
         ("from 20-5", None),
     ],
 )
