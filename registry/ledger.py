@@ -168,9 +168,12 @@ def append_log(path: Path, event: str, **fields: object) -> None:
     A line that does not fit on the disk is taken back, and a line torn by a crash is closed first.
     """
     line = canonical_json({"time": utc_now(), "event": event, **fields}) + b"\n"
-    if path.exists() and path.stat().st_nlink > 1:  # the same file under another name, whose bytes are not this log's
+    descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    if os.fstat(descriptor).st_nlink > 1:  # the same file under another name, whose bytes are not this log's
+        os.close(descriptor)
         write_bytes(path, path.read_bytes())
-    with os.fdopen(open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+") as file:
+        descriptor = open_own(path, os.O_RDWR | os.O_APPEND)
+    with os.fdopen(descriptor, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)
