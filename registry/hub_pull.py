@@ -256,22 +256,41 @@ def _backwards(
         asked = each.asked_for and each.asks and not each.place.digest and each.place.repo in now_seen
         if asked and (line := behind(looked.remote, each.place)):
             yield line
-        previous = before[each.digest]
-        if previous is None:
-            continue
-        with suppress(NotFoundError, IntegrityError):  # then nothing is known of what was there
-            was = looked.store.peek(previous).record
-            if was.created > each.record.created:
-                yield (
-                    f"{each.name} {short(each.digest)} is older than what this registry had: "
-                    f"made {each.record.created}, and {short(previous)} was made {was.created}"
-                )
+        if (previous := before[each.digest]) and (why := _older(looked, each, previous)):
+            yield f"{each.name} {short(each.digest)} takes the place of {short(previous)}, and is older: {why}"
     names = dict.fromkeys([*(each.digest for each in wanted), *ancestors, *(item.digest for item in heard.believed)])
     news: dict[str, list[Statement]] = {}
     for item in heard.believed:
         news.setdefault(item.digest, []).append(item)
     stands = (item for name in names for item in standing_here(looked.store, name, news.get(name, ()), trust))
     yield from vanished(known, heard.said, stands)
+
+
+def _older(looked: Looked, wanted: Wanted, previous: str) -> str:
+    """Why an adapter is older than the one whose place it takes; empty where nothing says so.
+
+    When it was made is told by its record, which a signature covers; what came first here and in its repository, by
+    this registry's log and by the commits of `main`.
+    """
+    with suppress(NotFoundError, IntegrityError):  # then nothing is known of what was there
+        was = looked.store.peek(previous).record
+        if was.created != wanted.record.created:
+            made = f"made {wanted.record.created}, and {short(previous)} was made {was.created}"
+            return made if was.created > wanted.record.created else ""
+    stage = wanted.record.stage
+    slot = wanted.record.curriculum, str(stage.number if stage else "")
+    moves = [row for row in looked.store.log() if (row.get("curriculum"), str(row.get("stage"))) == slot]
+    here = dict.fromkeys(digest for row in moves for digest in (row.get("previous"), row.get("digest")))
+    if _comes_first(list(here), wanted.digest, previous):
+        return f"this stage was at it before it was at {short(previous)}"
+    there = looked.remote.first_brought(wanted.place.repo) if wanted.asks and wanted.place.repo else []
+    if _comes_first(there, wanted.digest, previous):
+        return f"{wanted.place.repo} had it before {short(previous)}"
+    return ""
+
+
+def _comes_first(order: Sequence[object], one: str, other: str) -> bool:
+    return one in order and other in order and order.index(one) < order.index(other)
 
 
 def _not_asked(wanted: Wanted, known: Mapping[str, Seen]) -> Freshness:

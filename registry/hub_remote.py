@@ -84,6 +84,10 @@ class Remote:
             self._brought[repo] = found
         return self._brought[repo]
 
+    def first_brought(self, repo: str) -> list[str]:
+        """Adapters in the order in which commits of `main` say they first brought them."""
+        return list(dict.fromkeys(digest for commit in reversed(self._history(repo)) for digest in _digests(commit)))
+
     def last_commit_of(self, repo: str, digest: str) -> str | None:
         """The last commit of `main` before another adapter followed this one; None where none says it brought it."""
         last: str | None = None

@@ -240,17 +240,35 @@ def test_main_put_back_is_said_each_time_until_it_is_forward_again(
     assert (got.digest, got.freshness.state, heard) == (new, "unchanged", [])
 
 
-def test_a_replay_that_looks_new_is_known_by_when_it_was_made(
-    hub: Hub, pushed: Store, away: Store, client: HubClient, followed: tuple[str, str]
+@pytest.mark.parametrize("known_by", ["made", "here", "there"])
+def test_a_replay_that_looks_new_is_known_by_when_it_was_made_or_came_first(
+    hub: Hub,
+    pushed: Store,
+    away: Store,
+    client: HubClient,
+    followed: tuple[str, str],
+    make_adapter: MakeAdapter,
+    make_record: MakeRecord,
+    tmp_path: Path,
+    known_by: str,
 ) -> None:
     one, _ = followed
+    if known_by != "made":  # made within the same second
+        record = make_record(1, "structure").model_copy(update={"created": pushed.peek(one).record.created})
+        again = pushed.publish(make_adapter(tmp_path / "third", seed=10), record)
+        if known_by == "here":
+            pull(away, locations(pushed, one)[-1], client=client)
+        push(pushed, [again], "acme", client=client)
     pull(away, "acme/toy", stages=[1], client=client)
+    heard: list[str] = []
+    pull(away, "acme/toy", stages=[1], client=client, options=Options(notice=heard.append))
+    assert not heard
     old = {path.name: path.read_bytes() for path in pushed.load(one).path.iterdir()}
     put(hub, ONE, old, f"adapter-digest: {one}")
     heard: list[str] = []
     (got,) = pull(away, "acme/toy", stages=[1], client=client, options=Options(notice=heard.append))
     assert (got.digest, got.freshness.state) == (one, "newer")
-    assert any(f"toy 1 structure {short(one)} is older than what this registry had" in line for line in heard)
+    assert any(f"toy 1 structure {short(one)} takes the place of" in line and "is older" in line for line in heard)
 
 
 def test_a_history_that_was_rewritten_is_said_once(
