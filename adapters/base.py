@@ -353,16 +353,17 @@ def load_nf4(ref: BaseRef, quantisation: Quantisation, device: str | None = None
         device: `cpu` or `cuda:N`; null takes CUDA where there is some.
 
     Raises:
+        IncompatibleError: transformers has no causal language model for its config, or an adapter lies beside it.
         FailedError: Nothing was quantised, or not in the blocks that `quantisation` states.
     """
     import torch
 
     refuse_adapter_beside(ref.path)
     with quiet_loading():
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+        from transformers import BitsAndBytesConfig
 
         compute_dtype = getattr(torch, quantisation.compute_dtype)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _language_model(ref.path, several=False).from_pretrained(
             ref.path,
             dtype=compute_dtype,
             quantization_config=BitsAndBytesConfig(
@@ -436,9 +437,7 @@ def load_twin(path: Path, device: str | None = None) -> PreTrainedModel:
     """Load a twin, or any plain checkpoint, in the dtype it was saved in, for inference."""
     refuse_adapter_beside(path)
     with quiet_loading():
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _language_model(path, several=True).from_pretrained(
             path, dtype="auto", device_map={"": device or default_device()}, local_files_only=True
         )
         _plain_decoding(model)
@@ -455,6 +454,32 @@ def _plain_decoding(model: PreTrainedModel) -> None:
 
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in tokens})
+
+
+def _language_model(path: Path, *, several: bool) -> Any:
+    """The auto class that loads a folder: a causal language model, or one of `several` modalities for its text.
+
+    Raises:
+        IncompatibleError: transformers has none for the folder's config.
+    """
+    import transformers
+
+    kinds = {transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING}
+    if several:
+        kinds[transformers.AutoModelForImageTextToText] = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        found = next((kind for kind, models in kinds.items() if type(config) in models), None)
+    except (ValueError, OSError, KeyError, TypeError):  # a type that it does not know, or code that lies beside it
+        found = None
+    if found is None:
+        raise IncompatibleError(
+            f"transformers {transformers.__version__} has no language model for this config",
+            where=path / "config.json",
+            expected="a causal language model" + (", or one of images and text" if several else ""),
+            found=f"model_type {shown(model_config(path).get('model_type'))}",
+        )
+    return found
 
 
 def default_device() -> str:

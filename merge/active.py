@@ -42,7 +42,7 @@ def batched(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, model: PreTrai
     """Tokenise prompts and put like lengths together, in an order that does not depend on theirs.
 
     Raises:
-        ConfigError: A prompt without tokens, or longer than the model's context.
+        ConfigError: A prompt without tokens, longer than the model's context, or with tokens it does not have.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     rows = []
@@ -51,6 +51,13 @@ def batched(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, model: PreTrai
         if not ids or (limit and len(ids) > limit):
             raise ConfigError(
                 "a prompt does not fit the model", where=repr(text[:60]), found=f"{len(ids)} tokens", expected=limit
+            )
+        if max(ids) >= model.get_input_embeddings().num_embeddings:
+            raise ConfigError(
+                "the tokenizer has tokens that the model does not: it belongs to another base",
+                where=repr(text[:60]),
+                found=f"token {max(ids)}",
+                expected=f"below {model.get_input_embeddings().num_embeddings}",
             )
         rows.append(ids)
     rows.sort(key=lambda ids: (len(ids), ids))

@@ -470,6 +470,23 @@ def test_a_base_folder_with_an_adapter_is_not_loaded_as_the_base(head: Path) -> 
             load()
 
 
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl"])
+def test_a_model_of_several_modalities_is_loaded_for_its_text(tmp_path: Path, family: str) -> None:
+    model = save_base(family, tmp_path)
+    with torch.no_grad():
+        truth = model(input_ids=IDS_BT).logits
+        assert torch.equal(load_twin(tmp_path, "cpu")(input_ids=IDS_BT).logits, truth)
+
+
+@pytest.mark.parametrize("kind", ["clip", "nova"])
+def test_a_base_that_is_no_language_model_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": {"AutoConfig": "x.X"}}))
+    ref = BaseRef(repo="acme/tiny", revision="0" * 40, path=tmp_path)
+    for load in (lambda: load_twin(tmp_path), lambda: load_nf4(ref, Quantisation())):
+        with pytest.raises(IncompatibleError, match="no language model"):
+            load()
+
+
 # ---- configs of strangers
 
 
