@@ -7,6 +7,7 @@ becomes of a row.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,8 +22,9 @@ from .rationale import UnusableRationale, parse_rationale, read_gold, stated_ans
 OUR_COLUMNS = ("question", "answer", "rationale")
 ABSENT = object()
 """What a record holds at a column that it does not have; a null is something else."""
-BESIDE_QUESTION = ("input", "context", "body", "passage", "table", "choices", "options", "statement")
-"""Columns that often hold the rest of a question."""
+_BEFORE_QUESTION = ("context", "body", "passage", "table", "statement")
+BESIDE_QUESTION = (*_BEFORE_QUESTION, "input", "choices", "options")
+"""Columns that often hold the rest of a question, the first ones what comes before it."""
 PROBED_ROWS = 20
 """Records looked at to find out which columns would do."""
 
@@ -163,7 +165,7 @@ def _unreadable(value: Any, where: str, column: str) -> ConfigError:
         found=f"a list of {', '.join(sorted({type(item).__name__ for item in value}))}"
         if listed
         else type(value).__name__,
-        next_step="write the column as text",
+        next_step=f"{key}=<a column of text or numbers>",
     )
 
 
@@ -280,11 +282,13 @@ def _by_likeness(names: Sequence[str], ours: str, *, only: bool = False) -> list
     likely = _LIKELY[ours]
 
     def place(name: str) -> int:
-        last = name.rpartition(".")[2].casefold().replace(" ", "_").replace("-", "_")
-        return likely.index(last) if last in likely else len(likely)
+        words = re.split(r"[\W_]+", name.rpartition(".")[2].casefold())
+        last = "_".join(words)
+        among = (len(likely) + index for index, word in enumerate(likely) if len(word) > 1 and word in words)
+        return likely.index(last) if last in likely else next(among, 2 * len(likely))
 
     ordered = sorted(names, key=place)  # a column as it stands before one of that name in a struct
-    return [name for name in ordered if place(name) < len(likely)] if only else ordered
+    return [name for name in ordered if place(name) < 2 * len(likely)] if only else ordered
 
 
 def _chats(name: str) -> bool:
@@ -295,7 +299,13 @@ def _question(records: Sequence[Mapping[str, Any]], asked: str, names: Sequence[
     """The question's column, with the one that holds the rest of it."""
     rest = [name for name in names if name != asked and name.casefold() in BESIDE_QUESTION]
     rest = [name for name in rest if any(_texts(records, name, "question"))]
-    return [asked, *rest] if rest and not _chats(asked) else asked
+    return joined([asked], rest) if rest and not _chats(asked) else asked
+
+
+def joined(asked: Sequence[str], rest: Sequence[str]) -> list[str]:
+    """The columns of a question with those that hold the rest of it, in the order they are read in."""
+    before = [name for name in rest if name.casefold() in _BEFORE_QUESTION]
+    return [*before, *asked, *(name for name in rest if name not in before)]
 
 
 def _overrides(section: str, **columns: str | list[str]) -> str:

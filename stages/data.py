@@ -256,7 +256,8 @@ def _mend(reason: str, section: str, rationales: int | None) -> str:
         return ("solutions need two steps or more, a line or a sentence each; what stands between <think> and </think> "
                 "is not taught, so they have to follow it")  # fmt: skip
     return (f"map {section}.columns.rationale to worked solutions that end by stating their answer, as `#### 72`, "
-            "`Answer: 72`, `\\boxed{72}` or `the answer is 72`")  # fmt: skip
+            "`Answer: 72`, `\\boxed{72}` or `the answer is 72`; where there are none, a teacher writes them: "
+            "plyfold data rationales --help")  # fmt: skip
 
 
 def load_problems(config: DataConfig, limit: int | None = None) -> list[Problem]:
@@ -270,7 +271,7 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     Raises:
         ConfigError: As `load_rows`, or a row without a question or a gold answer.
     """
-    rows = load_rows(config, section="eval.data", taught=False)
+    rows = load_scored_rows(config)
     if config.part is not None:  # of training data, in which such rows are left out too
         rows = list(filter(is_scorable, rows)) or rows
     rows = rows[:limit]
@@ -293,6 +294,12 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
                 next_step=_mend(TORN_LATEX, "eval.data", None),
             )
     return problems, _report(config, rows, len(rows))
+
+
+def load_scored_rows(config: DataConfig) -> list[Row]:
+    """The rows `load_scored` makes problems of; those of training data are told of as such."""
+    held_out = config.part is not None
+    return load_rows(config, section="data" if held_out else "eval.data", taught=held_out)
 
 
 def is_scorable(row: Row) -> bool:

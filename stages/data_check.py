@@ -29,6 +29,7 @@ from .data import (
     load_problems,
     load_rationales,
     load_rows,
+    load_scored_rows,
     part_name,
     question_hash,
     require_disjoint,
@@ -182,7 +183,7 @@ def check_data(config: CurriculumConfig) -> DataCheck:
         if stage.task == "rewrite":
             require_train_split(data_of(config, name)[0], f"stages.{name}")
     counter = token_counter(config.base)
-    held_out = load_rows(config.eval.data, section="eval.data", taught=False)
+    held_out = load_scored_rows(config.eval.data)
     scored = [row.question for row in held_out]
     context = context_tokens(config.base) if counter else None
     refusals, late = [_refusal(load_problems, config.eval.data)], list[ConfigError | None]()

@@ -145,6 +145,8 @@ def test_problems_to_be_scored_on_need_no_rationale_column(tmp_path: Path) -> No
         {"messages": [{"role": "user", "content": "3*5-2?"}, {"role": "assistant", "content": SOLUTION}]},
         {"conversations": [{"from": "human", "value": "3*5-2?"}, {"from": "gpt", "value": SOLUTION}]},
         {"data": {"question": "3*5-2?", "gold": "13"}, "n": 2, "teacher_cot": [WRONG, SOLUTION]},
+        {"Problem Statement": "3*5-2?", "Worked Solution": SOLUTION, "Final": 13},
+        {"Body": "He has 3*5.", "Question": "Less 2?", "Answer": 13.0, "cot": SOLUTION},
         {"query": "3*5-2?", "a": "13", "b": "nothing", "thoughts about it": SOLUTION},
     ],
 )
@@ -161,6 +163,11 @@ def test_an_error_over_columns_proposes_a_mapping_that_works_when_typed(tmp_path
     rationales, _ = load_rationales(build_config(plain, shlex.split(caught.value.next_step)).data)
     assert [found.steps for found in rationales] == [("3*5=15", "15-2=13")] * 2
     assert all(found.answer == "13" and "2?" in found.question for found in rationales)
+
+
+def test_what_comes_before_a_question_is_joined_before_it() -> None:
+    row = {"Question": "Less 2?", "Body": "He has 3*5.", "input": "Round down.", "Answer": 13, "cot": SOLUTION}
+    assert "columns.question=[Body,Question,input]" in propose([row], "data", taught=True)
 
 
 def test_where_no_column_would_do_none_is_proposed() -> None:

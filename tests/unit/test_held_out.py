@@ -143,6 +143,15 @@ def test_a_lone_question_cannot_be_divided(folder: Path) -> None:
     assert "eval.data.path=" in caught.value.next_step
 
 
+def test_columns_that_are_missing_are_missing_in_the_training_data(folder: Path) -> None:
+    _write([{"question": row["question"], "rationale": row["answer"]} for row in map(_row, range(30))])
+    with pytest.raises(ConfigError, match="no column answer") as caught:
+        check_data(load_config("mine.yaml"))
+    config = load_config("mine.yaml", caught.value.next_step.split())
+    assert check_data(config).refusal is None
+    assert config.eval.data.part == [0.0, 0.1]
+
+
 @pytest.mark.parametrize("missing", [*LINES, "all"])
 def test_a_missing_section_is_answered_with_a_line_that_mends_it(
     folder: Path, missing: str, capsys: pytest.CaptureFixture[str]
