@@ -362,10 +362,10 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        key, told = getattr(error, "full_key", None), first_line(error)
+        at_key, told = getattr(error, "full_key", None), first_line(error)
         if written.is_marked(told):
-            raise written.refusal(key, told) from None
-        raise ConfigError(told, where=place(key), next_step=_suggestion(error)) from error
+            raise written.refusal(at_key, told) from None
+        raise ConfigError(told, where=place(at_key), next_step=_suggestion(error)) from error
     assert isinstance(config, CurriculumConfig)
     _read_environment(config, written)
     _check(config, where)
