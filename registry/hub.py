@@ -16,7 +16,7 @@ from .companions import SIGNATURE_FILE
 from .evaluations import EVALUATIONS
 from .hub_client import HubClient
 from .hub_commit import Outcome, Wanted, publish, said_here
-from .hub_freshness import Freshness, remember
+from .hub_freshness import Freshness, remember, seen
 from .hub_places import attest_location, check_shareable, location, repo_of
 from .hub_pull import Pulled, pull
 from .record import RECORD_FILE
@@ -166,6 +166,7 @@ def push(
             sign(store, digest, signer.key, signer.password)
             sign_own(store, digest, signer, STATEMENTS, EVALUATIONS)
     kin = {entry.digest: _kin(entry) for entry in entries}
+    heads = {repo: each.head for repo, each in seen(store).items()}
     plans = [
         (
             Wanted(
@@ -177,6 +178,7 @@ def push(
                 revocations=tuple(reaching.get(entry.digest, ())),
                 replace_signature=signer is not None and entry.digest in asked,
                 replace_statements=replace_statements,
+                seen=heads.get(repo_of(namespace, entry.record)),
                 kin=kin,  # which learns where each of them lies before its children are published
             ),
             entry.digest in asked,

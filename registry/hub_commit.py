@@ -53,6 +53,8 @@ class Wanted:
     """Put our signature in the place of another."""
     replace_statements: bool = False
     """Put what is said here in the place of a file of statements that cannot be read."""
+    seen: str | None = None
+    """Commit that `main` was at when it was last looked at from here."""
     kin: Mapping[str, Kin] = field(default_factory=dict)
     """Digest -> adapter its record names."""
 
@@ -111,10 +113,15 @@ def publish(client: HubClient, wanted: Wanted) -> Outcome:
     tried: list[str] = []
     busy: HubBusyError | HeadMovedError | None = None
     seen: str | None = None
-    note = ""
+    note = lost = ""
     start_s = time.monotonic()
     for attempt in count():
         now = Repository(client, repo, trees)
+        if attempt == 0 and wanted.seen and wanted.seen not in {commit.sha for commit in now.commits}:
+            lost = (
+                f"main of {repo} was at {short(wanted.seen, 8)} when it was last looked at, which is not part of its "
+                "history any more: it was put back or rewritten"
+            )
         sha, head = now.landed(entry), now.head
         _check_tag(repo, wanted.tag, now.tags, sha)
         if sha is None and isinstance(busy, HeadMovedError):
@@ -154,7 +161,7 @@ def publish(client: HubClient, wanted: Wanted) -> Outcome:
         head=head,
         status=status,
         superseded=head != sha and now.last_brought() not in (entry.digest, None),
-        note=note,
+        note="; ".join(filter(None, [lost, note])),
     )
 
 

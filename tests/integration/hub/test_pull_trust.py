@@ -348,6 +348,9 @@ def test_who_pushed_knows_what_was_there(hub: Hub, pushed: Store, client: HubCli
     heard: list[str] = []
     with pytest.raises(Exception, match="no adapter with a record"):
         pull(pushed, "acme/toy", stages=[1], client=client, options=Options(notice=heard.append))
+    done = push(pushed, stages(pushed)[:1], "acme", client=client)
+    assert "put back or rewritten" in done[0].note
+    assert push(pushed, stages(pushed)[:1], "acme", client=client)[0].note == ""
     two = "acme/toy-s02-brevity"
     (got,) = pull(pushed, "acme/toy", stages=[2], client=client)
     assert (got.freshness.repo, got.freshness.state) == (two, "unchanged")
