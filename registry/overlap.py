@@ -1,11 +1,13 @@
 """Was a model scored on rows that it, or an adapter it stands on, was trained on? Told from records alone.
 
 Records name their rows by dataset, split and digest. Equal digests are the same rows; one split of one dataset may
-share rows, whatever ranges were taken of it; another split of the dataset is what a score should be of.
+share rows, whatever ranges were taken of it; another split of the dataset is what a score should be of, and so is
+another part of its questions (`train [0, 0.1)`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -97,9 +99,27 @@ def _own(digest: str, record: Record, evaluated: Rows) -> Overlap | None:
         if data.sha256 == evaluated.sha256:
             return Overlap(digest=digest, label=label, same="rows", trained=data)
     for data in record.data:
-        if (data.id, data.split) == (evaluated.id, evaluated.split):
+        if data.id == evaluated.id and _may_share(data.split, evaluated.split):
             return Overlap(digest=digest, label=label, same="split", trained=data)
     return None
+
+
+_PART = re.compile(r"(?P<split>.*) \[(?P<start>[0-9.e-]{1,24}), (?P<stop>[0-9.e-]{1,24})\)", re.DOTALL)
+
+
+def _may_share(one: str, other: str) -> bool:
+    """Whether two splits are the same one, or parts of it that meet."""
+    (name, start, stop), (other_name, other_start, other_stop) = _part(one), _part(other)
+    return name == other_name and start < other_stop and other_start < stop
+
+
+def _part(split: str) -> tuple[str, float, float]:
+    """A split's name, and the shares of its questions between which the part of it lies; all of it is [0, 1)."""
+    match = _PART.fullmatch(split)
+    try:
+        return (match["split"], float(match["start"]), float(match["stop"])) if match else (split, 0.0, 1.0)
+    except ValueError:
+        return split, 0.0, 1.0
 
 
 def _ancestors_first(store: Store, digests: Iterable[str]) -> Iterator[tuple[str, Record]]:

@@ -63,6 +63,23 @@ class TestOverlaps:
         assert found(trained, trained.one, same) == [(trained.one, "rows")]
         assert found(trained, trained.three, rows("x", fill="9")) == []
 
+    @pytest.mark.parametrize(
+        ("learnt", "scored_on", "may_share"),
+        [
+            ("train [0.1, 1)", "train [0, 0.1)", False),
+            ("train", "train [0, 0.1)", True),
+            ("train [0.1, 1)", "train", True),
+            ("train [0.1, 1)", "train [0, 0.2)", True),
+            ("train [0.1, 1)", "test [0.1, 1)", False),
+            ("train [1-, 1)", "train [1-, 1)", True),  # of a stranger's record
+        ],
+    )
+    def test_parts_of_a_split_share_rows_where_they_meet(
+        self, trained: Trained, learnt: str, scored_on: str, may_share: bool
+    ) -> None:
+        digest = trained.stage(4, "parts", data=[rows("acme/parts", learnt, fill="4")])
+        assert bool(found(trained, digest, rows("acme/parts", scored_on, fill="5"))) == may_share
+
     def test_the_same_split_may_share_rows_whatever_the_revision(self, trained: Trained) -> None:
         assert found(trained, trained.two, rows("acme/sums", fill="9", revision="b")) == [(trained.one, "split")]
         assert found(trained, trained.two, rows("acme/sums", "test", fill="9", revision="a")) == []
