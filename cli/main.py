@@ -24,11 +24,6 @@ from ..core.files import DISK_FULL, NO_PATH, NOT_ALLOWED, disk_full, no_path, no
 from ..core.interrupts import INTERRUPTED, end_quietly, interruptible
 from ..core.locks import no_locks
 
-if "__mp_main__" in sys.modules:  # an engine of this command's that starts, and is to end with it from now on
-    from ..serving.processes import follow_parent
-
-    follow_parent()
-
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
     "data": ("data", "Look at training rows, or have a teacher write them."),
@@ -133,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         code = INTERRUPTED
     end_quietly()  # what the command has opened is closed
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    serves = (sys.argv[1:] if arguments is None else list(arguments))[:1] in (["serve"], ["rollouts"])
+    if serves or int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a server is gone when it says so, torch takes its time
         _end_at_once(code)
     sys.exit(code)
 
@@ -148,7 +144,7 @@ def _open_streams() -> None:
 
 
 def _end_at_once(code: int) -> NoReturn:
-    """End one of several processes without taking its interpreter down piece by piece.
+    """End this process, one of several or a server's, without taking its interpreter down piece by piece.
 
     Native threads outlive the run (Gloo's wherever DDP still holds its group, Arrow's). One that asks for the
     interpreter while it goes aborts the process, and the launcher calls a finished run a failed one

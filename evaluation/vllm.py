@@ -21,7 +21,7 @@ from ..adapters.spec import DTYPES, read_spec, refuse_other_keys
 from ..core.console import Task, progress, verbosity
 from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError, first_line
 from ..serving.options import EngineOptions, engine_options, vllm_version
-from ..serving.processes import PARENT
+from ..serving.processes import followed
 from ..serving.variants import check_sizes
 from .engines import BASE, PROBE_TOKENS, Generation, check_temperature, describe_decoding, end_token_ids
 
@@ -246,7 +246,7 @@ def start_llm(twin: Path, options: EngineOptions, **arguments: Any) -> Any:
     Raises:
         FailedError: It did not start.
     """
-    with progress("start vLLM"), _environment(options):
+    with progress("start vLLM"), _environment(options), followed():
         try:
             from vllm import LLM
 
@@ -270,7 +270,6 @@ def _environment(options: EngineOptions) -> Iterator[None]:
     """Set what vLLM reads from the environment while its processes start, and put it back."""
     wanted = {
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        PARENT: str(os.getpid()),  # so that they end with this one; serving.resolver
         **options.environment(),
     }
     if verbosity() <= 0:

@@ -12,6 +12,7 @@ would be quicker, but is sent when the parent's *thread* ends, and does not outl
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -60,6 +61,26 @@ def follow_parent() -> None:
         _follow(parent.pid)
     elif "__mp_main__" in sys.modules:  # a spawned child that is still being set up
         _follow(os.getppid())
+
+
+@contextmanager
+def followed() -> Iterator[None]:
+    """What `multiprocessing` spawns inside this block ends with this process, from its first moment on.
+
+    A spawned child first runs what was its parent's main module, under another name; inside the block that is this
+    one, whose last lines follow. Without it an engine follows only once vLLM is imported and its parent has answered.
+    """
+    main, variable = sys.modules["__main__"], os.environ.get(PARENT)
+    spec = main.__spec__
+    main.__spec__, os.environ[PARENT] = importlib.util.find_spec("plyfold.serving.processes"), str(os.getpid())
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if variable is None:
+            del os.environ[PARENT]
+        else:
+            os.environ[PARENT] = variable
 
 
 _followed: tuple[int, int] | None = None
@@ -229,3 +250,7 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__mp_main__":
+    follow_parent()

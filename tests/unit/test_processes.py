@@ -92,6 +92,40 @@ def test_engines_and_workers_end_with_whoever_started_them(
     assert ended(*pids.values())
 
 
+@pytest.mark.parametrize("module", [False, True])
+def test_an_engine_follows_before_it_has_read_what_it_is_to_do(module: bool, tmp_path: Path) -> None:
+    """As vLLM's, which imports for seconds and then waits minutes for its parent's first word."""
+    (tmp_path / "slow.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n")
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "__main__.py").write_text(
+        textwrap.dedent("""
+        import multiprocessing, time
+        from plyfold.serving.processes import followed
+
+        class Job:
+            def __reduce__(self):
+                return __import__, ("slow",)
+
+        if __name__ == "__main__":
+            import operator
+            with followed():
+                multiprocessing.get_context("spawn").Process(target=operator.index, args=(Job(),)).start()
+            assert __spec__ is None or "start" in __spec__.name
+            time.sleep(600)
+    """)
+    )
+    command = [sys.executable, *(["-m", "start"] if module else ["start/__main__.py"])]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    engine = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    assert ended(engine)
+
+
 def test_what_others_start_is_left_alone(script: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != PARENT}
     parent = subprocess.Popen(
