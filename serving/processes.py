@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 PARENT = "PLYFOLD_SERVER_PARENT"
 """Variable that names the process which starts vLLM; without it nothing follows anything."""
 INTERRUPTED = 130
-DRAIN_S = 5
+DRAIN_S = 4
 """Time requests in flight have when the server is asked to stop; vLLM's `--shutdown-timeout`."""
 STOP_TIMEOUT_S = DRAIN_S + 2.0
 """Time from asking vLLM to stop until it is killed; with DYING_S below ten seconds in all."""
 DYING_S = 1.0
 """Time the sweepers of shared memory have once all others are gone."""
+GRACE_S = 2.0
+"""Time an engine or worker has, once its parent is gone, to end by itself and give its shared memory back."""
 KILL_TIMEOUT_S = 5.0
 """Longest wait for killed processes to be gone; one that hangs in the kernel ends when it returns."""
 POLL_S = 0.5
@@ -58,9 +60,9 @@ def follow_parent() -> None:
         return
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
-        _follow(parent.pid)
+        _follow(parent.pid, GRACE_S)
     elif "__mp_main__" in sys.modules:  # a spawned child that is still being set up
-        _follow(os.getppid())
+        _follow(os.getppid(), GRACE_S)
 
 
 @contextmanager
@@ -87,7 +89,7 @@ _followed: tuple[int, int] | None = None
 """This process and the parent it follows; after a fork the first differs."""
 
 
-def _follow(parent: int) -> None:
+def _follow(parent: int, grace_s: float = 0.0) -> None:
     global _followed
     if os.getppid() != parent:
         _end()
@@ -98,6 +100,7 @@ def _follow(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(POLL_S)
+        time.sleep(grace_s)
         _end()
 
     threading.Thread(target=watch, name="plyfold-parent", daemon=True).start()

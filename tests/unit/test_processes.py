@@ -18,7 +18,7 @@ import pytest
 
 from plyfold.serving.processes import PARENT, Watch, launched
 
-GONE_S = 5
+GONE_S = 10
 ENGINE = """
     import multiprocessing, os, sys, time
     from plyfold.serving.processes import follow_parent
