@@ -51,7 +51,8 @@ _TAG = re.compile(
 )
 _LINE_TAG = re.compile(r"<br\s{0,9}/?>|</(?:p|li|step|div)>", re.IGNORECASE)
 _CODE = re.compile(
-    r"</?\|?(?:llm[-_]code|code|python|py|tool|function|execute|interpreter|invoke|program|jupyter)[\w-]*[\s|>]"
+    r"</?\|?(?:llm[-_]code|code|python|py|tool|function|execut|interpreter|invoke|program|jupyter|gadget|calculator"
+    r"|bash|sql|repl)[\w-]*[\s|>]"
     r"|\[/?TOOL_(?:CALLS?|RESULTS?)\]"
     r"|^[ \t]*(?:```+|~~~+)[ \t]*\{?\.?(?:i?python[0-9.]*|py|output|tool\w*|code\w*|console|bash|sh|shell|cpp|c"
     r"|c\+\+|c#|java|javascript|js|typescript|ts|r|sql|julia|go|rust|ruby|matlab|json)\b"

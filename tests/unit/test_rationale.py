@@ -416,6 +416,8 @@ CODED = "Let us compute it.\n{}\nThus 3*5=15 is it.\nThe answer is 15."
         '{"name": "calc", "arguments": {"a": 3}}',
         "<|python_tag|>left = 3*5",
         "[TOOL_CALLS] calc",
+        '<gadget id="calculator">3*5</gadget>\n<output>15</output>',
+        "<execution_result>15</execution_result>",
         "<code>left = 3*5</code>",
         "```\nimport math\nprint(3*5)\n```",
         "def solve():\n    return 3*5",
