@@ -18,6 +18,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from .environment import EnvironmentText
 from .errors import ConfigError, NotFoundError, first_line
 from .interpolation import Written
 from .yaml_text import MAX_DEPTH, check_values, check_yaml, read_yaml
@@ -358,6 +359,8 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
         _require_sections(plain, where)
         whole = _with_whole_adapters(_with_held_out(plain))
         merged = OmegaConf.merge(OmegaConf.structured(CurriculumConfig), whole)
+        unresolved = OmegaConf.to_container(merged, resolve=False)
+        written.marked(unresolved)  # whatever OmegaConf made a text of on the way
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, ConfigError):
@@ -369,7 +372,7 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
     assert isinstance(config, CurriculumConfig)
     _read_environment(config, written)
     _check(config, where)
-    unresolved = written.unmarked(OmegaConf.to_container(merged, resolve=False))
+    unresolved = written.unmarked(unresolved)
     check_values(unresolved, where)
     setattr(config, _WRITTEN, unresolved)
     return config
@@ -471,6 +474,13 @@ def _check(config: CurriculumConfig, path: object) -> None:
     numbers = [stage.number for stage in config.stages.values()]
     if not numbers or len(set(numbers)) != len(numbers) or not 1 <= min(numbers) <= max(numbers) <= MAX_STAGE:
         raise ConfigError(f"stages need different numbers from 1 to {MAX_STAGE}", where=path, found=numbers)
+    if isinstance(config.rollout.url, EnvironmentText) and not config.rollout.url.is_whole:
+        raise ConfigError(
+            "a part of a server's address cannot be read from the environment: the server would be told it",
+            where="rollout.url",
+            found=config.rollout.url,
+            expected="the whole address, as ${oc.env:NAME} or ${oc.env:NAME}/path",
+        )
     if not 0 <= config.seed < 2**32:
         raise ConfigError("no such seed", where="seed", found=config.seed, expected="0 to 2**32 - 1")
     scored = {f"eval.{name}": getattr(config.eval, name) for name in ("limit", "max_new_tokens", "batch_size")}

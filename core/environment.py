@@ -52,6 +52,13 @@ class EnvironmentText(str):
         return VARIABLE.sub(lambda found: f"${{oc.env:{found['name']}}}", self)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether one variable is all of it, but for a path behind it: then no host is named beside the variable."""
+        first = VARIABLE.match(self)
+        rest = self[first.end() :] if first else "${"
+        return rest[:1] in ("", "/") and "${" not in rest
+
+    @property
     def last(self) -> str:
         """The last part of the path: a file's name, or the variable that holds it."""
         return self.plain.rstrip("/").rpartition("/")[2]
@@ -108,6 +115,8 @@ def _forms(value: str) -> Iterator[str]:
     """A path or an address as it is quoted once it was made absolute, resolved or stripped."""
     yield value
     yield value.rstrip("/").removesuffix("/v1")
+    yield value.rpartition("@")[2].partition("?")[0]
+    yield value[:200]  # as errors cut what is long
     if "://" in value:
         return
     with suppress(OSError, RuntimeError, ValueError):  # what no system takes for a path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from .environment import VARIABLE, EnvironmentText, is_unset, value_of
@@ -144,4 +145,5 @@ def _mapped(value: Any, change: Callable[[str, str], str], key: str = "") -> Any
         return {name: _mapped(item, change, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_mapped(item, change, f"{key}[{index}]") for index, item in enumerate(value)]
-    return change(value, key) if isinstance(value, str) else value
+    text = str(value) if isinstance(value, PurePath) else value  # YAML has a tag for it, and OmegaConf makes it a text
+    return change(text, key) if isinstance(text, str) else value

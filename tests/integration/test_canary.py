@@ -28,7 +28,7 @@ base: {repo: acme/tiny-qwen2, revision: auto, path: "${oc.env:PLYFOLD_CANARY}/ba
 adapter: {r: 4, alpha: 8}
 data: {path: "${oc.env:PLYFOLD_CANARY}/train.jsonl"}
 eval: {data: {path: "${oc.env:PLYFOLD_ROWS}", split: test}, max_new_tokens: 4}
-rollout: {engine: http, url: "http://127.0.0.1:9/${oc.env:PLYFOLD_CANARY}"}
+rollout: {engine: http, url: "${oc.env:PLYFOLD_URL}/v1"}
 threads: 1
 stages:
   structure:
@@ -70,6 +70,8 @@ FAILING = [
     (["data.path=${oc.env:PLYFOLD_CANARY}/torn.parquet"], 4),
     (["data.path=org/${oc.env:PLYFOLD_NAME}"], 2),
     (["base.licence=${oc.env:PLYFOLD_NAME}"], 2),
+    (["rollout.url=${oc.env:PLYFOLD_NAME}"], 2),
+    (["rollout.url=http://127.0.0.1:9/${oc.env:PLYFOLD_NAME}"], 2),
     (["data.columns.question=${oc.env:PLYFOLD_NAME}"], 2),
 ]  # fmt: skip
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -92,6 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Any) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLYFOLD_CANARY", str(hidden))
         patch.setenv("PLYFOLD_ROWS", str(hidden / "test.jsonl"))
+        patch.setenv("PLYFOLD_URL", f"http://127.0.0.1:9/{CANARY}")
         patch.setenv("PLYFOLD_NAME", CANARY)
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -147,7 +150,7 @@ def test_an_http_engine_that_is_not_there_is_named_as_it_is_spelt(
     trained: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["train", *OWN, "--stages", "1,2"]) == 6
-    assert "http://127.0.0.1:9/${oc.env:PLYFOLD_CANARY}" in _unseen(trained, capfd)
+    assert "${oc.env:PLYFOLD_URL}" in _unseen(trained, capfd)
 
 
 class _Teacher(BaseHTTPRequestHandler):

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import re
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,13 @@ def test_only_what_stays_here_is_read_and_it_is_said_nowhere(name: str, tmp_path
      "stages.${oc.env:PLYFOLD_CANARY}.number=4", "stages.structure.trainer.${oc.env:PLYFOLD_CANARY}=1x${base.path}",
      "base.licence=${oc.env:PLYFOLD_CANARY", "base.licence=${ oc.env : PLYFOLD_CANARY }", 
      "base.licence=${base.${seed}}",
-     "base.licence=!!python/object/apply:os.getenv [PLYFOLD_CANARY]", "base.licence=${base.licence}"],
+     "base.licence=!!python/object/apply:os.getenv [PLYFOLD_CANARY]", "base.licence=${base.licence}",
+     "base.licence=!!python/object/apply:pathlib.PosixPath ['${oc.env:PLYFOLD_CANARY}']",
+     "base.licence=!!python/object/apply:pathlib.Path ['${oc.decode:${oc.env:PLYFOLD_CANARY}}']",
+     "stages.structure.trainer.run_name=!!python/object/apply:pathlib.Path ['${oc.env:PLYFOLD_CANARY}']",
+     f"base.licence=!!binary {b64encode(READ.encode()).decode()}",
+     "rollout.url=http://127.0.0.1:9/${oc.env:PLYFOLD_CANARY}", "rollout.url=${oc.env:PLYFOLD_CANARY}.example.org",
+     "rollout.url=${oc.env:PLYFOLD_NONE,http://127.0.0.1:9}/${oc.env:PLYFOLD_CANARY}"],
 )  # fmt: skip
 def test_there_is_no_other_way(override: str) -> None:
     with pytest.raises(ConfigError) as caught:

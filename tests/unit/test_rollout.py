@@ -244,7 +244,7 @@ def test_an_engine_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monk
     assert ready(RolloutConfig()) == {"engine": "hf"}
     with pytest.raises(OfflineError, match="does not answer"):
         ready(RolloutConfig(engine="http", url="http://127.0.0.1:9"))
-    with pytest.raises(OfflineError):
+    with pytest.raises(ConfigError, match="not the address"):
         ready(RolloutConfig(engine="http", url="not a url"))
     with pytest.raises(IncompatibleError, match="too wide"):
         ready(RolloutConfig(engine="vllm"), rank=513)
