@@ -42,16 +42,17 @@ ENGINE = """
 """
 
 
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def ended(*pids: int, within_s: float = GONE_S) -> bool:
-    processes = []
-    for pid in pids:
-        try:
-            processes.append(psutil.Process(pid))
-        except psutil.NoSuchProcess:
-            continue
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:
-        if all(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in processes):
+        if not any(map(running, pids)):
             return True
         time.sleep(0.05)
     return False
