@@ -339,11 +339,11 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
                 found=override,
                 next_step="write it as seed=1 or stages.brevity.trainer.max_steps=10",
             )
-        key, _, value = override.partition("=")
+        dotted, _, value = override.partition("=")
         with suppress(OmegaConfBaseException), _yaml_of("an override", override[:200]):  # the others are told below
-            check_yaml(value, key[:200])
-            if key.count(".") + key.count("[") > MAX_DEPTH:
-                raise ConfigError("an override's key is nested too deep", found=key[:200])
+            check_yaml(value, dotted[:200])
+            if dotted.count(".") + dotted.count("[") > MAX_DEPTH:
+                raise ConfigError("an override's key is nested too deep", found=dotted[:200])
             OmegaConf.from_dotlist([override])
 
     def place(key: object) -> object:

@@ -12,8 +12,6 @@ import re
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from ..core.console import progress, say, verbosity
 from ..core.errors import ConfigError, ConflictError, FailedError
 from ..core.links import open_log
+from ..core.one_host import UNANSWERED, ask
+from ..core.strict_json import parse_json
 from .access import KEY_VARIABLE, api_key, check_reach, server_url
 from .options import EngineOptions, engine_options, gateway_environment, gateway_flags, shell_line, vllm_version
 from .processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interruptible, launched
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 1800.0
 """Longest wait for a first answer; a large base is read and, on a GPU, compiled before it."""
 REQUEST_TIMEOUT_S = 300.0
+MAX_ANSWER_BYTES = 4_000_000
 LOG_CAUSES = 3
 """Different error lines of vLLM's log that an error quotes."""
 
@@ -279,11 +280,12 @@ def _wait_until_healthy(watch: Watch, plan: ServerPlan) -> None:
             if lost := watch.lost():
                 raise _died(plan, f"{lost} before it answered")
             try:
-                with urllib.request.urlopen(f"{plan.url}/health", timeout=5):
+                if ask(f"{plan.url}/health", headers={}, timeout_s=5, max_bytes=0).status == 200:
                     return
-            except (urllib.error.URLError, OSError):
-                time.sleep(POLL_S)
-                task.advance(0)
+            except UNANSWERED:
+                pass  # not yet
+            time.sleep(POLL_S)
+            task.advance(0)
     raise _died(plan, f"vLLM did not answer within {START_TIMEOUT_S:.0f} s")
 
 
@@ -296,8 +298,8 @@ def _check_answers(plan: ServerPlan) -> None:
             raise _died(plan, f"vLLM lists other models than planned: {', '.join(sorted(listed))}")
         for name in (BASE, *plan.modules):
             _ask(plan, "/v1/completions", {"model": name, "prompt": "1", "max_tokens": 1, "temperature": 0})
-    except OSError as error:
-        raise _died(plan, f"vLLM started and then failed: {error}") from error
+    except (*UNANSWERED, ValueError, KeyError, TypeError) as error:
+        raise _died(plan, f"vLLM started and then failed: {error or type(error).__name__}") from error
 
 
 def _ask(plan: ServerPlan, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -305,11 +307,11 @@ def _ask(plan: ServerPlan, path: str, body: dict[str, Any] | None = None) -> dic
     if plan.key is not None:
         headers["Authorization"] = f"Bearer {plan.key}"
     data = json.dumps(body).encode() if body else None
-    request = urllib.request.Request(f"{plan.url}{path}", data=data, headers=headers)
-    with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
-        answer = json.load(response)
-    assert isinstance(answer, dict)
-    return answer
+    url = f"{plan.url}{path}"
+    reply = ask(url, data=data, headers=headers, timeout_s=REQUEST_TIMEOUT_S, max_bytes=MAX_ANSWER_BYTES)
+    if reply.status != 200:
+        raise ConnectionError(f"HTTP {reply.status}: {reply.data[:300].decode(errors='replace')}")
+    return dict(parse_json(reply.data, max_bytes=MAX_ANSWER_BYTES))
 
 
 def _died(plan: ServerPlan, what: str) -> FailedError:
