@@ -13,8 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import IntegrityError
 from .base import config_count, model_config
+from .header import shown
 
+MAX_REPEATED = 100_000
 TEXT_CONFIG = "text_config"
 """Where a model of several modalities keeps the sizes of its language model."""
 
@@ -105,6 +108,13 @@ class ModelConfig:
             return None
         if self.model_type not in CONFIG_MAPPING:
             return None
+        if self.most_repeated > MAX_REPEATED:  # a class makes a list of its layers, however many
+            raise IntegrityError(
+                "the config asks for more layers or experts than any model has",
+                where=self.folder / "config.json",
+                found=shown(self.most_repeated),
+                expected=f"at most {MAX_REPEATED:,}, in num_hidden_layers and its like",
+            )
         try:
             with quiet_transformers():
                 return CONFIG_MAPPING[self.model_type].from_dict(dict(self.raw))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import CONFIG_MAPPING  # noqa: F401  (once, before workers are forked)
+from transformers import CONFIG_MAPPING
 
 from plyfold.adapters.base import model_config
 from plyfold.core import errors
@@ -32,6 +32,7 @@ from plyfold.stages.shapes import find_shape
 from .hostile_records import ODD, places
 from .hostile_truth import strictly
 
+CONFIG_MAPPING["qwen2"]  # imported once, before workers are forked
 MAX_MESSAGE = 2000
 SANDBOX = find_config("sandbox")
 
@@ -253,8 +254,8 @@ class _answered:  # noqa: N801 - a context manager
 
 MODEL = {
     "model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "intermediate_size": 128, "vocab_size": 512, "max_position_embeddings": 256, "eos_token_id": [1, 2],
-    "rope_theta": 1e6,
+    "num_key_value_heads": 1, "intermediate_size": 128, "vocab_size": 512, "max_position_embeddings": 256,
+    "eos_token_id": [1, 2], "rope_theta": 1e6,
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from plyfold.core.errors import IntegrityError, NotFoundError
 from plyfold.registry.lock import make_lock, read_lock, write_lock
 from plyfold.registry.store import Store
 
+from ..hostile_texts import KINDS as TEXTS
 from ..hostile_verdicts import KINDS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,6 +35,17 @@ def test_hostile_input_is_right_or_refused_once() -> None:
     )
     outcomes = {outcome for counts in report["counts"].values() for outcome in counts}
     assert {"right", "IntegrityError"} <= outcomes
+
+
+def test_hostile_texts_are_read_rightly_or_refused_once() -> None:
+    command = [sys.executable, "benchmarks/hostile.py", "--texts", "--jobs", "1", "--json", "--seed", "900000"]
+    done = subprocess.run(
+        [*command, "--num", str(8 * len(TEXTS))], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stdout, done.stderr
+    report = json.loads(done.stdout)
+    assert report["faults"] == []
+    assert {kind: sum(counts.values()) for kind, counts in report["counts"].items()} == dict.fromkeys(TEXTS, 8)
 
 
 @pytest.fixture
