@@ -24,7 +24,7 @@ from ..core.config import BaseConfig
 from ..core.digest import CHUNK_BYTES, digest_json, sha256_file, short
 from ..core.environment import meaning
 from ..core.errors import ConfigError, FailedError, IncompatibleError, IntegrityError, NotFoundError
-from ..core.files import require_space, staged_folder, sweep_staged, write_json
+from ..core.files import expanded, require_space, staged_folder, sweep_staged, write_json
 from ..core.locks import lock_of, locked
 from ..core.strict_json import read_json, read_object
 from .header import read_header, shown
@@ -137,7 +137,7 @@ def resolve_base(config: BaseConfig, *, local_only: bool = False) -> BaseRef:
         # A branch or tag becomes the commit it pointed to: the snapshot's folder name.
         commit = path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else config.revision
         return BaseRef(repo=config.repo, revision=commit, path=path)
-    path = sandbox_folder() if config.path == SANDBOX else Path(meaning(config.path)).expanduser()
+    path = sandbox_folder() if config.path == SANDBOX else expanded(meaning(config.path))
     if not path.is_dir():
         raise NotFoundError("no such base folder", where=path, next_step="set base.path to a folder, or to null")
     refuse_quantised(path, config.repo)

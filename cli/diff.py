@@ -86,10 +86,11 @@ def diff_command(
 
 def _side(ref: str, curriculum: str | None, registry: Path | None) -> Side:
     """The adapter a user means: of the registry where it has one of that name, else a folder."""
+    from ..core.files import expanded
     from ..registry.graph import find
     from ..registry.store import find_store
 
-    folder = Path(ref).expanduser()
+    folder = expanded(ref)
     if os.sep in ref:
         return _folder(folder)
     try:

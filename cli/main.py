@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from ..core.console import print_error, printable, set_verbosity
-from ..core.errors import ConfigError, FailedError, PlyfoldError, ran_out_of_memory
+from ..core.errors import ConfigError, FailedError, NotFoundError, PlyfoldError, ran_out_of_memory
 from ..core.files import DISK_FULL, NO_PATH, NOT_ALLOWED, disk_full, no_path, not_allowed
 from ..core.interrupts import INTERRUPTED, end_quietly, interruptible
 from ..core.locks import no_locks
@@ -54,6 +54,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _require_working_folder()
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise click.Abort from error  # of a bare one click makes an empty line
@@ -196,6 +197,22 @@ def run(arguments: list[str]) -> int:
         return _report(_unexpected(error), debug)
     except Exception as error:  # the last line of defence: a user sees one error, not a traceback
         return _report(_unexpected(error), debug)
+
+
+def _require_working_folder() -> None:
+    """Refuse to start in a folder that was removed: no relative path means anything, and MKL ends the process.
+
+    Raises:
+        NotFoundError: It is gone.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            "the folder this was started in is gone",
+            where=os.environ.get("PWD", ""),
+            next_step="cd to one that is there",
+        ) from error
 
 
 def _unexpected(error: Exception) -> FailedError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..core.console import warn
 from ..core.digest import short
 from ..core.errors import BaseMismatchError, ConfigError, NotFoundError
+from ..core.files import expanded
 from .options import parse_stages
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def _base(inputs: Inputs, wanted: Wanted) -> BaseWord | None:
 
 
 def _base_folder(wanted: Wanted) -> Path | None:
-    folder = Path(wanted.base or "").expanduser()
+    folder = expanded(wanted.base or "")
     return folder if wanted.base and folder.is_dir() else None
 
 

@@ -341,6 +341,7 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
             )
         dotted, _, value = override.partition("=")
         with suppress(OmegaConfBaseException), _yaml_of("an override", override[:200]):  # the others are told below
+            check_values(dotted, "an override")
             check_yaml(value, dotted[:200])
             if dotted.count(".") + dotted.count("[") > MAX_DEPTH:
                 raise ConfigError("an override's key is nested too deep", found=dotted[:200])

@@ -123,6 +123,20 @@ def refuse_existing(out: Path, *, replace: bool = False) -> None:
     _refuse_long_name(out)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` and `~user` spelt out.
+
+    Raises:
+        ConfigError: There is no such user, or none whose home folder is known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            "nobody's home folder", where=path, next_step="write the whole path, or ./ before it"
+        ) from error
+
+
 def refuse_no_folder(path: Path) -> None:
     """Refuse a path in whose place no folder is or can be made, before work is spent on it.
 

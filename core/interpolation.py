@@ -15,7 +15,7 @@ from typing import Any
 from .environment import VARIABLE, EnvironmentText, is_unset, value_of
 from .errors import ConfigError
 
-_BEGINNING = re.compile(r"(?P<escapes>\\*)\$\{")
+_BEGINNING = re.compile(r"(?<!\\)(?P<escapes>\\*)\$\{")
 _REFERENCE = re.compile(r"\$\{\s*\.*[\w\-]+(?:\[[\w\-]+\]|\.[\w\-]+)*\s*\}")
 """`${data.path}`, `${..path}`, `${data[path]}`: a key, spelt out."""
 

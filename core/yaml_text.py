@@ -47,11 +47,13 @@ def check_yaml(text: str, where: object) -> None:
     """Refuse what would be too much once parsed.
 
     Raises:
-        ConfigError: Nested too deep, too many values with those that aliases repeat, or an alias inside what it names.
+        ConfigError: Half of a surrogate pair, as in an argument that is no UTF-8; nested too deep, too many values with
+            those that aliases repeat, or an alias inside what it names.
         YAMLError: It is no YAML.
     """
     import yaml
 
+    check_values(text, where)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     sizes: dict[str, int | None] = {}  # None while the value is still open
     opened: list[tuple[str | None, int]] = []

@@ -21,6 +21,7 @@ from ..adapters.placement import Placement, place, unplaced
 from ..adapters.quantised import unquantised_name
 from ..adapters.spec import AdapterSpec, read_spec
 from ..core.errors import BaseMismatchError, ConfigError, IncompatibleError, NotFoundError, ShapeMismatchError
+from ..core.files import expanded
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -296,7 +297,7 @@ def parse_base(text: str) -> BaseWord:
         NotFoundError: Neither a folder that exists nor a Hub id.
         ConfigError: An address of the Hub that is no model's.
     """
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     if folder.is_dir():
         repo, revision = folder_identity(folder) or ("", None)
         return BaseWord(repo=repo, revision=revision, folder=folder)

@@ -15,7 +15,7 @@ from ..core.console import printable, warn
 from ..core.digest import PREFIX, canonical_json, digest_json, sha256_bytes, short
 from ..core.environment import VARIABLE, EnvironmentText, meaning, value_of
 from ..core.errors import ConfigError, IntegrityError
-from ..core.files import read_capped, write_bytes, write_json
+from ..core.files import expanded, read_capped, write_bytes, write_json
 from ..core.links import open_own
 from .record import MAX_RECORD_BYTES, check_portable, utc_now
 
@@ -226,7 +226,7 @@ def write_location(path: Path, repo: str, revision: str, base: Path, spelling: s
     for known in (bases, spelt):
         known.pop(name, None)
     if spelling is None:
-        bases[name] = str(base.expanduser().resolve())
+        bases[name] = str(expanded(base).resolve())
     else:
         spelt[name] = f"{sha256_bytes(_meant(spelling).encode())} {spelling}"
     _write_places(path, {"bases": bases, _SPELT: spelt})
@@ -252,14 +252,14 @@ def read_location(path: Path, repo: str, revision: str) -> Path | None:
 
 def _meant(spelling: str) -> str:
     """The path that a spelling comes to in this environment, without a look at the disk."""
-    return str(Path(VARIABLE.sub(value_of, spelling)).expanduser().absolute())
+    return str(expanded(VARIABLE.sub(value_of, spelling)).absolute())
 
 
 def write_rows_place(path: Path, sha256: str, file: Path) -> None:
     """Note in which file rows of a digest lie; the caller holds the store's lock."""
     others = {name: place for name, place in _bases(path, _ROWS).items() if name != sha256}
     kept = dict(list(others.items())[1 - MAX_ROWS_PLACES :])
-    _write_places(path, {_ROWS: kept | {sha256: str(file.expanduser().resolve())}})
+    _write_places(path, {_ROWS: kept | {sha256: str(expanded(file).resolve())}})
 
 
 def read_rows_place(path: Path, sha256: str) -> Path | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -23,17 +24,19 @@ def refuse_foreign(registry: Path, start: Path) -> None:
         start: Where the walk upward began.
 
     Raises:
-        IntegrityError: It, or a link in its place, belongs to another user, other than root; every user may write to it
-            or to the folder it lies in; or it lies above the home folder and not where the walk began.
+        IntegrityError: It, a folder of it, or a link in its place belongs to another user, other than root; every user
+            may write to one of them or to the folder it lies in; or it lies above the home folder and not where the
+            walk began.
     """
     why = _foreign(registry, start)
     if why:
+        typed = shlex.quote(str(registry))
         raise IntegrityError(
             "a registry that nobody named is not surely yours; nothing in it was read or written",
             where=registry,
             expected="your own, where no other user can put or change one",
             found=why,
-            next_step=f"if it is the one you mean, name it: --registry {registry} or PLYFOLD_REGISTRY={registry}; else "
+            next_step=f"if it is the one you mean, name it: --registry {typed} or PLYFOLD_REGISTRY={typed}; else "
             "name another",
         )
 
@@ -47,11 +50,14 @@ def _foreign(registry: Path, start: Path) -> str:
     owners = {os.geteuid(), 0}  # root needs no planted registry to do harm
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdecimal():
         owners.add(int(os.environ["SUDO_UID"]))
-    for look in (os.lstat, os.stat):
-        with suppress(FileNotFoundError):
-            if (owner := look(registry).st_uid) not in owners:
-                return f"it belongs to {_name(owner)}, and you are {_name(os.geteuid())}"
-    for folder in (registry, *(registry / name for name in SPECIAL)):
+    folders = (registry, *(registry / name for name in SPECIAL))
+    for folder in folders:
+        for look in (os.lstat, os.stat):
+            with suppress(FileNotFoundError):
+                if (owner := look(folder).st_uid) not in owners:
+                    whose = "it" if folder == registry else str(folder)
+                    return f"{whose} belongs to {_name(owner)}, and you are {_name(os.geteuid())}"
+    for folder in folders:
         if _open_to_all(folder):
             return f"every user may write to {folder}"
     return ""

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..core.digest import PREFIX, short
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
-from ..core.files import NOT_ALLOWED, disk_errors, not_allowed, refuse_no_folder
+from ..core.files import NOT_ALLOWED, disk_errors, expanded, not_allowed, refuse_no_folder
 from ..core.links import is_folder, open_own, refuse_link, refuse_links_in
 from ..core.locks import locked, take_lock
 from . import ledger, objects
@@ -57,7 +57,7 @@ def find_store(path: Path | None = None, *, create: bool = False, dry_run: bool 
     """
     named = path or (Path(value) if (value := os.environ.get("PLYFOLD_REGISTRY")) else None)
     if named:
-        refuse_no_folder(named.expanduser())
+        refuse_no_folder(expanded(named))
     candidates = [named] if named else [folder / FOLDER for folder in (Path.cwd(), *Path.cwd().parents)]
     for candidate in candidates:
         try:
@@ -88,7 +88,7 @@ class Store(Refs):
             ConfigError: `root` is no folder.
             NotAllowedError: It can neither be made nor read.
         """
-        self.root = Path(os.path.realpath(root.expanduser()))
+        self.root = Path(os.path.realpath(expanded(root)))
         self.objects = self.root / "objects" / "sha256"
         self.cache = self.root / "cache"
         self._refs = self.root / "refs"

@@ -13,7 +13,6 @@ import shlex
 import socket
 import stat
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ..core.console import warn
 from ..core.errors import ConfigError
@@ -24,6 +23,8 @@ KEY_VARIABLE = "VLLM_API_KEY"
 KEY_REQUIRED = "PLYFOLD_KEY_REQUIRED"
 """Variable that keeps a server from starting without its key, as when a printed command is pasted."""
 KEY_MAX_BYTES = 4096
+_AUTHORITY = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::[0-9]{0,5})?", re.ASCII)
+"""A host and its port as a header has them: no user, path or anything else."""
 _KEY = re.compile(r"[!-~]+")  # what a header can carry, without spaces
 
 
@@ -107,10 +108,8 @@ def server_url(host: str, port: int) -> str:
 
 def names_loopback(authority: str) -> bool:
     """Whether a Host or Origin header names this machine, `localhost:8000`, by a name no other can take."""
-    try:
-        host = (urlsplit(f"//{authority}").hostname or "").removesuffix(".")
-    except ValueError:
-        return False
+    named = _AUTHORITY.fullmatch(authority)
+    host = (named["name"] or named["address"]).lower().removesuffix(".") if named else ""
     return host == "localhost" or host.endswith(".localhost") or _is_loopback_address(host)
 
 

@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ class ServeGateway:
             raise _RefusedError(404, f"no such route; there are {known}")
         if route not in self.routes:
             raise _RefusedError(405, "not with this method", allow=next(m for m, p in self.routes if p == path))
-        if any(not length.isdigit() or int(length) > MAX_BODY_BYTES for length in _all(headers, b"content-length")):
+        lengths = _all(headers, b"content-length")
+        if any(not re.fullmatch(rb"\d{1,9}", length) or int(length) > MAX_BODY_BYTES for length in lengths):
             raise _RefusedError(413, f"a request has at most {MAX_BODY_BYTES} bytes")
         return route
 

@@ -20,6 +20,7 @@ from ..core.config import CurriculumConfig, DataConfig
 from ..core.digest import digest_json, sha256_bytes
 from ..core.environment import EnvironmentText, meaning
 from ..core.errors import ConfigError
+from ..core.files import expanded
 from ..evaluation.answers import normalise
 from ..evaluation.problems import Problem
 from ..registry.record import DataRef
@@ -174,7 +175,7 @@ def _read(config: DataConfig, section: str) -> list[tuple[int, dict[str, Any]]]:
     _require_here(config, section)
     if not isinstance(config.path, EnvironmentText):
         refuse_address(config.path, section)
-    path = Path(meaning(config.path)).expanduser()
+    path = expanded(meaning(config.path))
     if config.path == SANDBOX:
         records = _sandbox(config, stop)
     elif path.is_dir() or not is_local(config.path):

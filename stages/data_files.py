@@ -20,6 +20,7 @@ from typing import Any
 from ..core.config import DataConfig
 from ..core.environment import EnvironmentText, meaning
 from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError, first_line
+from ..core.files import expanded
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Of the files that are read; of those of text also packed, as `.jsonl.gz`."""
@@ -325,7 +326,7 @@ def read_dataset(config: DataConfig, section: str = "data") -> list[dict[str, An
         ConfigError: The split, name or format cannot be read.
         OfflineError: A Hub dataset that is not cached, without a network.
     """
-    folder = Path(meaning(config.path)).expanduser()
+    folder = expanded(meaning(config.path))
     if any((folder / name).is_file() for name in _SAVED):
         return _read_saved(folder, config.split, section)
     return _load(config.path, str(folder), config.name, section=section, split=config.split, revision=config.revision)

@@ -15,6 +15,7 @@ from ..adapters.model_config import ModelConfig
 from ..core.config import BaseConfig
 from ..core.environment import meaning
 from ..core.errors import IntegrityError
+from ..core.files import expanded
 
 DENSE = ("qwen2", "qwen3", "llama", "mistral")
 """Model types whose modules are the seven linear ones listed here, with RMS norms and nothing else."""
@@ -157,7 +158,7 @@ def find_shape(config: BaseConfig) -> tuple[ModelShape | None, str]:
 def local_file(config: BaseConfig, name: str) -> Path | None:
     """A file of the base where it is on this disk, in `base.path` or in the local Hub cache."""
     if config.path is not None:
-        folder = sandbox_folder() if config.path == SANDBOX else Path(meaning(config.path)).expanduser()
+        folder = sandbox_folder() if config.path == SANDBOX else expanded(meaning(config.path))
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

@@ -40,6 +40,35 @@ def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) 
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["tree"], ["train", "--dry-run", "-c", "sandbox"], ["diff", "./a", "./b"],
+                                     ["gc", "--registry", "/tmp"]])  # fmt: skip
+def test_a_removed_working_folder_is_told(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run(command) == 3
+    assert "the folder this was started in is gone" in capsys.readouterr().err
+    assert run(["--help"]) == 0
+
+
+@pytest.mark.parametrize("command", [
+    ["tree", "--registry", "~nobody-here/x"], ["diff", "~nobody-here/a", "./b"],
+    ["train", "--dry-run", "-c", "sandbox", "base.path=~nobody-here/x"],
+    ["train", "--dry-run", "-c", "sandbox", "data.path=~nobody-here/x"],
+    ["merge", "./a", "--base", "~nobody-here/x"],
+])  # fmt: skip
+def test_the_home_of_nobody_is_told(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(command) in (2, 3)
+    assert "unexpected" not in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_registry_is_not_found(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

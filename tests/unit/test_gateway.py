@@ -150,6 +150,8 @@ def test_what_was_decoded_or_moved_is_another_spelling() -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.7", "[::2]:80",
+                                  "evil.example@localhost", "localhost/evil.example", "localhost#evil",
+                                  "localhost:80:80", "localhost\t",
                                   "localhost@evil.example", "127.0.0.1.evil.example", "", None, "[::1"])  # fmt: skip
 def test_without_a_key_only_this_machine_by_its_own_names_is_answered(host: str | None) -> None:
     client = Client()
@@ -170,7 +172,13 @@ def test_names_of_this_machine() -> None:
 
 def test_without_a_key_web_pages_are_not_answered() -> None:
     client = Client()
-    for origin in ("https://evil.example", "null", "file://", "http://localhost.evil.example"):
+    for origin in (
+        "https://evil.example",
+        "null",
+        "http://evil.example@localhost",
+        "file://",
+        "http://localhost.evil.example",
+    ):
         assert client.ask("POST", "/v1/completions", ("Origin", origin))[0] == 403, origin
     assert client.ask("POST", "/v1/completions", ("Origin", "http://localhost:3000"))[0] == 200
 
@@ -179,7 +187,8 @@ def test_a_body_is_capped_by_what_it_says_and_by_what_comes(keyed: Client) -> No
     said = ("Content-Length", str(MAX_BODY_BYTES + 1))
     assert keyed.ask("POST", "/v1/completions", said)[0] == 401  # the key is first
     assert keyed.ask("POST", "/v1/completions", BEARER, said)[0] == 413
-    assert keyed.ask("POST", "/v1/completions", BEARER, ("Content-Length", "-1"))[0] == 413
+    for length in ("-1", "", "+1", "1_0", "9" * 5000):
+        assert keyed.ask("POST", "/v1/completions", BEARER, ("Content-Length", length))[0] == 413
     assert keyed.read == 0
     endless = (b"x" * (1 << 16) for _ in range(1 << 20))
     assert keyed.ask("POST", "/v1/completions", BEARER, body=endless)[0] == 413

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PLYFOLD_REGISTRY", raising=False)
     monkeypatch.delenv("SUDO_UID", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    Store(tmp_path / "shared" / ".plyfold")
-    folder = tmp_path / "shared" / "project"
+    Store(tmp_path / "our work" / ".plyfold")
+    folder = tmp_path / "our work" / "project"
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
@@ -47,10 +48,11 @@ def refused(why: str, registry: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in (registry, *registry.rglob("*"))) == before
     with pytest.raises(IntegrityError) as caught:
         find_store()
-    option, value = caught.value.next_step.split("name it: ")[1].split(" or ")[0].split(" ")
+    option, value = shlex.split(caught.value.next_step.split("name it: ")[1].split(" or ")[0])
     assert run(["gc", option, value]) == 0
-    os.environ["PLYFOLD_REGISTRY"] = value
-    assert run(["gc"]) == 0
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PLYFOLD_REGISTRY", value)
+        assert run(["gc"]) == 0
     capsys.readouterr()
 
 
@@ -72,6 +74,15 @@ def test_another_users_is_refused(
     assert find_store().root == registry
     monkeypatch.setenv("SUDO_UID", "1000")
     refused("it belongs to", registry, capsys)
+
+
+@only_root
+@pytest.mark.parametrize("name", ["refs", "objects/sha256", "cache"])
+def test_one_with_a_folder_of_another_user_is_refused(
+    project: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.chown(project.parent / ".plyfold" / name, NOBODY, NOBODY)
+    refused("belongs to", project.parent / ".plyfold", capsys)
 
 
 @only_root

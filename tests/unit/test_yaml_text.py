@@ -41,6 +41,7 @@ CONFIGS: dict[str, bytes] = {
     "two documents": b"a: 1\n---\nb: 2\n",
     "tab": b"a:\n\t- 1\n",
     "digits": SANDBOX.encode() + b"\nseed: " + b"9" * 5000,
+    "backslashes": SANDBOX.encode() + b"\nseed: '" + b"\\" * 150_000 + b"'\n",
     "interpolations": b"curriculum: '" + b"${" * 2000 + b"'\n",
 }
 
