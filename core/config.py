@@ -20,7 +20,7 @@ from typing import Any
 
 from .environment import EnvironmentText
 from .errors import ConfigError, NotFoundError, first_line
-from .interpolation import Written
+from .interpolation import Written, check_growth
 from .yaml_text import MAX_DEPTH, check_values, check_yaml, read_yaml
 
 CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -356,6 +356,7 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
     try:
         changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
         plain = OmegaConf.merge({}, written.marked(values) if own else written.literal(values), written.marked(changes))
+        check_growth(OmegaConf.to_container(plain, resolve=False), where)
         _check_stage_names(values, overrides, where)
         _require_sections(plain, where)
         whole = _with_whole_adapters(_with_held_out(plain))

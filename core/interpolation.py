@@ -19,6 +19,9 @@ _BEGINNING = re.compile(r"(?<!\\)(?P<escapes>\\*)\$\{")
 _REFERENCE = re.compile(r"\$\{\s*\.*[\w\-]+(?:\[[\w\-]+\]|\.[\w\-]+)*\s*\}")
 """`${data.path}`, `${..path}`, `${data[path]}`: a key, spelt out."""
 
+MAX_RESOLVED = 2_000_000
+"""Characters of a config, ten times as many as its file may have, with what references repeat."""
+
 
 class Written:
     """Values on their way into a config, with all that reads the environment marked.
@@ -131,6 +134,61 @@ class Written:
 
 def _one_of(keys: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(key).replace("NAME", r"[^.]+") for key in keys))
+
+
+def check_growth(values: Any, where: object) -> None:
+    """Refuse references that double each other: each line of a file may be twice the one before it.
+
+    Args:
+        values: A config's values before references are resolved.
+        where: What an error names.
+
+    Raises:
+        ConfigError: Resolved they would be longer than `MAX_RESOLVED`.
+    """
+    sizes: dict[tuple[str, ...], int] = {}
+    whole = _text_keys(values)
+
+    def at(path: tuple[str, ...]) -> int:
+        if path not in sizes:
+            sizes[path] = 0  # one that holds itself is OmegaConf's to tell
+            node = whole
+            for part in path:
+                if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+                    node = node[int(part)]
+                else:
+                    node = node.get(part) if isinstance(node, Mapping) else None
+            sizes[path] = of(node, path)
+        return sizes[path]
+
+    def of(node: Any, path: tuple[str, ...]) -> int:
+        if isinstance(node, Mapping):
+            return 1 + sum(at((*path, name)) for name in node)
+        if isinstance(node, list):
+            return 1 + sum(at((*path, str(index))) for index in range(len(node)))
+        size = len(node) if isinstance(node, str) else 1
+        for found in _BEGINNING.finditer(node) if isinstance(node, str) else ():
+            reference = _REFERENCE.match(node, found.end() - 2)
+            if reference and not len(found["escapes"]) % 2:
+                inside = reference[0][2:-1].strip()
+                dots = len(inside) - len(inside.lstrip("."))
+                size += at((*(path[:-dots] if dots else ()), *re.findall(r"[\w\-]+", inside)))
+        return size
+
+    if at(()) > MAX_RESOLVED:
+        raise ConfigError(
+            "the config is too long once its references are resolved",
+            where=where,
+            expected=f"at most {MAX_RESOLVED:,} characters",
+            next_step="write its values out",
+        )
+
+
+def _text_keys(value: Any) -> Any:
+    """A copy in which numbers are named as a reference names them."""
+    if isinstance(value, Mapping):
+        return {str(name): _text_keys(item) for name, item in value.items()}
+    return [_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def escaped(value: Any) -> Any:

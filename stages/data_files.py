@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import re
+import shlex
 import zlib
 from collections.abc import Mapping
 from io import StringIO
@@ -24,6 +25,10 @@ from ..core.files import expanded
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Of the files that are read; of those of text also packed, as `.jsonl.gz`."""
+MAX_UNPACKED = 100
+"""Times what a packed file has that it may grow to; rows of text do by three to thirty."""
+MIN_UNPACKED_BYTES = 64 << 20
+"""That much it may grow to in any case."""
 _ALSO = {".ndjson": ".jsonl", ".jsonlines": ".jsonl", ".arrow": ".arrow"}
 _OTHER_SUFFIXES = (".txt", ".xlsx", ".xls", ".gz", ".bz2", ".xz", ".zst", ".zip", ".pkl", ".yaml", ".feather")
 _SAVED = ("dataset_dict.json", "state.json")
@@ -144,9 +149,23 @@ def read_file(path: Path, section: str = "data") -> list[dict[str, Any]]:
     return _read_lines(text, path) if suffix == ".jsonl" else _read_json(text, path, section)
 
 
+def _unpacked(path: Path) -> bytes:
+    bound = max(MIN_UNPACKED_BYTES, MAX_UNPACKED * path.stat().st_size)
+    with gzip.open(path) as file:
+        data = file.read(bound + 1)
+    if len(data) > bound:
+        raise IntegrityError(
+            "the packed data file grows to more than rows do",
+            where=path,
+            expected=f"at most {bound:,} bytes, {MAX_UNPACKED} times what it has",
+            next_step=f"if it is what you mean, unpack it: gunzip {shlex.quote(str(path))}",
+        )
+    return data
+
+
 def _text(path: Path, packed: bool) -> str:
     try:
-        data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+        data = _unpacked(path) if packed else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise IntegrityError(
             "the data file is not packed by gzip, or cut", where=path, found=error, next_step="fetch or write it again"

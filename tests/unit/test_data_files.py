@@ -116,6 +116,19 @@ def test_packed_files_that_are_cut_or_none_are_refused(tmp_path: Path) -> None:
             _read(tmp_path / "x.json.gz")
 
 
+def test_a_packed_file_that_grows_out_of_all_proportion_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plyfold.stages.data_files.MIN_UNPACKED_BYTES", 1 << 20)
+    lines = "".join(f"{json.dumps(ROWS[0])}\n" for _ in range(100))
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    assert len(_read(tmp_path / "x.jsonl.gz")) == 100  # however alike they are
+    (tmp_path / "a b.jsonl.gz").write_bytes(gzip.compress(b'{"question": "' + b" " * (5 << 20) + b'"}\n'))
+    with pytest.raises(IntegrityError) as caught:
+        _read(tmp_path / "a b.jsonl.gz")
+    assert caught.value.next_step.endswith(f"gunzip '{tmp_path / 'a b.jsonl.gz'}'")
+
+
 def test_folders_of_save_to_disk_and_of_shards_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -18,6 +18,15 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 SANDBOX = find_config("sandbox").read_text()
 
+
+def doubled(first: str, each: str) -> bytes:
+    """A config in which each of many texts is twice the one before it."""
+    lines = [first, *(each.format(index=index, before=index - 1) for index in range(1, 26))]
+    return SANDBOX.replace(
+        "    trainer:\n", "    trainer:\n" + "".join(f"      {line}\n" for line in lines), 1
+    ).encode()
+
+
 CONFIGS: dict[str, bytes] = {
     "a billion laughs": LAUGHS.encode(),
     "merged laughs": b"a: &a {x: 1}\n"
@@ -41,7 +50,17 @@ CONFIGS: dict[str, bytes] = {
     "two documents": b"a: 1\n---\nb: 2\n",
     "tab": b"a:\n\t- 1\n",
     "digits": SANDBOX.encode() + b"\nseed: " + b"9" * 5000,
-    "backslashes": SANDBOX.encode() + b"\nseed: '" + b"\\" * 150_000 + b"'\n",
+    "backslashes": SANDBOX.encode() + b"\nodd: '" + b"\\" * 150_000 + b"'\n",
+    "doubled": doubled(
+        "a0: xxxxxxxx", "a{index}: '${{stages.structure.trainer.a{before}}}${{stages.structure.trainer.a{before}}}'"
+    ),
+    "doubled by numbers": doubled("0: xxxxxxxx", "{index}: '${{.{before}}}${{.{before}}}'"),
+    "doubled in brackets": doubled(
+        "a0: xxxxxxxx",
+        "a{index}: '${{stages[structure].trainer[a{before}]}}${{stages[structure][trainer][a{before}]}}'",
+    ),
+    "doubled beside": doubled("a0: {b: xxxxxxxx}", "a{index}: {{b: '${{..a{before}.b}}${{..a{before}.b}}'}}"),
+    "doubled sections": doubled("a0: {b: xxxxxxxx}", "a{index}: {{b: '${{..a{before}}}', c: '${{..a{before}}}'}}"),
     "interpolations": b"curriculum: '" + b"${" * 2000 + b"'\n",
 }
 
