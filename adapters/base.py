@@ -253,7 +253,7 @@ def check_weights(path: Path) -> list[Path]:
         IntegrityError: A header or the index is damaged.
     """
     if not (path / "config.json").is_file():
-        raise NotFoundError("no config.json in the base folder", where=path)
+        raise _no_model(path)
     names = {"model.safetensors"}
     if (path / INDEX_NAME).is_file():
         try:
@@ -269,6 +269,17 @@ def check_weights(path: Path) -> list[Path]:
             raise NotFoundError("the base lacks a weights file", where=file, expected="safetensors weights")
         read_header(file)
     return files
+
+
+def _no_model(path: Path) -> NotFoundError:
+    """The error for a folder without a model, which says what lies in it instead."""
+    if (path / "adapter_config.json").is_file():
+        found, next_step = "an adapter", "name the base it was trained on, not the adapter"
+    else:
+        inside = sorted(path.glob("*/config.json")) or sorted(path.glob("snapshots/*/config.json"))
+        found = f"models in {', '.join(str(file.parent) for file in inside[-5:])}" if inside else ""
+        next_step = f"name one of them, as {inside[-1].parent}" if inside else ""
+    return NotFoundError("no config.json in the base folder", where=path, found=found, next_step=next_step)
 
 
 def model_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

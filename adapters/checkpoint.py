@@ -95,7 +95,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     pickles = sorted(folder.glob("pytorch_model*.bin"))
     if pickles:
         raise IntegrityError(
-            "the base is pickled; loading a pickle can run any code", where=pickles[0], expected=SINGLE_FILE
+            "the base is pickled; loading a pickle can run any code",
+            where=pickles[0],
+            expected=SINGLE_FILE,
+            next_step="take the base as safetensors; where this file is trusted, transformers' from_pretrained and "
+            "save_pretrained write it so",
         )
     raise NotFoundError("no weights in the base folder", where=folder, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
 

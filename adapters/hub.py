@@ -12,6 +12,7 @@ from ..core.files import disk_errors
 NOT_OF_A_BASE = ["adapter_config.json", "adapter_model*"]
 """Files of an adapter that lies in a base's repository: transformers would load it with the base."""
 PROBE_TIMEOUT_S = 10
+_ID = re.compile(r"(?:\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 
 
 def is_local(repo: str) -> bool:
@@ -24,7 +25,7 @@ def hub_uri(text: str) -> str:
     from huggingface_hub import constants
 
     hosts = "|".join(["huggingface.co", "hf.co", re.escape(constants.ENDPOINT.rstrip("/").partition("://")[2])])
-    page = re.fullmatch(rf"https?://(?:www\.)?(?:{hosts})/(?P<rest>[^?#]+?)/?(?:[?#].*)?", text)
+    page = re.fullmatch(rf"(?:https?://)?(?:www\.)?(?:{hosts})/(?P<rest>[^?#]+?)/?(?:[?#].*)?", text, re.IGNORECASE)
     if not page:
         return text
     kind, rest = ("datasets/", page["rest"][9:]) if page["rest"].startswith("datasets/") else ("", page["rest"])
@@ -34,6 +35,27 @@ def hub_uri(text: str) -> str:
     revision, _, path = rest.partition("/") if view in ("tree", "blob", "resolve", "commit") else ("", "", "")
     named = f"{org}/{repo}" if repo else org
     return f"hf://{kind}{named}" + (f"@{revision}" if revision else "") + (f"/{path}" if path else "")
+
+
+def model_id(text: str) -> tuple[str, str | None]:
+    """Hub id and revision of a model as people write it: `org/model[@revision]`, `hf://`, or an address.
+
+    Text that is no id stays as it is, with no revision; `is_id` tells.
+    """
+    text = text.strip()
+    uri = hub_uri(text)
+    repo, _, rest = uri.removeprefix("hf://").partition("@")
+    revision = rest.partition("/")[0]
+    if uri.startswith("hf://"):  # of a file's address the repository counts
+        repo = "/".join(repo.removeprefix("models/").split("/")[:2])
+    repo = repo.rstrip("/")
+    return (repo, revision or None) if is_id(repo) else (text, None)
+
+
+def is_id(repo: str) -> bool:
+    """Whether the Hub could have a model of that name, by the rules of `huggingface_hub.validate_repo_id`."""
+    sound = _ID.fullmatch(repo) and "--" not in repo and ".." not in repo and not repo.endswith((".git", ".ipynb"))
+    return bool(sound) and repo.partition("/")[0] not in ("datasets", "spaces")
 
 
 def snapshot(
@@ -56,7 +78,7 @@ def snapshot(
         local_only: Never ask the Hub.
 
     Raises:
-        ConfigError: No revision to look for.
+        ConfigError: No Hub id, or no revision to look for.
         NotFoundError: No such repository or revision, or not with the files that `check` wants.
         OfflineError: Not in the cache, and the Hub is switched off or out of reach.
         AuthError: The repository asks for access.
@@ -70,6 +92,13 @@ def snapshot(
         RevisionNotFoundError,
     )
 
+    if not is_id(repo):
+        raise ConfigError(
+            "the base is named by what is no Hub id, and no folder of that name is here",
+            found=repo or "no name",
+            expected="ORG/MODEL",
+            next_step="name the base: base.repo=ORG/MODEL in a config, --base DIR or ORG/MODEL beside adapters",
+        )
     if revision == "auto":
         raise ConfigError("a base on the Hub needs its commit", where="base.revision", found=revision)
     wanted, where = list(patterns), f"{repo}@{revision}"
@@ -89,7 +118,8 @@ def snapshot(
         raise OfflineError(
             "the base is not in the local cache and the Hub is switched off (HF_HUB_OFFLINE)",
             where=where,
-            next_step=f"unset HF_HUB_OFFLINE, or set base.path to a folder that holds {repo}",
+            next_step=f"unset HF_HUB_OFFLINE, or name a folder that holds {repo}: base.path=DIR in a config, --base DIR "
+            "beside adapters",
         )
     try:
         # Asked once, without the download's half minute of retries where there is no network at all.

@@ -205,7 +205,7 @@ def _base(inputs: Inputs, wanted: Wanted) -> BaseWord | None:
     """
     from ..merge.parts import parse_base
 
-    word = parse_base(wanted.base) if wanted.base else None
+    word = None if wanted.base is None else parse_base(wanted.base)
     if word is None or inputs.store is None:
         return word
     base = inputs.entries[0].record.base

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..adapters.base import folder_identity
-from ..adapters.hub import hub_uri, is_local
+from ..adapters.hub import is_id, is_local, model_id
 from ..adapters.names import core
 from ..adapters.placement import Placement, place, unplaced
 from ..adapters.quantised import unquantised_name
@@ -211,7 +212,7 @@ def _common_base(
     parts: Sequence[Part], specs: Sequence[AdapterSpec], word: BaseWord | None
 ) -> tuple[str, str | None, list[str]]:
     """The base's name in the world and its commit, as far as they are known, and what has to be told of them."""
-    named = [(part, spec.base_repo.rstrip("/")) for part, spec in zip(parts, specs, strict=True)]
+    named = [(part, model_id(spec.base_repo)[0].rstrip("/")) for part, spec in zip(parts, specs, strict=True)]
     known = [(part, repo) for part, repo in named if repo]
     if word is None:
         repo = known[0][1] if known else ""
@@ -295,22 +296,32 @@ def parse_base(text: str) -> BaseWord:
 
     Raises:
         NotFoundError: Neither a folder that exists nor a Hub id.
-        ConfigError: An address of the Hub that is no model's.
+        ConfigError: A file, nothing, or an address that is no model's on the Hub.
     """
     folder = expanded(text)
-    if folder.is_dir():
+    if text.strip() and folder.is_dir():
         repo, revision = folder_identity(folder) or ("", None)
         return BaseWord(repo=repo, revision=revision, folder=folder)
-    uri = hub_uri(text)
-    repo, _, rest = uri.removeprefix("hf://").removeprefix("models/").partition("@")
-    revision = rest.partition("/")[0]
-    if "://" in repo or repo.startswith(("datasets/", "spaces/")):
-        raise ConfigError("not a model on the Hub", where="--base", found=text, expected="ORG/MODEL or a folder")
-    if is_local(repo):
+    if folder.is_file():
+        raise ConfigError(
+            "a base is a folder, not a file of it",
+            where="--base",
+            found=text,
+            next_step=f"--base {shlex.quote(str(folder.parent))}",
+        )
+    repo, revision = model_id(text)
+    if is_id(repo):
+        return BaseWord(repo=repo, revision=revision)
+    if is_local(repo) and "://" not in text:
         raise NotFoundError(
             "no such base folder", where=text, next_step="name a folder that exists, or a Hub id as ORG/MODEL"
         )
-    return BaseWord(repo=repo.rstrip("/"), revision=revision or None)
+    raise ConfigError(
+        "not a model on the Hub",
+        where="--base",
+        found=text.strip() or "nothing",
+        expected="ORG/MODEL, ORG/MODEL@COMMIT, its address on the Hub, or a folder",
+    )
 
 
 def union(parts: Sequence[Part], specs: Sequence[AdapterSpec]) -> dict[str, ModuleShape]:

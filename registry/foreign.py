@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ..adapters.hub import hub_uri, is_local
+from ..adapters.hub import is_local, model_id
 from ..adapters.quantised import unquantised_name
 from ..core.config import CURRICULUM_NAME, STAGE_NAME
 from ..core.console import warn
@@ -145,7 +145,7 @@ def base_record(
 
     if quantisation not in (None, "nf4"):
         raise ConfigError("not a quantisation that adapters are trained on here", found=quantisation, expected="nf4")
-    said_repo, _, said_revision = hub_uri(given or "").removeprefix("hf://").partition("@")
+    said_repo, said_revision = model_id(given or "")
     if said_repo and said_repo != repo and not is_local(repo):
         revision = None  # a commit of another repository
     repo, revision = said_repo or repo, said_revision or revision or ""

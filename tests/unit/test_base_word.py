@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plyfold.adapters.base import folder_identity, resolve_base, sandbox_folder
+from plyfold.adapters.base import check_weights, folder_identity, resolve_base, sandbox_folder
 from plyfold.adapters.hub import hub_uri
 from plyfold.adapters.quantised import unquantised_name
 from plyfold.cli.main import run
@@ -113,6 +113,11 @@ def test_a_folder_is_the_base_whatever_it_is_called(here: Path, capsys: pytest.C
         (f"https://huggingface.co/acme/tiny/blob/{COMMIT}/config.json?x=1#L2", "acme/tiny", COMMIT),
         ("https://hf.co/acme/tiny/discussions/3", "acme/tiny", None),
         ("gpt2", "gpt2", None),
+        ("huggingface.co/acme/tiny", "acme/tiny", None),
+        ("HuggingFace.co/acme/tiny/tree/v1", "acme/tiny", "v1"),
+        ("hf://models/acme/tiny@v1", "acme/tiny", "v1"),
+        ("acme/tiny/", "acme/tiny", None),
+        (" acme/tiny ", "acme/tiny", None),
     ],
 )
 def test_a_base_as_people_write_it(text: str, repo: str, revision: str | None) -> None:
@@ -124,6 +129,52 @@ def test_a_base_as_people_write_it(text: str, repo: str, revision: str | None) -
 def test_an_address_that_is_no_model(text: str) -> None:
     with pytest.raises(ConfigError, match="not a model"):
         parse_base(text)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "models--acme--tiny", "a b", "file:///tmp/tiny"])
+def test_what_no_base_is_called(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a model"):
+        parse_base(text)
+
+
+def test_a_base_on_the_hub_has_the_id_of_one() -> None:
+    for repo in ("/content/tiny", "./tiny", "models--acme--tiny", "", "C:\\models\\tiny", "acme/tiny@main", "a b"):
+        with pytest.raises(ConfigError, match="no Hub id") as caught:
+            resolve_base(BaseConfig(repo=repo, revision="main"))
+        assert "ORG/MODEL" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    "name", ["/content/tiny", "./tiny", "C:\\models\\tiny", "models--acme--tiny", "https://hf.co/acme/tiny", "", None]
+)
+def test_whatever_an_adapter_calls_its_base_it_is_composed(name: str | None, here: Path) -> None:
+    for place, seed in (("a", 1), ("b", 2)):
+        adapter(place, seed, name)
+    assert run(["merge", "a", "b", "-o", "out"]) == 0
+    written = json.loads((here / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert written == ("acme/tiny" if name and name.startswith("https") else name or "")
+
+
+def test_import_reads_a_base_as_merge_does(here: Path) -> None:
+    adapter("a", 1, None)
+    for base in (f"hf.co/acme/tiny/tree/{COMMIT}", f"hf://models/acme/tiny@{COMMIT}", f"acme/tiny@{COMMIT}"):
+        assert run(["import", "a", "--base", base, "--name", "one"]) == 0
+
+
+def test_a_file_of_a_base_is_answered_with_its_folder(here: Path) -> None:
+    write_base_folder(here / "tiny")
+    with pytest.raises(ConfigError, match="not a file of it") as caught:
+        parse_base("tiny/config.json")
+    assert caught.value.next_step == "--base tiny"
+
+
+def test_a_folder_without_a_model_says_what_is_in_it(here: Path) -> None:
+    adapter("a", 1, "acme/tiny")
+    write_base_folder(here / "models--acme--tiny" / "snapshots" / COMMIT)
+    for folder, said in (("a", "an adapter"), ("models--acme--tiny", f"snapshots/{COMMIT}")):
+        with pytest.raises(NotFoundError, match=r"no config\.json") as caught:
+            check_weights(here / folder)
+        assert said in caught.value.found
 
 
 def test_a_folder_that_is_not_there() -> None:
