@@ -118,8 +118,8 @@ def snapshot(
         raise OfflineError(
             "the base is not in the local cache and the Hub is switched off (HF_HUB_OFFLINE)",
             where=where,
-            next_step=f"unset HF_HUB_OFFLINE, or name a folder that holds {repo}: base.path=DIR in a config, --base DIR "
-            "beside adapters",
+            next_step=f"unset HF_HUB_OFFLINE, or name a folder that holds {repo}: base.path=DIR in a config, "
+            "--base DIR beside adapters",
         )
     try:
         # Asked once, without the download's half minute of retries where there is no network at all.

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import Quantisation, ensure_twin, resolve_base, twin_path
 from ..core.config import BaseConfig, EvalConfig
-from ..core.console import warn
+from ..core.console import printable, warn
 from ..core.errors import ConfigError
 from ..core.files import refuse_no_folder, sweep_staged
 from ..core.links import refuse_link
 from ..registry.gc import lease
 from ..serving.options import vllm_version
 from ..serving.variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
+from .answers import normalise
 from .engines import BASE, Engine, check_temperature
 from .problems import Problem
 from .protocols import protocol
@@ -92,6 +93,7 @@ def score_variants(
         plans = {BASE: VariantPlan(variant=chosen[0], entries=(), composition=None, path=None)}
         base, quantisation = resolve_base(untrained), Quantisation.of(untrained)
     check_fits(base, list(plans.values()))
+    warn_of_golds(problems)
     warn_of_overlaps(store, plans, data)
     used = {entry.digest for plan in plans.values() for entry in plan.entries}
     cached = [twin_path(base, quantisation, store.cache), *(plan.path for plan in plans.values() if plan.path)]
@@ -121,6 +123,16 @@ def load_engine(config: EvalConfig, twin: Path, adapters: Mapping[str, Path | No
     from .hf import HfEngine
 
     return HfEngine(twin, adapters, batch_size=config.batch_size, **decoding)
+
+
+def warn_of_golds(problems: Sequence[Problem]) -> None:
+    """Say how many gold answers are no number, since no completion is right there."""
+    unread = [problem for problem in problems if normalise(problem.gold) is None]
+    if unread:
+        warn(
+            f"{len(unread)} of {len(problems)} gold answers are no number, and no answer to them counts as right; the "
+            f"first is {unread[0].id}: {printable(unread[0].gold[:40])}"
+        )
 
 
 def warn_of_overlaps(store: Store, plans: Mapping[str, VariantPlan], data: DataRef) -> None:

@@ -27,7 +27,7 @@ from ..registry.record import DataRef
 from .columns import ABSENT, OUR_COLUMNS, column_names, names_of, propose, text_in, unread_beside, value_at
 from .data_files import is_local, read_dataset, read_file, refuse_address
 from .overlap import find_shared, fold, letters_and_signs
-from .rationale import CODE, TORN_LATEX, Rationale, UnusableRationale, is_torn, parse_rationale, read_gold
+from .rationale import CODE, OTHER_ANSWER, TORN_LATEX, Rationale, UnusableRationale, is_torn, parse_rationale, read_gold
 
 SANDBOX = "sandbox"
 SANDBOX_ROWS = 2000
@@ -225,7 +225,7 @@ def load_rationales(
             "not one row can be taught from",
             where=report.source,
             found=", ".join(f"{count} rows: {reason}" for reason, count in reasons.items()),
-            next_step=_better_columns(config, section)
+            next_step=(reasons.most_common(1)[0][0] != OTHER_ANSWER and _better_columns(config, section))
             or _mend(reasons.most_common(1)[0][0], section, config.rationales),
         )
     return rationales, report
@@ -249,6 +249,9 @@ def _mend(reason: str, section: str, rationales: int | None) -> str:
     if reason == CODE:
         return (f"map {section}.columns.rationale to solutions that calculate in words and equations, or have a "
                 "teacher write them: plyfold data rationales --help")  # fmt: skip
+    if reason == OTHER_ANSWER:
+        return (f"look at the rows: plyfold data check lists the first; either {section}.columns.answer or "
+                f"{section}.columns.rationale is the wrong column, or the solutions are wrong")  # fmt: skip
     if "gold answer" in reason:
         return (
             f"map {section}.columns.answer to final answers that are numbers, or to solutions that end with `#### 72`"
@@ -270,9 +273,18 @@ def load_scored(config: DataConfig, limit: int | None = None) -> tuple[list[Prob
     """Read rows as problems to be scored on, with what they are; a rationale column is not needed.
 
     Raises:
-        ConfigError: As `load_rows`, or a row without a question or a gold answer.
+        ConfigError: As `load_rows`, a row without a question or a gold answer, or no gold answer that is a number.
     """
     rows = load_scored_rows(config)
+    if rows and any(row.answer.strip() for row in rows) and not any(map(has_number, rows)):
+        raise ConfigError(
+            "no gold answer is a number, so nothing could be scored as right",
+            where=source_name(config),
+            found=f"{next(row.answer for row in rows if row.answer.strip())[:80]!r} in the first of {len(rows)} rows",
+            expected="a number, or a solution that ends with `#### 72`",
+            next_step=propose([record for _, record in _read(config, "eval.data")], "eval.data", taught=False)
+            or "map eval.data.columns.answer to a column of such answers",
+        )
     if config.part is not None:  # of training data, in which such rows are left out too
         rows = list(filter(is_scorable, rows)) or rows
     rows = rows[:limit]
@@ -305,8 +317,12 @@ def load_scored_rows(config: DataConfig) -> list[Row]:
 
 def is_scorable(row: Row) -> bool:
     """Whether a row has a question, and a gold answer that a completion can give."""
-    torn = is_torn(row.question, row.answer)
-    return bool(row.question.strip()) and normalise(read_gold(row.answer)) is not None and not torn
+    return bool(row.question.strip()) and has_number(row) and not is_torn(row.question, row.answer)
+
+
+def has_number(row: Row) -> bool:
+    """Whether a row's gold answer is one that a completion can give."""
+    return normalise(read_gold(row.answer)) is not None
 
 
 _SIGN = re.compile(r"(?<=[\w)])[ \t]*([-+*/=^<>×÷−])[ \t]*(?=[-(]?(?:[0-9]|[b-hj-z]\b))")  # noqa: RUF001
@@ -444,8 +460,12 @@ def _no_column(
     taught: bool,
 ) -> ConfigError:
     index, record = chosen[0]
-    if len(record) == 1 and ";" in str(next(iter(record))):
-        next_step = "separate its columns by commas"
+    only = str(next(iter(record))) if len(record) == 1 else ""
+    if found := next((sign for sign in "\t;|" if sign in only), ""):
+        pandas = f"pandas.read_csv({str(config.path)!r}, sep={found!r}).to_csv('rows.csv', index=False)"
+        next_step = (
+            f'separate its columns by commas: python3 -c "import pandas; {pandas}"; then {section}.path=rows.csv'
+        )
     else:
         taught = taught and "rationale" in config.columns
         found = propose([record for _, record in chosen], section, taught=taught)

@@ -25,6 +25,7 @@ from .arguments import trainer_arguments
 from .data import (
     Row,
     data_of,
+    has_number,
     is_scorable,
     load_problems,
     load_rationales,
@@ -303,7 +304,7 @@ def _common(data: DataConfig, rows: list[Row]) -> dict[str, Any]:
             name: Finding.of([row for row in rows if name in row.unread])
             for name in dict.fromkeys(name for row in rows for name in row.unread)
         },
-        "gold_unreadable": Finding.of([row for row in rows if normalise(read_gold(row.answer)) is None]),
+        "gold_unreadable": Finding.of([row for row in rows if not has_number(row)]),
     }
 
 

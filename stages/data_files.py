@@ -288,8 +288,15 @@ def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, Any]]:
                 continue
             if not names:
                 names = values
-                if len(set(names)) < len(names) or not all(names):
-                    raise IntegrityError("the first row does not name the columns", where=place, found=", ".join(names))
+                named = names[1:] if names[0] == "" else names  # pandas writes its index first, without a name
+                if not named or len(set(named)) < len(named) or not all(named):
+                    raise IntegrityError(
+                        "the first row does not name the columns",
+                        where=place,
+                        found=", ".join(names),
+                        expected="a name of its own for each column",
+                        next_step="name them in the first line, or leave out those that have none",
+                    )
             elif len(values) != len(names):
                 raise IntegrityError(
                     "a row has more or fewer values than there are columns",
@@ -299,7 +306,9 @@ def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, Any]]:
                     next_step="put a value that holds a separator or a line break into double quotes",
                 )
             else:
-                records.append(dict(zip(names, values, strict=True)))
+                record = dict(zip(names, values, strict=True))
+                record.pop("", None)
+                records.append(record)
     except csv.Error as error:
         kind = "TSV" if delimiter == "\t" else "CSV"
         raise IntegrityError(

@@ -72,6 +72,8 @@ TORN_LATEX = "LaTeX that lost its backslashes"
 """A reason for which rows are left out."""
 CODE = "the rationale calculates in code"
 """Another."""
+OTHER_ANSWER = "the rationale's answer is not the gold one"
+"""Another: one of the two is wrong, and no reading of the row says which."""
 # An answer on the line after its cue, or in a tag, as one line that says so.
 _BELOW = re.compile(
     r"(?P<cue>\banswer\s+(?:is|was)\s*:?)[*_ \t]*\n\s*(?=[^\n=]{1,200}\s*\Z)"
@@ -145,7 +147,7 @@ def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False
     if not stated.span:
         raise UnusableRationale("the rationale states no answer")
     if not same_answer(stated.value, gold):
-        raise UnusableRationale("the rationale's answer is not the gold one")
+        raise UnusableRationale(OTHER_ANSWER)
     if _CODE.search(text):
         raise UnusableRationale(CODE)
     pieces, numbered = _pieces(text)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from plyfold.core.config import DataConfig
 from plyfold.core.errors import ConfigError, IntegrityError
 from plyfold.stages.data import load_rows
-from plyfold.stages.data_files import refuse_address
+from plyfold.stages.data_files import read_file, refuse_address
 
 ROWS: list[dict[str, Any]] = [{"question": f"{number}+1?", "answer": str(number + 1)} for number in range(12)]
 NAMES = list(ROWS[0])
@@ -200,3 +202,27 @@ def test_an_address_is_answered_with_what_to_type(address: str, step: str) -> No
 )
 def test_a_name_or_a_path_is_no_address(path: str) -> None:
     refuse_address(path)
+
+
+def test_the_index_that_pandas_writes_has_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(",question,answer\n0,How many?,5\n1,Who?,6\n")
+    assert read_file(path) == [{"question": "How many?", "answer": "5"}, {"question": "Who?", "answer": "6"}]
+    for names in ("question,,answer", ",", ",question,question"):
+        path.write_text(f"{names}\n0,How many?,5\n")
+        with pytest.raises(IntegrityError, match="does not name the columns") as caught:
+            read_file(path)
+        assert caught.value.next_step
+
+
+@pytest.mark.parametrize("sign", ["\t", ";", "|"])
+def test_other_separators_than_commas_are_named_with_a_call_that_mends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text(f"question{sign}answer\nHow many?{sign}5\n")
+    with pytest.raises(ConfigError) as caught:
+        load_rows(DataConfig(path="x.csv", columns={"question": "question", "answer": "answer"}))
+    (call,) = re.findall(r'-c "(.*)"', caught.value.next_step)
+    subprocess.run([sys.executable, "-c", call], check=True)
+    assert read_file(Path("rows.csv")) == [{"question": "How many?", "answer": "5"}]

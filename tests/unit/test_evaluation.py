@@ -14,6 +14,7 @@ from plyfold.evaluation.problems import Problem
 from plyfold.evaluation.protocols import protocol
 from plyfold.evaluation.report import print_evaluation, resolution, write_evaluation
 from plyfold.evaluation.runner import compare, evaluate, score
+from plyfold.evaluation.scoring import warn_of_golds
 
 PROBLEMS = [Problem(id=f"test-{i}", question=f"What is {i} + {{x}}?", gold=str(i)) for i in range(20)]
 PROTOCOL = protocol("zero-shot")
@@ -189,3 +190,12 @@ def test_end_tokens_come_from_both_configs(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "generation_config.json").unlink()
     assert end_token_ids(tmp_path) == ()
+
+
+def test_golds_that_no_answer_can_equal_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    problems = [Problem(id=f"test-{index}", question="?", gold=gold) for index, gold in enumerate(["5", "B", "x + 1"])]
+    warn_of_golds(problems)
+    assert "2 of 3 gold answers are no number" in (said := capsys.readouterr().err)
+    assert "test-1: B" in said
+    warn_of_golds(problems[:1])
+    assert not capsys.readouterr().err

@@ -106,6 +106,29 @@ def test_a_null_is_counted_or_refused_as_what_is_missing(tmp_path: Path) -> None
             load_problems(replace(data, rows=[row, row + 1]))
 
 
+@pytest.mark.parametrize("gold", ["yes", "B", r"\sqrt{2}"])
+def test_golds_of_which_none_is_a_number_are_nothing_to_score_on(tmp_path: Path, gold: str) -> None:
+    rows = [{"question": "Which?", "answer": gold, "number": 5}, {"question": "And?", "answer": gold, "number": 6}]
+    columns = {"question": "question", "answer": "answer"}
+    with pytest.raises(ConfigError, match="no gold answer is a number") as caught:
+        load_problems(
+            DataConfig(path=_write(tmp_path / "x.jsonl", rows), columns=columns),
+            limit=1,
+        )
+    assert "eval.data.columns.answer=number" in caught.value.next_step
+    rows[0]["answer"] = "5"
+    assert len(load_problems(DataConfig(path=_write(tmp_path / "y.jsonl", rows), columns=columns))) == 2
+
+
+def test_solutions_that_differ_from_the_golds_are_not_made_the_golds(tmp_path: Path) -> None:
+    path = _write(tmp_path / "x.jsonl", [{"question": GOOD["question"], "answer": "999", "rationale": GOOD["answer"]}])
+    columns = {name: name for name in ("question", "answer", "rationale")}
+    with pytest.raises(ConfigError, match="not one row") as caught:
+        load_rationales(DataConfig(path=path, columns=columns))
+    assert "columns.answer=" not in caught.value.next_step
+    assert "the solutions are wrong" in caught.value.next_step
+
+
 @pytest.mark.parametrize("gold", ["yes", "2x + 3", r"\sqrt{2}", "B"])
 def test_an_answer_that_no_completion_can_give_is_no_problem_to_mine(tmp_path: Path, gold: str) -> None:
     columns = {"question": "question", "answer": "gold", "rationale": "answer"}
