@@ -49,6 +49,11 @@ BATTERY = (
     "Answer: eighteen",
     "Answer: 36 / 2",
     "Answer: 16 - 3 - 4 = 9; 9 * 2 = 18",
+    "Answer: 1.5 Million",
+    "Answer: 18 R 2",
+    "Answer: 17, I mean 18",
+    "Answer: minus 18",
+    "Answer: >= 18",
 )
 """Texts whose reading tells graders apart."""
 _PAIRS = (("0.75", "3/4"), ("18.00", "18"), ("18%", "18"), ("0.3333", "1/3"), ("18", "18 or 20"))

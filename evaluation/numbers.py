@@ -106,8 +106,8 @@ _TAG = re.compile(r"</?[A-Za-z]{1,12}>")
 _SPACED = re.compile(r"(?<![0-9.,/])[0-9]{1,3}(?:(?: [0-9]{3}){1,4}(?=[\s.*_)\]}$]*\Z)|(?: 000){1,4}(?![0-9]))")
 _BAGS = re.compile(r"[0-9]+ [A-Za-z]+ [A-Za-z]+")
 _SCALES = (
-    r"dozens?|hundred|thousand|(?:m|b|tr)illion|mil|mn|bn|lakhs?|lacs?|crores?|tausend|hundert|million\w{1,3}|mill[oó]n(?:es)?"
-    r"|milh(?:ão|ões)|milion[ie]|mille|mila|cento|cien(?:to)?s?|тысяч\w*|тыс|миллион\w*|млн|हज़ार|हजार|लाख|करोड़|ألف|آلاف|مليون"
+    r"(?i:dozens?|hundred|thousand|(?:m|b|tr)illion|mil|mn|bn|lakhs?|lacs?|crores?|tausend|hundert|million\w{1,3}|mill[oó]n(?:es)?"
+    r"|milh(?:ão|ões)|milion[ie]|mille|mila|cento|cien(?:to)?s?|тысяч\w*|тыс|миллион\w*|млн|हज़ार|हजार|लाख|करोड़|ألف|آلاف|مليون)"
 )
 _BEHIND = re.compile(
     rf"""
@@ -115,14 +115,16 @@ _BEHIND = re.compile(
     | [eE][-+]?[0-9] | [.,'_][0-9] | \.[\\(] | [\u00b2\u00b3\u00b9\u2070-\u207f]   # 1e3, 1.2.3, 1,5, 5'6, 0.(3)
     | ,?\s?[-+]?(?:\\infty|∞) | \((?:[^()\s]{{0,9}}\s?[-+*/]|[a-z]\))           # (2,\infty), 3(x+1)
     | [abinxyz](?![A-Za-z]) | [abnxyz][0-9(^]                         # 2x, 3i
-    | %\sof\s(?:the\s)?\$?[0-9]                        # 10% of 180
+    | (?:%|\s?per\s?cent)\sof\s(?:the\s)?\$?[0-9]          # 10% of 180
+    | \s?(?:remainder|[Rr]\.?)\s?[0-9] | _\{{?[0-9] | \sbase\s[0-9]   # 18 R 2, 12_{16}
     | (?:\s[A-Za-z]{{1,20}})?\sand\s(?:an?|one|two|three)[\s-](?:half|third|quarter|fourth|fifth|eighth)s?\b
     | (?:\s[A-Za-z]{{1,20}})?\s?(?:\bor|\bto|\band|[-+/~])\s*\Z
     | [\s)}}\]$`_]{{0,4}}(?:
         -?(?:{_SCALES})(?![\w-]) | [百千万萬億亿십백천만억]             # 1.5 million
         | \^ | \*\*\s?[0-9(] | [√π±×÷] | \\(?:sqrt|pi|pm|times|cdot|div|log|ln|sin|cos|tan|over|choose|overline|bmod)
         | [-+*/]\s?[$(]?[0-9.]{{0,9}}(?:[bnxyz](?![A-Za-z])|\\[a-z]|[√π])   # 3 + x
-        | (?<=\s)(?:squared|cubed|factorial)\b | (?<=\s)(?:raised\s)?to\sthe\s(?:power|[0-9a-z]{{1,9}}\spower)\b
+        | (?<=\s)(?:squared|cubed|factorial)\b(?!\s(?:feet|inches|[cdk]?m\b|(?:kilo|centi)?met|miles|yards|units))
+        | (?<=\s)(?:raised\s)?to\sthe\s(?:power|[0-9a-z]{{1,9}}\spower)\b
     )""",
     re.VERBOSE,
 )
@@ -133,7 +135,8 @@ _AHEAD = re.compile(
     | \\(?:sqrt(?:\[[0-9]*\])?|pi|pm|mp|log|ln|exp|sin|cos|tan|binom|overline|[lg](?:e|eq|t)|neq?)
     | (?<![A-Za-z])(?:(?:square|cube)\sroot\sof|sqrt|log|ln|half|twice|thrice|double|triple)(?:\sof)?
     | (?<![A-Za-z])(?:half|thirds?|quarters?|fifths?)\sof(?:\sthe)?
-    | (?<![A-Za-z])(?:not|never|isn.t)
+    | (?<![A-Za-z])(?:not|never|isn.t|except|anything\sbut|minus|negative)
+    | (?<![A-Za-z])(?:more|less|fewer|greater|larger|smaller)\sthan
     | [0-9A-Za-z)}]\s?\^ | [\w)}%]\s?\+ | [A-Za-z)}]\s?(?:[/×÷·]|\\times|\\cdot|\\div) | [bnxyz)}]\s?\* | [A-Za-z]\s\*\s
     | (?<![A-Za-z\\])[0-9]{0,9}[bnxyz]\s?-
     )[\s${(\[|]{0,6}\Z""",
@@ -178,7 +181,9 @@ _UNIT = re.compile(
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
-    rf"{_WORDS}[-,;.!?\s]*(?:no|wait|actually|sorry|rather|correction)\b[^0-9]{{0,20}}", re.IGNORECASE
+    rf"{_WORDS}[-,;:/.!?\s]*(?:no|wait|actually|sorry|rather|correction|oops|i\smeant?|(?:scratch|strike|make)\sthat)\b"
+    r"[^0-9]{0,20}",
+    re.IGNORECASE,
 )
 _OTHERWISE = re.compile(rf"{_WORDS}[,(]?\s?(?<!\w)(?:{_EITHER})", re.IGNORECASE)
 _SAME_UNIT = re.compile(rf"(?P<unit>{_WORD})\s?[,;]")
@@ -235,6 +240,8 @@ def read_number(span: str) -> Reading:
     if len(clauses) > 1 and all("=" in clause for clause in clauses) and not _NAMED.search(span.rpartition("=")[0]):
         return read_number(clauses[-1])  # `16 - 7 = 9; 9 * 2 = 18`
     head, equals, tail = span.rpartition("=")
+    if head[-1:] in ("<", ">", "!"):  # `>= 18` is a bound
+        return REFUSED
     leading = _LEADING.match(span)
     given = equals and (leading is None or _EXPRESSION.fullmatch(head) or _CALCULATION.fullmatch(head))
     result = _LEADING.match(tail) if given else None

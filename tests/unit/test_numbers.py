@@ -313,6 +313,12 @@ Answer: 18 toys
 Answer: 18 orders for 3
 Answer: 18 kids and their parents
 Answer: 18 x's
+Answer: 18 squared meters
+Answer: 18 percent of the class
+Answer: 18 Red balls
+20 minus 2 is 18
+2 more than 16 is 18
+Answer: 18, which is less than 20
 Answer: 18 kg
 Answer: 18kg
 Answer: 18km
@@ -442,10 +448,37 @@ CORRECTED = [
     "Answer: 18 eggs. Maybe 20",
     "Answer: 18 / 20 / 22",
     "Answer: 1'000'000",
+    "Answer: 18, I mean 20",
+    "Answer: 18 - scratch that - 20",
+    "Answer: 18 / no: 20",
+    "Answer: 18: correction, 20",
 ]
+OF_SOMETHING_ELSE = [
+    "Answer: 1.5 Million",
+    "Answer: 18 THOUSAND",
+    "Answer: 18 Dozen",
+    "Answer: ₹18 Lakh",
+    "Antwort: 18 Tausend",
+    "Antwort: 18 Millionen",
+    r"\boxed{18 \text{ Million}}",
+    "Answer: 18 percent of 50",
+    "Answer: 18 per cent of 50",
+    "Answer: 18 remainder 2",
+    "Answer: 18 R 2",
+    "Answer: 18 r2",
+    "Answer: 18_{16}",
+    "Answer: 18 base 16",
+    "Answer: more than 18",
+    "Answer: less than 18",
+    "Answer: >= 18",
+    "Answer: anything but 18",
+    "Answer: minus 18",
+    "Answer: negative 18",
+]
+"""What scales, divides, bounds or negates the number is not passed over."""
 
 
-@pytest.mark.parametrize("text", NO_ANSWER + CORRECTED + HEDGED_ON_OTHER_LINES)
+@pytest.mark.parametrize("text", NO_ANSWER + CORRECTED + HEDGED_ON_OTHER_LINES + OF_SOMETHING_ELSE)
 def test_what_is_not_one_number_is_no_answer(text: str) -> None:
     assert extract_answer(text) is None
 
