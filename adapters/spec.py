@@ -115,6 +115,10 @@ class AdapterSpec:
         found = []
         if self.marks:
             found.append(f"its keys are not as PEFT writes them; read without {', '.join(self.marks)}")
+        elif other := next((name for name, each in self.modules.items() if _as_spelt(each.keys[0]) != name), ""):
+            found.append(f"its names are not the base's: {_as_spelt(self.modules[other].keys[0])} is read as {other}")
+        if self.config.get("target_modules") is None:
+            found.append("its config names no target_modules: PEFT takes its own for the base's type, not the file's")
         if self.copies:
             names = ", ".join(sorted(copy.tensor for copy in self.copies.values())[:3])
             names += f" and {len(self.copies) - 3} more" if len(self.copies) > 3 else ""

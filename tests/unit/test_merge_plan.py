@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,3 +238,20 @@ class TestFold:
         (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "pytorch_model.bin")
         with pytest.raises(IntegrityError, match="pickle"):
             plan_fold(plan_compose([Part(one)]), tmp_path / "base")
+
+
+def test_names_that_are_not_the_base_s_are_told(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    write_base_folder(base)
+    shapes = {name.removeprefix("model."): shape for name, shape in SHAPES.items()}
+    part = Part(write_adapter_folder(tmp_path / "bare", seed=1, shapes=shapes).path)
+    plan = plan_compose([part], find_base=lambda repo, revision: base)
+    assert set(plan.modules) == set(SHAPES)
+    assert any("layers.0" in warning and "is read as model.layers.0" in warning for warning in plan.warnings)
+    whole = Part(write_adapter_folder(tmp_path / "whole", seed=1).path)
+    assert not plan_compose([whole], find_base=lambda repo, revision: base).warnings
+
+
+def test_a_config_without_targets_is_told(tmp_path: Path) -> None:
+    part = Part(write_adapter_folder(tmp_path / "a", seed=1, target_modules=None).path)
+    assert any("names no target_modules" in warning for warning in plan_compose([part]).warnings)
