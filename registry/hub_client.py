@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from ..core.digest import CHUNK_BYTES, PREFIX, sha256_bytes, sha256_file
-from ..core.errors import ConfigError, PlyfoldError
+from ..core.errors import AuthError, ConfigError, PlyfoldError
 from .hub_errors import HubBusyError, offline, translate
 from .hub_session import STREAMED, question, use_session
 
@@ -103,16 +104,22 @@ class HubClient:
     Args:
         timeout_s: Longest silence of a connection.
         first_wait_s: Pause after a first failed try.
+
+    Raises:
+        ConfigError: HF_ENDPOINT is no address, or carries a password.
+        AuthError: The token is none that a header can carry.
     """
 
     def __init__(self, *, timeout_s: float | None = None, first_wait_s: float = FIRST_WAIT_S) -> None:
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import HfApi, constants, get_token
         from huggingface_hub.utils import disable_progress_bars, logging
 
         use_session(timeout_s or _timeout_s())
         disable_progress_bars()
         logging.set_verbosity_error()  # a line for every upload that goes by plain LFS, as `commit` wants it
         self.endpoint = (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
+        _check_address(self.endpoint)
+        _check_token(get_token())
         self._api = HfApi(endpoint=self.endpoint)
         self._first_wait_s = first_wait_s
 
@@ -335,6 +342,44 @@ def _file(listed: Any) -> RemoteFile:
     if type(listed.size) is not int or not 0 <= listed.size < 1 << 53:
         raise LookupError(f"{str(listed.size)[:40]!r} is no size")
     return RemoteFile(size=listed.size, sha256=sha256, blob_sha1=_checked(SHA1, listed.blob_id))
+
+
+def _check_address(endpoint: str) -> None:
+    """Refuse what is no address of a Hub, or carries a password, which every error about the Hub would show.
+
+    Raises:
+        ConfigError: It is not one; its text is not shown.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        sound = sound and not re.search(r"[@?#\s]", endpoint) and endpoint.isprintable()
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ConfigError(
+            "not the address of a Hub",
+            where="HF_ENDPOINT",
+            expected="https://HOST, without a user, a password or a query; a token is read from HF_TOKEN",
+            found=f"{len(endpoint)} characters, not shown",
+            next_step="export HF_ENDPOINT=https://huggingface.co",
+        )
+
+
+def _check_token(token: str | None) -> None:
+    """Refuse a token that no header can carry, which would be told as a fault of the Hub.
+
+    Raises:
+        AuthError: It is one; its text is not shown.
+    """
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise AuthError(
+            "the token for the Hub is none",
+            where="HF_TOKEN, or what `hf auth login` kept",
+            expected="printable ASCII without spaces",
+            found=f"{len(token)} characters, not shown",
+            next_step="set HF_TOKEN to a token of https://huggingface.co/settings/tokens",
+        )
 
 
 def _timeout_s() -> float:

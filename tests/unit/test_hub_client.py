@@ -79,6 +79,38 @@ def test_an_exception_becomes_the_error_of_its_exit_code(error: Exception, told:
     assert TOKEN not in str(got)
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://user:canary@127.0.0.1:1", "https://canary@hub.example", "https://hub.example/?token=canary", "http://[canary",
+     "ht tp://canary", "canary", "file:///canary", "http://h:canary", "https://hub.example/\x1bcanary"],
+)  # fmt: skip
+def test_what_is_no_address_of_a_hub_is_refused_without_showing_it(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(ConfigError) as caught:
+        HubClient()
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["hf_é-canary", "hf_ canary", "hf_\x01canary"])
+def test_a_token_that_no_header_carries_is_refused_without_showing_it(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(AuthError) as caught:
+        HubClient()
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "https://huggingface.co/", "http://[::1]:8080", "https://mirror.example/api/hf"]
+)
+def test_mirrors_are_taken(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert HubClient().endpoint.startswith("http")
+
+
 def test_what_an_upload_wraps_is_unwrapped_and_what_is_ours_is_left() -> None:
     wrapped = RuntimeError("Error while uploading")
     wrapped.__cause__ = answered(503)
