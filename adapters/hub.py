@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..core.errors import AuthError, ConfigError, DiskFullError, IncompatibleError, NotFoundError, OfflineError
 from ..core.files import disk_errors
@@ -84,7 +85,7 @@ def snapshot(
         AuthError: The repository asks for access.
         DiskFullError: No room in the cache.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, get_token, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -121,6 +122,8 @@ def snapshot(
             next_step=f"unset HF_HUB_OFFLINE, or name a folder that holds {repo}: base.path=DIR in a config, "
             "--base DIR beside adapters",
         )
+    check_address(constants.ENDPOINT)
+    check_token(get_token())
     try:
         # Asked once, without the download's half minute of retries where there is no network at all.
         info = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=PROBE_TIMEOUT_S)
@@ -151,3 +154,41 @@ def _unreachable(repo: str, revision: str, error: Exception) -> OfflineError:
         found=type(error).__name__,
         next_step=f"where connected: hf download {repo} --revision {revision}; then set base.path or HF_HOME",
     )
+
+
+def check_address(endpoint: str) -> None:
+    """Refuse what is no address of a Hub, or carries a password, which every error about the Hub would show.
+
+    Raises:
+        ConfigError: It is not one; its text is not shown.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        sound = sound and not re.search(r"[@?#\s]", endpoint) and endpoint.isprintable()
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ConfigError(
+            "not the address of a Hub",
+            where="HF_ENDPOINT",
+            expected="https://HOST, without a user, a password or a query; a token is read from HF_TOKEN",
+            found=f"{len(endpoint)} characters, not shown",
+            next_step="export HF_ENDPOINT=https://huggingface.co",
+        )
+
+
+def check_token(token: str | None) -> None:
+    """Refuse a token that no header can carry, which would be told as a fault of the Hub.
+
+    Raises:
+        AuthError: It is one; its text is not shown.
+    """
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise AuthError(
+            "the token for the Hub is none",
+            where="HF_TOKEN, or what `hf auth login` kept",
+            expected="printable ASCII without spaces",
+            found=f"{len(token)} characters, not shown",
+            next_step="set HF_TOKEN to a token of https://huggingface.co/settings/tokens",
+        )

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
+from ..adapters.hub import check_address, check_token
 from ..core.digest import CHUNK_BYTES, PREFIX, sha256_bytes, sha256_file
-from ..core.errors import AuthError, ConfigError, PlyfoldError
+from ..core.errors import ConfigError, PlyfoldError
 from .hub_errors import HubBusyError, offline, translate
 from .hub_session import STREAMED, question, use_session
 
@@ -118,8 +118,8 @@ class HubClient:
         disable_progress_bars()
         logging.set_verbosity_error()  # a line for every upload that goes by plain LFS, as `commit` wants it
         self.endpoint = (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
-        _check_address(self.endpoint)
-        _check_token(get_token())
+        check_address(self.endpoint)
+        check_token(get_token())
         self._api = HfApi(endpoint=self.endpoint)
         self._first_wait_s = first_wait_s
 
@@ -342,44 +342,6 @@ def _file(listed: Any) -> RemoteFile:
     if type(listed.size) is not int or not 0 <= listed.size < 1 << 53:
         raise LookupError(f"{str(listed.size)[:40]!r} is no size")
     return RemoteFile(size=listed.size, sha256=sha256, blob_sha1=_checked(SHA1, listed.blob_id))
-
-
-def _check_address(endpoint: str) -> None:
-    """Refuse what is no address of a Hub, or carries a password, which every error about the Hub would show.
-
-    Raises:
-        ConfigError: It is not one; its text is not shown.
-    """
-    try:
-        parts = urlsplit(endpoint)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        sound = sound and not re.search(r"[@?#\s]", endpoint) and endpoint.isprintable()
-    except ValueError:
-        sound = False
-    if not sound:
-        raise ConfigError(
-            "not the address of a Hub",
-            where="HF_ENDPOINT",
-            expected="https://HOST, without a user, a password or a query; a token is read from HF_TOKEN",
-            found=f"{len(endpoint)} characters, not shown",
-            next_step="export HF_ENDPOINT=https://huggingface.co",
-        )
-
-
-def _check_token(token: str | None) -> None:
-    """Refuse a token that no header can carry, which would be told as a fault of the Hub.
-
-    Raises:
-        AuthError: It is one; its text is not shown.
-    """
-    if token and not re.fullmatch(r"[!-~]+", token):
-        raise AuthError(
-            "the token for the Hub is none",
-            where="HF_TOKEN, or what `hf auth login` kept",
-            expected="printable ASCII without spaces",
-            found=f"{len(token)} characters, not shown",
-            next_step="set HF_TOKEN to a token of https://huggingface.co/settings/tokens",
-        )
 
 
 def _timeout_s() -> float:
