@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..adapters.hub import is_id
 from ..core.console import print_table, show_field
 from ..core.digest import short
 from ..core.errors import GateError
@@ -387,8 +388,13 @@ def _alpha(spec: AdapterSpec) -> str:
 
 
 def _serve_command(done: Composition) -> str:
-    repo = done.prepared.plan.base_repo or "BASE"
+    """The command that serves a composed adapter, on the base that the user named or else the adapters do."""
+    plan = done.prepared.plan
     if done.bucket is None:
         return f"PeftModel.from_pretrained(base, {str(done.path)!r})"
+    folder = plan.base_word.folder if plan.base_word else None
+    known = folder is not None or is_id(plan.base_repo) or (bool(plan.base_repo) and Path(plan.base_repo).is_dir())
+    base = shlex.quote(str(folder or plan.base_repo)) if known else "BASE"
     module = shlex.quote(f"merged={done.path}")
-    return f"vllm serve {shlex.quote(repo)} --enable-lora --max-lora-rank {done.bucket} --lora-modules {module}"
+    command = f"vllm serve {base} --enable-lora --max-lora-rank {done.bucket} --lora-modules {module}"
+    return command if known else f"{command}, with the folder or Hub id of the base for BASE"

@@ -155,6 +155,19 @@ def test_whatever_an_adapter_calls_its_base_it_is_composed(name: str | None, her
     assert written == ("acme/tiny" if name and name.startswith("https") else name or "")
 
 
+@pytest.mark.parametrize("name", ["/content/tiny", "", "acme/tiny"])
+def test_what_a_merge_is_served_on_is_at_hand(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter("a", 1, name)
+    write_base_folder(here / "tiny")
+    assert run(["merge", "a", "-o", "one", "--base", "tiny"]) == 0
+    assert "vllm serve tiny --enable-lora" in capsys.readouterr().out
+    assert run(["merge", "a", "-o", "two"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "vllm serve acme/tiny --enable" if name == "acme/tiny" else "the folder or Hub id of the base for BASE"
+    ) in said
+
+
 def test_import_reads_a_base_as_merge_does(here: Path) -> None:
     adapter("a", 1, None)
     for base in (f"hf.co/acme/tiny/tree/{COMMIT}", f"hf://models/acme/tiny@{COMMIT}", f"acme/tiny@{COMMIT}"):
