@@ -308,12 +308,13 @@ def printable(text: str) -> str:
 
     What a config read from the environment stands in it as the config spells it (`spelt`).
     Python counts as printable what has a glyph: no control or format character, no half of a surrogate pair, no
-    separator but the space.
+    separator but the space; of what it counts, fillers and selectors are unseen all the same.
     """
     text = spelt(text)
-    if text.isprintable():
+    if text.isascii() and text.isprintable():
         return text
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    shown = (char == "\n" or (char.isprintable() and not _UNSEEN.match(char)) for char in text)
+    return "".join(char if seen else ascii(char)[1:-1] for char, seen in zip(text, shown, strict=True))
 
 
 def escape_html(text: str) -> str:
@@ -322,10 +323,10 @@ def escape_html(text: str) -> str:
 
 
 _UNSEEN = re.compile(
-    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
+    "[\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
-"""What JSON may hold as it is and no eye sees: C1, joiners, marks of direction, lone surrogates, tags."""
+"""What JSON may hold as it is and no eye sees: C1, joiners, fillers, marks of direction, lone surrogates, tags."""
 
 
 def _indented(text: str, columns: int) -> str:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from plyfold.core import console
-from plyfold.core.console import is_first, print_error, print_table, say, warn
+from plyfold.core.console import emit_json, is_first, print_error, print_table, printable, say, warn
 from plyfold.core.errors import FailedError
 
 
@@ -126,6 +126,16 @@ def test_a_strangers_line_break_is_no_line_of_the_program(capsys: pytest.Capture
     shown = capsys.readouterr()
     lines = shown.err.splitlines() + shown.out.splitlines()
     assert not [line for line in lines if line.startswith(("  next  ", "error[failed]: b", "digest"))]
+
+
+@pytest.mark.parametrize(
+    "char", ["\u034f", "\u115f", "\u1160", "\u17b4", "\u3164", "\uffa0", "\U000e0100", "\U000e01ef"]
+)
+def test_what_fills_a_place_unseen_is_spelt_out(char: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable(f"a{char}b") == f"a{ascii(char)[1:-1]}b"
+    emit_json({"a": char})
+    assert char not in capsys.readouterr().out
+    assert printable("é 中 한글 ─ 👍🏽 ❤️ हिन्दी") == "é 中 한글 ─ 👍🏽 ❤️ हिन्दी"
 
 
 def test_json_escapes_what_no_eye_sees_and_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
