@@ -388,7 +388,7 @@ def load_nf4(ref: BaseRef, quantisation: Quantisation, device: str | None = None
         )
         _plain_decoding(model)
     # Reports and checkpoints of other libraries name the model by this; where it lies is nobody else's.
-    model.name_or_path = model.config._name_or_path = ref.repo
+    model.name_or_path = model.config.name_or_path = ref.repo
     layers = _linear4bit(model)
     blocksizes = {layer.weight.quant_state.blocksize for layer in layers}
     if blocksizes != {quantisation.blocksize}:

@@ -269,23 +269,24 @@ def _backwards(
 def _older(looked: Looked, wanted: Wanted, previous: str) -> str:
     """Why an adapter is older than the one whose place it takes; empty where nothing says so.
 
-    When it was made is told by its record, which a signature covers; what came first here and in its repository, by
-    this registry's log and by the commits of `main`.
+    When it was made is told by its record, which a signature covers; what came first in its repository by the commits
+    of `main`, and, where those do not tell, what came first here by this registry's log.
     """
     with suppress(NotFoundError, IntegrityError):  # then nothing is known of what was there
         was = looked.store.peek(previous).record
         if was.created != wanted.record.created:
             made = f"made {wanted.record.created}, and {short(previous)} was made {was.created}"
             return made if was.created > wanted.record.created else ""
+    there = looked.remote.first_brought(wanted.place.repo) if wanted.asks and wanted.place.repo else []
+    if {wanted.digest, previous} <= set(there):  # a history that was rewritten is said by itself
+        first = _comes_first(there, wanted.digest, previous)
+        return f"{wanted.place.repo} had it before {short(previous)}" if first else ""
     stage = wanted.record.stage
     slot = wanted.record.curriculum, str(stage.number if stage else "")
     moves = [row for row in looked.store.log() if (row.get("curriculum"), str(row.get("stage"))) == slot]
     here = dict.fromkeys(digest for row in moves for digest in (row.get("previous"), row.get("digest")))
     if _comes_first(list(here), wanted.digest, previous):
         return f"this stage was at it before it was at {short(previous)}"
-    there = looked.remote.first_brought(wanted.place.repo) if wanted.asks and wanted.place.repo else []
-    if _comes_first(there, wanted.digest, previous):
-        return f"{wanted.place.repo} had it before {short(previous)}"
     return ""
 
 
