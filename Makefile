@@ -9,10 +9,8 @@ INSTALLED := .venv/.installed-$(DEVICE)
 quickstart: setup
 	$(BIN)/plyfold quickstart
 
-# Two processes: what real engines leave in one is no part of what the unit tests of servers look at.
 test: setup
-	$(BIN)/python -m pytest tests/unit tests/numerics tests/browser
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest
 
 setup: $(INSTALLED)
 

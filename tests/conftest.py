@@ -75,6 +75,16 @@ def _required(config: pytest.Config, report: Report) -> Report:
     return report
 
 
+@pytest.fixture(autouse=True)
+def _as_talkative_as_before() -> Iterator[None]:
+    """A command that a test runs here with `-v` or `-q` sets that for the whole process."""
+    from plyfold.core.console import set_verbosity, verbosity
+
+    before = verbosity()
+    yield
+    set_verbosity(before)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """Finds a file of real data by its name below the folder PLYFOLD_DATA; skips the test where it is not at hand."""
