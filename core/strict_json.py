@@ -54,7 +54,9 @@ def parse_json(data: bytes, *, max_bytes: int = MAX_BYTES, infinity: bool = Fals
     except UnicodeDecodeError as error:
         raise MalformedJSONError(f"byte {error.start} is no UTF-8") from None
     except _NumberError as error:
-        field = re.search(rb'"([^"\\]{1,80})"\s*:\s*\[?[^\]"]*?' + re.escape(error.text[:MAX_DIGITS].encode()), data)
+        found = re.escape(error.text[:MAX_DIGITS].encode())
+        # Possessive, since going back over a megabyte of spaces from each of them would take hours.
+        field = re.search(rb'"([^"\\]{1,80})"\s*+:\s*+\[?+[^\]"]*?' + found, data)
         raise MalformedJSONError(f"{field[1].decode()} is {error}" if field else f"a value is {error}") from None
     except json.JSONDecodeError as error:
         raise MalformedJSONError(str(error)) from None
@@ -128,8 +130,8 @@ class _NumberError(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):  # of the two, some readers take the first
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise MalformedJSONError(f"the name {twice[:80]!r} stands twice in an object")
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,21 @@ def test_anything_else_is_refused_in_a_line(data: bytes, reason: str) -> None:
         parse_json(data, max_bytes=limit)
     assert len(str(caught.value)) < 200
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{%s" % b"".join(b'"a%d":1,' % number for number in range(20_000)) + b'"a19999":1}', "'a19999' stands twice"),
+        (b'{"a":' + b" " * 20_000 + b'"x","b":NaN}', "b is NaN"),
+    ],
+    ids=["many names", "many spaces"],
+)
+def test_the_reason_is_found_in_time_however_the_text_is_laid_out(data: bytes, reason: str) -> None:
+    begin_s = time.monotonic()
+    with pytest.raises(MalformedJSONError, match=reason):
+        parse_json(data)
+    assert time.monotonic() - begin_s < 2  # 0.03 s; 16 MB of it would take hours if it grew with the square
 
 
 def test_a_pair_of_surrogates_is_a_character_and_32_levels_are_read() -> None:
