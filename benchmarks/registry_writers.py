@@ -27,7 +27,6 @@ from typing import Any
 
 from plyfold.core.errors import ConflictError, NotFoundError, PlyfoldError
 from plyfold.registry import gc
-from plyfold.registry.ledger import read_log
 from plyfold.registry.lock import make_lock, read_lock, write_lock
 from plyfold.registry.objects import TMP_MAX_AGE_S
 from plyfold.registry.record import BaseRecord, Code, Record, StageId, Weights
@@ -310,7 +309,7 @@ class Found:
         self.count["broken"] += sum(bool(check.problems) for check in verify(self.store))
         for digest in self.store.digests():
             self.count["refs, locks, statements read"] += len(self.store.attestations(digest))
-        rows = read_log(self.store.root / "log.jsonl")
+        rows = self.store.log()
         lines = (self.store.root / "log.jsonl").read_bytes().split(b"\n")
         self.count["torn log lines"] = sum(bool(line) for line in lines) - len(rows)
         self._compare_counters()

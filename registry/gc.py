@@ -72,7 +72,7 @@ def plan_sweep(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float 
 
     Raises:
         IntegrityError: A ref, a lock file, or the record of an object that is needed cannot be read, so that what it
-            leads to is not known.
+            leads to is not known; or the log is too large.
         NotFoundError: No such lock file.
     """
     kept = reachable(store, roots(store, lock_files))
@@ -258,7 +258,7 @@ def _lease(path: Path) -> dict[str, list[str]]:
 def _touched(store: Store) -> dict[str, float]:
     """Digest -> time of the last event of the log that published it, or brought a ref to or away from it."""
     found: dict[str, float] = {}
-    for row in store.log():
+    for row in ledger.read_log(store.root / "log.jsonl"):
         try:
             when = datetime.fromisoformat(str(row["time"])).timestamp()
         except (KeyError, ValueError):

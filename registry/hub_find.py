@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..adapters.hub import hub_uri
 from ..core.config import CURRICULUM_NAME
@@ -29,6 +30,19 @@ class Looked:
     remote: Remote
     held: dict[str, str]
     """Location -> digest, as `held` says."""
+
+    @cached_property
+    def came(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """Curriculum and stage -> the digests it was at here, in the order of the registry's log.
+
+        Raises:
+            IntegrityError: The log is not readable.
+        """
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for row in self.store.log():
+            slot = found.setdefault((str(row.get("curriculum")), str(row.get("stage"))), {})
+            slot |= {str(digest): None for digest in (row.get("previous"), row.get("digest"))}
+        return {slot: tuple(order) for slot, order in found.items()}
 
 
 def find_places(

@@ -256,8 +256,8 @@ def _backwards(
         asked = each.asked_for and each.asks and not each.place.digest and each.place.repo in now_seen
         if asked and (line := behind(looked.remote, each.place)):
             yield line
-        if (previous := before[each.digest]) and (why := _older(looked, each, previous)):
-            yield f"{each.name} {short(each.digest)} takes the place of {short(previous)}, and is older: {why}"
+        if previous := before[each.digest]:
+            yield from _older(looked, each, previous)
     names = dict.fromkeys([*(each.digest for each in wanted), *ancestors, *(item.digest for item in heard.believed)])
     news: dict[str, list[Statement]] = {}
     for item in heard.believed:
@@ -266,31 +266,36 @@ def _backwards(
     yield from vanished(known, heard.said, stands)
 
 
-def _older(looked: Looked, wanted: Wanted, previous: str) -> str:
-    """Why an adapter is older than the one whose place it takes; empty where nothing says so.
+def _older(looked: Looked, wanted: Wanted, previous: str) -> Iterator[str]:
+    """A line where an adapter is older than the one whose place it takes, and why.
 
     When it was made is told by its record, which a signature covers; what came first in its repository by the commits
     of `main`, and, where those do not tell, what came first here by this registry's log.
     """
+    taken = f"{wanted.name} {short(wanted.digest)} takes the place of {short(previous)}"
+    older = f"{taken}, and is older:"
     with suppress(NotFoundError, IntegrityError):  # then nothing is known of what was there
         was = looked.store.peek(previous).record
         if was.created != wanted.record.created:
-            made = f"made {wanted.record.created}, and {short(previous)} was made {was.created}"
-            return made if was.created > wanted.record.created else ""
+            if was.created > wanted.record.created:
+                yield f"{older} made {wanted.record.created}, and {short(previous)} was made {was.created}"
+            return
     there = looked.remote.first_brought(wanted.place.repo) if wanted.asks and wanted.place.repo else []
     if {wanted.digest, previous} <= set(there):  # a history that was rewritten is said by itself
-        first = _comes_first(there, wanted.digest, previous)
-        return f"{wanted.place.repo} had it before {short(previous)}" if first else ""
+        if _comes_first(there, wanted.digest, previous):
+            yield f"{older} {wanted.place.repo} had it before {short(previous)}"
+        return
     stage = wanted.record.stage
-    slot = wanted.record.curriculum, str(stage.number if stage else "")
-    moves = [row for row in looked.store.log() if (row.get("curriculum"), str(row.get("stage"))) == slot]
-    here = dict.fromkeys(digest for row in moves for digest in (row.get("previous"), row.get("digest")))
-    if _comes_first(list(here), wanted.digest, previous):
-        return f"this stage was at it before it was at {short(previous)}"
-    return ""
+    try:
+        here = looked.came.get((wanted.record.curriculum, str(stage.number if stage else "")), ())
+    except IntegrityError as error:
+        yield f"{taken}; which of them came first is not known: {error.what}"
+        return
+    if _comes_first(here, wanted.digest, previous):
+        yield f"{older} this stage was at it before it was at {short(previous)}"
 
 
-def _comes_first(order: Sequence[object], one: str, other: str) -> bool:
+def _comes_first(order: Sequence[str], one: str, other: str) -> bool:
     return one in order and other in order and order.index(one) < order.index(other)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ LOCATION = "location"
 """Kind of the attestation that says where an object lies; payload `{"location": "hf://org/repo@commit[/folder]"}`."""
 TRAVELLING_FILE = "statements.json"
 """In the folder of what is attested about an object: all that travels, in one file."""
+MAX_LOG_BYTES = 64_000_000
+"""Largest log that is read; an event takes 200."""
 SEEN_FILE = "seen.json"
 """What was seen of repositories on the Hub."""
 _TRAVELLING_ALONE = re.compile(r"(?:revoked|withdrawn|eval)-[0-9a-f]{16}\.json")
@@ -188,26 +190,32 @@ def append_log(path: Path, event: str, **fields: object) -> None:
             raise
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The log's events, oldest first; a line torn by a crash, or longer than any record, is left out."""
-    rows = []
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The log's events, oldest first; a line torn by a crash, or longer than any record, is left out.
+
+    Raises:
+        IntegrityError: No plain file, or one that is too large for a log.
+    """
     try:
         descriptor = open_own(path)
     except FileNotFoundError:
-        return []
+        return
     with os.fdopen(descriptor, "rb") as file:
+        if (size := os.fstat(descriptor).st_size) > MAX_LOG_BYTES:
+            raise IntegrityError(
+                "the registry's log is too large to be read",
+                where=path,
+                expected=f"at most {MAX_LOG_BYTES:,} bytes",
+                found=f"{size:,} bytes",
+                next_step="move it aside; a new one is begun, and what was published or named before is as old as "
+                "its files",
+            )
         whole = True
         for line in iter(lambda: file.readline(MAX_RECORD_BYTES), b""):
             begins, whole = whole, line.endswith(b"\n")
             if not begins or (not whole and len(line) == MAX_RECORD_BYTES):
                 continue
-            try:
-                row = strict_json.parse_json(line)
-            except strict_json.MalformedJSONError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
+            yield from strict_json.parse_lines(line.rstrip(b"\n"))
 
 
 def write_location(path: Path, repo: str, revision: str, base: Path, spelling: str | None = None) -> None:

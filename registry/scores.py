@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from ..core.digest import PREFIX, short
 from ..core.errors import IntegrityError, NotFoundError
 from .ledger import Attestation
@@ -170,7 +168,7 @@ def read_score(statement: Attestation) -> Score | None:
             terms=_terms(payload),
             heard=statement.heard,
         )
-    except (ValidationError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # a number of 5,000 digits is no `ValidationError`
         raise IntegrityError(
             "a score is not readable",
             where=f"attest/{statement.digest.removeprefix(PREFIX)}, of {statement.created}",

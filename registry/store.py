@@ -284,8 +284,12 @@ class Store(Refs):
         return ledger.read_attestations(self._attest, digest)
 
     def log(self) -> list[dict[str, Any]]:
-        """Every publish and every move of a ref, oldest first."""
-        return ledger.read_log(self._log)
+        """Every publish and every move of a ref, oldest first.
+
+        Raises:
+            IntegrityError: The log is no plain file, or too large.
+        """
+        return list(ledger.read_log(self._log))
 
     def remember_base(self, repo: str, revision: str, path: Path, spelling: str | None = None) -> None:
         """Note where a base lies on this machine; local knowledge, never in a record.

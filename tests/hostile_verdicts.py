@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plyfold.core import errors
-from plyfold.registry import gc, graph, hub_places, ledger, lock, revocation, scores, statements
+from plyfold.registry import gc, graph, hub_places, lock, revocation, scores, statements
 from plyfold.registry.record import RECORD_FILE, parse_record
 from plyfold.registry.verify import verify
 
@@ -212,7 +212,6 @@ def survey(case: Case) -> str:
         "held": lambda: hub_places.held(store),
         "make_lock": lambda: lock.make_lock(store, "toy"),
         "log": lambda: _sayable(store.log()),
-        "read_log": lambda: ledger.read_log(store.root / "log.jsonl"),
     }
     with unchanged(case.root):
         outcomes = [tried(name, question) for name, question in questions.items()]

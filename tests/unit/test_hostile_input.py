@@ -6,12 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plyfold.core.errors import IntegrityError, NotFoundError
+from plyfold.registry import gc, scores
+from plyfold.registry.hub_client import HubClient
+from plyfold.registry.hub_find import Looked
+from plyfold.registry.hub_remote import Remote
 from plyfold.registry.lock import make_lock, read_lock, write_lock
 from plyfold.registry.store import Store
 
@@ -102,8 +107,39 @@ def test_a_line_of_the_log_that_does_not_end_is_passed_over_with_all_it_holds(st
     hidden = b"x" * 1_000_000 + b'{"event":"ref"}' + b" " * 2_000_000
     path.write_bytes(path.read_bytes() + hidden + b'\n{"event":"last"}\n')
     assert store.log() == [*known, {"event": "last"}]
+
+
+def test_a_log_beyond_what_is_read_is_refused_before_it_is_read(store: Store) -> None:
+    path = store.root / "log.jsonl"
     os.truncate(path, 1 << 30)
-    assert store.log() == [*known, {"event": "last"}]
+    begin_s = time.monotonic()
+    for ask in (store.log, lambda: gc.plan_sweep(store)):
+        with pytest.raises(IntegrityError, match="log is too large") as refused:
+            ask()
+        assert refused.value.where == str(path)
+    assert time.monotonic() - begin_s < 0.5
+    path.rename(path.with_name("log.old"))
+    assert not gc.plan_sweep(store, grace_s=0).garbage
+
+
+def test_what_a_stage_was_at_is_told_by_the_log_whatever_else_it_says(store: Store) -> None:
+    log, digest = store.root / "log.jsonl", store.digests()[0]
+    log.write_bytes(log.read_bytes() + b'{"curriculum":"toy","stage":1,"digest":[]}\n{"stage":{"a":1}}\n')
+    looked = Looked(store=store, remote=Remote(HubClient()), held={})
+    assert digest in looked.came["toy", "1"]
+    os.truncate(log, 1 << 30)
+    with pytest.raises(IntegrityError, match="log is too large"):
+        _ = Looked(store=store, remote=looked.remote, held={}).came
+
+
+def test_a_score_by_a_stage_of_five_thousand_digits_is_refused_by_name(store: Store) -> None:
+    digest = store.digests()[0]
+    base = store.peek(digest).record.base
+    payload = {"curriculum": "toy", "base": f"{base.repo}@{base.revision}", "inputs": {"9" * 5000: digest}}
+    store.attest(digest, "eval", payload)
+    for ask in (lambda: scores.scored(store, "toy"), lambda: scores.overlapping_scores(store, digest)):
+        with pytest.raises(IntegrityError, match="a score is not readable"):
+            ask()
 
 
 def test_a_lock_file_can_be_read_in_one_way_only(store: Store, tmp_path: Path) -> None:
