@@ -26,7 +26,7 @@ from ..core.environment import meaning
 from ..core.errors import ConfigError, FailedError, IncompatibleError, IntegrityError, NotFoundError
 from ..core.files import expanded, require_space, staged_folder, sweep_staged, write_json
 from ..core.locks import lock_of, locked
-from ..core.strict_json import read_json, read_object
+from ..core.strict_json import read_object
 from .header import read_header, shown
 from .hub import snapshot
 from .quantised import refuse_packed, refuse_quantised_config
@@ -50,6 +50,7 @@ ACCOMPANYING = (
     "additional_chat_templates", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 """What belongs to a checkpoint beside its config and weights; a folder may hold an adapter, a run's state and more."""
+SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 32_000_000
 """Longest index accepted; that of a trillion parameters in 140,000 tensors is some 16 MB."""
@@ -250,25 +251,51 @@ def check_weights(path: Path) -> list[Path]:
 
     Raises:
         NotFoundError: No config, or no complete set of safetensors.
-        IntegrityError: A header or the index is damaged.
+        IntegrityError: A header or the index is damaged, or there are two sets.
     """
     if not (path / "config.json").is_file():
         raise _no_model(path)
-    names = {"model.safetensors"}
-    if (path / INDEX_NAME).is_file():
-        try:
-            names = set(read_json(path / INDEX_NAME, max_bytes=MAX_INDEX_BYTES)["weight_map"].values())
-            sound = all(Path(name).name == name for name in names)
-        except (ValueError, KeyError, AttributeError, TypeError):
-            sound = False
-        if not sound:
-            raise IntegrityError("the weights index is malformed", where=path / INDEX_NAME)
-    files = [path / name for name in sorted(names)]
+    files = [path / name for name in weight_names(path)[0]]
     for file in files:
         if not file.is_file():
             raise NotFoundError("the base lacks a weights file", where=file, expected="safetensors weights")
         read_header(file)
     return files
+
+
+def weight_names(path: Path) -> tuple[list[str], dict[str, Any] | None]:
+    """Names of a model folder's weights files, in order, and the index that says so; None where there is but one file.
+
+    Where `model.safetensors` lies beside an index, transformers loads the file and vLLM what the index names.
+
+    Raises:
+        NotFoundError: Neither.
+        IntegrityError: An index that is damaged, or one of other files beside `model.safetensors`.
+    """
+    index, single = path / INDEX_NAME, (path / SINGLE_NAME).is_file()
+    if not index.is_file():
+        if not single:
+            raise NotFoundError("no weights in the base folder", where=path, expected=f"{SINGLE_NAME} or {INDEX_NAME}")
+        return [SINGLE_NAME], None
+    value = read_object(index, INDEX_NAME, max_bytes=MAX_INDEX_BYTES)
+    weight_map = value.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise IntegrityError("the index maps no tensors", where=index)
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise IntegrityError("the index names a file outside its folder", where=index, found=str(file)[:200])
+    names = sorted(set(weight_map.values()))
+    if not single:
+        return names, value
+    if names != [SINGLE_NAME]:
+        raise IntegrityError(
+            "the base folder holds two sets of weights: some programs load the one file, others what the index names",
+            where=path,
+            expected=f"{SINGLE_NAME}, or {INDEX_NAME} and what it names",
+            found=f"{SINGLE_NAME} beside an index of {', '.join(names[:3])}{' …' if len(names) > 3 else ''}",
+            next_step="keep one; of a repository, in a folder of your own that base.path or --base names",
+        )
+    return names, None
 
 
 def _no_model(path: Path) -> NotFoundError:

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import IntegrityError, NotFoundError
-from ..core.strict_json import read_object
-from .base import MAX_INDEX_BYTES, model_config
+from .base import INDEX_NAME, SINGLE_NAME, model_config, weight_names
 from .header import Header, TensorEntry, read_header, reading
 
 CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 
 class Stamp(NamedTuple):
@@ -78,30 +75,28 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         NotFoundError: No folder, config or weights, or a file of the index is missing.
-        IntegrityError: Pickled weights, an unsound header, or an index that does not fit its files.
+        IntegrityError: Pickled weights, two sets of them, an unsound header, or an index that does not fit its files.
     """
     if not folder.is_dir():
         raise NotFoundError("no such base folder", where=folder)
     config = model_config(folder)
-    if (folder / SINGLE_FILE).is_file():
-        stamps = _stamps(folder, [SINGLE_FILE])
-        shards = {SINGLE_FILE: read_header(folder / SINGLE_FILE)}
-        return Checkpoint(path=folder, config=config, shards=shards, index=None, stamps=stamps)
-    if (folder / INDEX_FILE).is_file():
-        index = _read_json(folder / INDEX_FILE)
-        files = _files(folder, index)
-        stamps = _stamps(folder, files)
-        return Checkpoint(path=folder, config=config, shards=_shards(folder, index, files), index=index, stamps=stamps)
-    pickles = sorted(folder.glob("pytorch_model*.bin"))
-    if pickles:
-        raise IntegrityError(
-            "the base is pickled; loading a pickle can run any code",
-            where=pickles[0],
-            expected=SINGLE_FILE,
-            next_step="take the base as safetensors; where this file is trusted, transformers' from_pretrained and "
-            "save_pretrained write it so",
-        )
-    raise NotFoundError("no weights in the base folder", where=folder, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
+    try:
+        files, index = weight_names(folder)
+    except NotFoundError:
+        if pickles := sorted(folder.glob("pytorch_model*.bin")):
+            raise IntegrityError(
+                "the base is pickled; loading a pickle can run any code",
+                where=pickles[0],
+                expected=SINGLE_NAME,
+                next_step="take the base as safetensors; where this file is trusted, transformers' from_pretrained and "
+                "save_pretrained write it so",
+            ) from None
+        raise
+    stamps = _stamps(folder, files)
+    shards = {file: read_header(folder / file) for file in files}
+    if index:
+        _check_index(folder, index, shards)
+    return Checkpoint(path=folder, config=config, shards=shards, index=index, stamps=stamps)
 
 
 def _stamps(folder: Path, files: Iterable[str]) -> dict[str, Stamp]:
@@ -109,30 +104,10 @@ def _stamps(folder: Path, files: Iterable[str]) -> dict[str, Stamp]:
     return {file: stamp(os.stat(folder / file)) for file in files if (folder / file).is_file()}
 
 
-def _files(folder: Path, index: Mapping[str, Any]) -> list[str]:
-    """The weight files an index names, and no others that may lie about."""
-    where = folder / INDEX_FILE
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise IntegrityError("the index maps no tensors", where=where)
-    for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise IntegrityError("the index names a file outside its folder", where=where, found=str(file)[:200])
-    return sorted(set(weight_map.values()))
-
-
-def _shards(folder: Path, index: Mapping[str, Any], files: Iterable[str]) -> dict[str, Header]:
-    shards = {file: read_header(folder / file) for file in files}
+def _check_index(folder: Path, index: Mapping[str, Any], shards: Mapping[str, Header]) -> None:
     for name, file in index["weight_map"].items():
         if name not in shards[file].tensors:
             raise IntegrityError("a tensor is not in the file its index names", where=folder / file, found=name)
     names = [name for header in shards.values() for name in header.tensors]
     if len(names) != len(set(names)):
-        raise IntegrityError("a tensor stands in two files of the checkpoint", where=folder / INDEX_FILE)
-    return shards
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise NotFoundError(f"no {path.name} in the base folder", where=path.parent)
-    return read_object(path, path.name, max_bytes=MAX_INDEX_BYTES)
+        raise IntegrityError("a tensor stands in two files of the checkpoint", where=folder / INDEX_NAME)

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..adapters.base import accompanying
-from ..adapters.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, open_checkpoint
+from ..adapters.base import INDEX_NAME, accompanying
+from ..adapters.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from ..adapters.header import TensorEntry
 from ..adapters.model_config import TEXT_CONFIG
 from ..adapters.placement import HEADS, Place, Placement
@@ -251,4 +251,4 @@ def write_config(plan: FoldPlan, folder: Path) -> None:
     if plan.base.index is not None:
         metadata = {**(plan.base.index.get("metadata") or {}), "total_size": plan.bytes_out}
         weight_map = {tensor.name: file for file, tensors in plan.shards.items() for tensor in tensors}
-        write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
+        write_json(folder / INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})

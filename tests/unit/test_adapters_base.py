@@ -15,11 +15,15 @@ import pytest
 from plyfold.adapters.base import (
     BaseRef,
     Quantisation,
+    check_weights,
     content_revision,
     load_tokenizer,
     resolve_base,
     sandbox_folder,
 )
+from plyfold.adapters.base_digest import base_digest
+from plyfold.adapters.checkpoint import open_checkpoint
+from plyfold.adapters.header import read_header
 from plyfold.core.config import BaseConfig
 from plyfold.core.errors import AuthError, ConfigError, IntegrityError, NotFoundError, OfflineError, PlyfoldError
 
@@ -103,6 +107,20 @@ def test_an_unsound_index_is_an_integrity_error(base: Path, index: str) -> None:
     (base / "model.safetensors.index.json").write_text(index)
     with pytest.raises(IntegrityError, match="index"):
         _local(base)
+
+
+@pytest.mark.parametrize("read", [check_weights, open_checkpoint, base_digest, _local])
+def test_a_file_of_weights_beside_an_index_of_others_is_refused_by_every_reader(base: Path, read: Any) -> None:
+    (base / "other.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    names = list(read_header(base / "model.safetensors").tensors)
+    index = base / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "other.safetensors")}))
+    with pytest.raises(IntegrityError, match="two sets of weights") as refused:
+        read(base)
+    assert "model.safetensors beside an index of other.safetensors" in refused.value.found
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    read(base)  # of the one file
+    assert open_checkpoint(base).shards.keys() == {"model.safetensors"}
 
 
 def test_quantisation_follows_the_config_and_refuses_unknown_dtypes() -> None:
