@@ -127,7 +127,12 @@ class _NumberError(ValueError):
         self.text = text
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of names that each stand once, as the `object_pairs_hook` of a laxer parser.
+
+    Raises:
+        MalformedJSONError: One stands twice.
+    """
     value = dict(pairs)
     if len(value) < len(pairs):  # of the two, some readers take the first
         seen: set[str] = set()
@@ -157,7 +162,7 @@ def _infinity(text: str) -> float:
     return _constant(text) if text == "NaN" else float(text)
 
 
-_HOOKS: dict[str, Any] = {"object_pairs_hook": _object, "parse_int": _whole, "parse_float": _finite}
+_HOOKS: dict[str, Any] = {"object_pairs_hook": unique, "parse_int": _whole, "parse_float": _finite}
 _DECODER = json.JSONDecoder(**_HOOKS, parse_constant=_constant)
 _WITH_INFINITY = json.JSONDecoder(**_HOOKS, parse_constant=_infinity)
 

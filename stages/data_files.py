@@ -22,6 +22,7 @@ from ..core.config import DataConfig
 from ..core.environment import EnvironmentText, meaning
 from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError, first_line
 from ..core.files import expanded
+from ..core.strict_json import unique
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Of the files that are read; of those of text also packed, as `.jsonl.gz`."""
@@ -207,7 +208,7 @@ def _is_one_value(text: str) -> bool:
 
 def _read_json(text: str, path: Path, section: str) -> list[dict[str, Any]]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # a row a line, as `Dataset.to_json` writes it under any name
             return _read_lines(text, path)
@@ -319,7 +320,7 @@ def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, Any]]:
 
 def _parse(text: str, path: Path, place: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise _not_json(error, path, place) from error
 

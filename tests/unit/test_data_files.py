@@ -110,6 +110,23 @@ def test_a_backslash_that_json_does_not_know_is_named(tmp_path: Path) -> None:
     assert r"\\sqrt" in caught.value.next_step
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "lines.json", "rows.jsonl.gz", "shards"])
+def test_a_column_that_a_row_names_twice_is_named(tmp_path: Path, name: str) -> None:
+    lines = [json.dumps(row) for row in ROWS]
+    lines[3] = '{"question": "3+1?", "answer": "5", "answer": "4"}'
+    text = f"[{','.join(lines)}]" if name == "rows.json" else "\n".join(lines)
+    path = tmp_path / name
+    if name == "shards":
+        path.mkdir()
+        (path / "train.jsonl").write_text(text)
+    else:
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    with pytest.raises(IntegrityError) as refused:
+        _read(path)
+    assert "'answer' stands twice" in refused.value.found or name == "shards"
+    assert "line 4" in refused.value.where or name in ("rows.json", "shards")
+
+
 def test_packed_files_that_are_cut_or_none_are_refused(tmp_path: Path) -> None:
     whole = gzip.compress(json.dumps(ROWS).encode())
     for data in (whole[:-9], b"no gzip", b""):
