@@ -31,6 +31,8 @@ SMOOTH = 20
 """A mean is drawn over one in so many of a stage's logged steps, so that a trend shows through the noise of batches."""
 LAST = 10
 """Logged steps whose mean is written beside a chart, as in the table `train` ends with."""
+LARGEST = 1e300
+"""A logged number beyond it is not drawn: sums of a few such numbers are none any more."""
 MAX_POINTS = 300
 """Of a line: a chart has no more pixels."""
 
@@ -192,7 +194,8 @@ def _scale(measure: Measure, stages: Iterable[Stage]) -> tuple[float, float]:
     high = max(values) if high is None else high
     if high > low:
         return low, high
-    return (low, low + 1) if measure.bounds[1] is None else (high - 1, high)
+    room = max(1.0, abs(low))  # one more than 1e18 is 1e18
+    return (low, low + room) if measure.bounds[1] is None else (high - room, high)
 
 
 def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -219,7 +222,8 @@ def _duration(seconds: float) -> str:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    """Whether it is a number that can be drawn: means and differences of several have to be numbers, too."""
+    return isinstance(value, (int, float)) and abs(value) < LARGEST
 
 
 _CSS = """

@@ -273,7 +273,14 @@ def other_names(value: Value, chance: random.Random) -> bytes:
 
 def two_at_once(value: Value, chance: random.Random) -> bytes:
     another_type(value, chance)
-    return chance.choice([missing, unknown, bits, layout, keys_twice, names])(value, chance)
+    second = chance.choice([missing, unknown, bits, layout, keys_twice, names])
+    # names are changed inside of files; where the first change has left none, it stands alone
+    return spelt(value) if second is names and not _has_files(value) else second(value, chance)
+
+
+def _has_files(value: Value) -> bool:
+    files = value.get("files")
+    return isinstance(files, list) and bool(files) and all(isinstance(file, dict) for file in files)
 
 
 KINDS: dict[str, Kind] = {

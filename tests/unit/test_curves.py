@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from plyfold.stages.curves import HEIGHT, LEFT, RELOAD_S, RIGHT, TOP, WIDTH, read_stages, render, write_curves
 
 
@@ -61,6 +63,17 @@ def test_what_was_not_logged_or_is_not_finite_leaves_a_gap(tmp_path: Path) -> No
     ((line,),) = charts(page, "reward")
     assert [x for x, _ in line] == [LEFT, WIDTH - RIGHT]
     assert "entropy" not in page
+
+
+@pytest.mark.parametrize("value", [1e18, -1e18, 1e299, -1e299, 10**400, 0])
+def test_a_number_of_any_size_has_a_place_or_none(tmp_path: Path, value: float) -> None:
+    run(tmp_path, "1-s", [{"step": 1, "reward": value}])
+    run(tmp_path, "2-s", [{"step": 1, "reward": 1.0}])
+    page = render("c", read_stages(tmp_path), running=False)
+    assert "nan" not in page
+    assert "inf" not in page
+    run(tmp_path / "alone", "1-s", [{"step": 1, "reward": value, "loss": 1.0}])
+    assert read_stages(tmp_path / "alone")[0].name in render("c", read_stages(tmp_path / "alone"), running=False)
 
 
 def test_a_kl_of_nothing_but_zeros_and_a_policys_loss_are_left_out(tmp_path: Path) -> None:
