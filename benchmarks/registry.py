@@ -5,8 +5,9 @@
     python benchmarks/registry.py hostile --only "record: keys twice" --seed 17 --num 1     one case again
 
 Parts: writers (kill -9 of racing writers), hostile (broken records, registries and Hubs), speed (tree, log, verify,
-pull), pushes (processes that push to one repository) and faults (every fault at every request of push and pull). All of
-them are real processes and real HTTP; the Hub is the server of the tests, not huggingface.co.
+pull), pushes (processes that push to one repository), kills (kill -9 of pushes and pulls) and faults (every fault at
+every request of push and pull). All of them are real processes and real HTTP; the Hub is the server of the tests, not
+huggingface.co.
 """
 
 from __future__ import annotations
@@ -23,13 +24,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import registry_faults, registry_hostile, registry_pushes, registry_speed, registry_writers
+from benchmarks import (
+    registry_faults,
+    registry_hostile,
+    registry_kills,
+    registry_pushes,
+    registry_speed,
+    registry_writers,
+)
 
 PARTS = {
     "writers": registry_writers,
     "hostile": registry_hostile,
     "speed": registry_speed,
     "pushes": registry_pushes,
+    "kills": registry_kills,
     "faults": registry_faults,
 }
 PACKAGES = ("plyfold", "huggingface-hub", "httpx2", "pydantic")

@@ -80,7 +80,7 @@ class Bench:
 
         self.root, self.most = root, 1
         self.hub = HubServer(root / "served")
-        point_at(self.hub)
+        point_at(self.hub.url, self.hub.token, self.hub.store.root / "home")
         self.client = HubClient(timeout_s=SILENCE_S, first_wait_s=0.001)
         self.home = make_registry(root / "home")
         self.digests = dict(self.home.stages("toy"))

@@ -156,7 +156,7 @@ def warm_pull(root: Path) -> list[dict[str, Any]]:
 
     plyfold, rows = Path(sys.executable).with_name("plyfold"), []
     with HubServer(root / "hub") as hub:
-        point_at(hub)
+        point_at(hub.url, hub.token, hub.store.root / "home")
         from plyfold.registry.hub import push
 
         store = Store(root / "pushed")

@@ -72,7 +72,7 @@ def site(store: Store) -> Site:
     """The process's Hub, filled from a registry at the first call."""
     if not _site:
         hub = LyingHub(Path(tempfile.mkdtemp(prefix="lying-hub-", dir=store.root.parent.parent)))
-        point_at(hub)
+        point_at(hub.url, hub.token, hub.store.root / "home")
         files, digests = {}, store.stages("toy")
         for number, digest in digests.items():
             folder = store.peek(digest).path
@@ -85,20 +85,21 @@ def site(store: Store) -> Site:
     return _site[0]
 
 
-def point_at(hub: HubServer, *, pauses: bool = False) -> None:
+def point_at(url: str, token: str, home: Path, *, pauses: bool = False) -> None:
     """Send this process to a Hub, where no Hugging Face home of this machine can play a part.
 
     Args:
-        hub: Where to.
+        url: Of the Hub.
+        token: Taken there.
+        home: Hugging Face home of this process.
         pauses: Keep those of the Hub's own library, 23 s for some requests.
     """
     from huggingface_hub import close_session, constants
 
-    home = hub.store.root / "home"
-    os.environ |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(home), "NO_PROXY": "*"}
+    os.environ |= {"HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HOME": str(home), "NO_PROXY": "*"}
     for name, value in {
-        "ENDPOINT": hub.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_TELEMETRY": True,
         "HF_HUB_DISABLE_XET": True,

@@ -40,3 +40,9 @@ def test_a_sample_of_all_faults_at_all_requests_loses_and_doubles_nothing(tmp_pa
     assert found["faults"] == []
     assert all(number > 5 for number in found["requests"].values())
     assert {"done", "HubBusyError", "AuthError"} <= {name for row in found["counts"].values() for name in row}
+
+
+def test_killed_pushes_and_pulls_leave_whole_adapters_and_are_finished_by_a_rerun(tmp_path: Path) -> None:
+    found = measured(tmp_path, "kills", "--hub-kills", "3")
+    assert found["faults"] == []
+    assert [row["kills"] >= 3 for row in found["rows"].values()] == [True, True]
