@@ -77,7 +77,7 @@ class Campaign:
             shutil.rmtree(got.root)
 
     def pushes(self, kills: int) -> None:
-        digests = make_adapters(self.store, self.folder, kills)
+        digests = make_adapters(self.store, self.folder, 3 * kills)  # some end before their kill
         _push(self.store, digests[0])
         usual_s = _usual(lambda: _push(self.store, digests[1]), lambda: None, times=1)
         for digest in digests[2:] + digests[:2]:
