@@ -56,25 +56,26 @@ class Campaign:
         digests = set(make_adapters(self.store, self.folder, NUM_ADAPTERS))
         for digest in digests:
             _push(self.store, digest)
-        got = Store(self.folder / "got")
+        root = self.folder / "got"
 
         def job() -> None:
             from plyfold.registry.hub_pull import pull
 
             for digest in sorted(digests):
-                pull(Store(got.root), f"hf://acme/toy-s01-structure@{_commit(self.store, digest)}")
+                pull(Store(root), f"hf://acme/toy-s01-structure@{_commit(self.store, digest)}")
 
-        usual_s = _usual(job, lambda: shutil.rmtree(got.root))
+        usual_s = _usual(job, lambda: shutil.rmtree(root))
         while self.count["kills"] < kills:
             killed = self.kill(job, usual_s)
-            found = set(got.digests()) if got.root.is_dir() else set()
+            got = Store(root)  # a kill may have come before all of its folders were there
+            found = set(got.digests())
             if killed:
                 self.count["nothing yet" if not found else "whole" if found == digests else "in part"] += 1
             self.count["broken"] += sum(not _sound(got, digest) for digest in found) + len(found - digests)
             self.rerun(job)
             self.count["broken"] += set(got.digests()) != digests
             self.count["left behind"] += _left(got)
-            shutil.rmtree(got.root)
+            shutil.rmtree(root)
 
     def pushes(self, kills: int) -> None:
         digests = make_adapters(self.store, self.folder, 3 * kills)  # some end before their kill
