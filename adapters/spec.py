@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
+from ..core.errors import ConfigError, IntegrityError, NotFoundError, UnsupportedAdapterError
 from ..core.strict_json import read_object
 from .header import Header, read_header, reading, shown
 from .names import A_SUFFIX, KEY_PREFIX, Copy, read_names
@@ -139,6 +139,7 @@ def read_spec(folder: Path, *, base_follows: bool = False) -> AdapterSpec:
         The adapter with r and scale of every module as PEFT would set them.
 
     Raises:
+        ConfigError: A file, not a folder.
         NotFoundError: No folder, config or weights.
         IntegrityError: Weights truncated, pickled, of a wrong dtype, unpaired, or not of the rank the config says.
         UnsupportedAdapterError: A feature with no exact additive meaning, by name.
@@ -192,12 +193,9 @@ def _read_spec(folder: Path) -> AdapterSpec:
         raise _no_weights(folder)
     header = read_header(weights)
     scaling = Scaling(config, folder / CONFIG_NAME)
-    targets = Targets(config, folder / CONFIG_NAME)
     names = read_names(weights, header.tensors)
-    modules: dict[str, ModuleSpec] = {}
-    for name, keys in names.modules.items():
-        modules[name] = _module(name, keys, header, scaling)
-        _check_targeted(name, keys[0], targets, folder / CONFIG_NAME)
+    modules = {name: _module(name, keys, header, scaling) for name, keys in names.modules.items()}
+    _check_targeted(config, names.modules, folder / CONFIG_NAME)
     dtypes = {header.tensors[key].dtype for module in modules.values() for key in module.keys}
     return AdapterSpec(
         path=folder,
@@ -244,6 +242,8 @@ def suffix_targets(specs: Iterable[AdapterSpec]) -> list[str] | None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
+    if folder.is_file():
+        raise ConfigError("an adapter is a folder, not a file of it", found=folder, next_step=f"name {folder.parent}")
     if not folder.is_dir():
         raise NotFoundError("no such adapter folder", where=folder)
     if not path.is_file():
@@ -285,12 +285,15 @@ def _refuse_features(config: Mapping[str, Any], where: Path) -> None:
             "trained biases are more than B @ A", where=where, found=f"bias {shown(config['bias'])}"
         )
     init = config.get("init_lora_weights")
+    if init is not None and not isinstance(init, str | bool):
+        raise bad_config(where, "init_lora_weights", init, "true, false or a name")
     if isinstance(init, str) and init.lower() not in NEUTRAL_INITS:
         raise UnsupportedAdapterError(
-            f"init_lora_weights {shown(init)} changes the base weights, so its factors do not fit the plain base",
+            f"init_lora_weights {shown(init)} is not known to leave the base weights as they are, to which factors fit",
             where=where,
             expected=f"true, false or one of {', '.join(sorted(NEUTRAL_INITS))}",
-            next_step="convert it with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+            next_step="where PEFT has it changed the base (PiSSA, OLoRA, CorDA), convert it there: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
     unknown = sorted(key for key, value in config.items() if value and key not in NEUTRAL and key not in UNSUPPORTED)
     if unknown:
@@ -340,9 +343,17 @@ def _module(name: str, keys: tuple[str, str], header: Header, scaling: Scaling) 
     return ModuleSpec(name=name, r=r, scale=scale, in_features=a[1], out_features=b[0], keys=keys)
 
 
-def _check_targeted(name: str, key: str, targets: Targets, where: Path) -> None:
-    if targets.leave_out(name) and targets.leave_out(_as_spelt(key)):
-        raise IntegrityError("the config does not target a module of the file", where=where, found=name)
+def _check_targeted(config: Mapping[str, Any], modules: Mapping[str, tuple[str, str]], where: Path) -> None:
+    spelt = {name: _as_spelt(key) for name, (key, _) in modules.items()}
+    targets = Targets(config, where, sorted({*spelt, *spelt.values()}))
+    for name in spelt:
+        if targets.leave_out(name) and targets.leave_out(spelt[name]):
+            raise IntegrityError(
+                "the config does not target a module of the file, which PEFT would drop and vLLM apply",
+                where=where,
+                found=name,
+                next_step="save the adapter again with the config that it was trained with",
+            )
 
 
 def _as_spelt(key: str) -> str:
@@ -366,9 +377,14 @@ def _no_weights(folder: Path) -> IntegrityError | NotFoundError:
             expected=WEIGHTS_NAME,
             next_step="have its author save it again with safe_serialization=True",
         )
-    for name, tool in OTHER_WEIGHTS.items():
-        if (folder / name).exists():
-            return NotFoundError(
-                f"no {WEIGHTS_NAME} in the folder", where=folder, found=f"{name}, {tool}", expected="a PEFT LoRA folder"
-            )
-    return NotFoundError(f"no {WEIGHTS_NAME} in the folder", where=folder)
+    shards = sorted(file.name for file in folder.glob("adapter_model*.safetensors"))
+    other = next((f"{name}, {tool}" for name, tool in OTHER_WEIGHTS.items() if (folder / name).exists()), "")
+    return NotFoundError(
+        f"no {WEIGHTS_NAME} in the folder",
+        where=folder,
+        expected="a PEFT LoRA folder",
+        found=f"{shards[0]} ({len(shards)} such)" if shards else other,
+        next_step=f"put the tensors of {', '.join(shards[:3])} into one {WEIGHTS_NAME}: PEFT and vLLM load no other"
+        if shards
+        else "",
+    )

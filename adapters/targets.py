@@ -1,80 +1,135 @@
-"""Which modules an adapter's config targets, by PEFT's rules; a stranger's patterns are matched where it is cheap.
+"""Which modules an adapter's config targets, by PEFT's rules; a stranger's patterns included.
 
 PEFT drops a tensor whose module the config does not target, vLLM applies it: such a file has two meanings.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import UnsupportedAdapterError
+from .header import shown
 from .names import canonical
 from .scaling import bad_config, steps_of
 
-MAX_STEPS = 1e6
-"""Of matching one name with one pattern, at worst; beyond it a pattern says nothing here."""
+MAX_STEPS = 1e7
+"""Of matching all names with one pattern here, at worst: a second. Beyond it a process of its own matches them."""
+MAX_MATCH_S = 2
+"""How long that process may take; a pattern that PEFT itself loads adapters with needs a few ms."""
+MAX_PATTERN = 10_000
+"""Longest pattern that is matched; Unsloth's for vision-language models has some 700 characters."""
 ALL_LINEAR = "all-linear"
+_MATCHER = """
+import json, re, sys
+pattern, method, names = json.load(sys.stdin)
+matches = [getattr(re.compile(pattern), method)(name) for name in names]
+json.dump([match and match.groupdict().get("idx", "") for match in matches], sys.stdout)
+"""
 
 
 class Targets:
-    """What a config says of a module's name, after wrappers were taken out of both.
+    """What a config says of the modules of a file, after wrappers were taken out of both.
+
+    Args:
+        config: `adapter_config.json`.
+        where: Its path, for errors.
+        names: Every name that `leave_out` is asked for.
 
     Raises:
         IntegrityError: A field that is no list of names, pattern or list of layers.
+        UnsupportedAdapterError: A pattern that takes too long to match.
     """
 
-    def __init__(self, config: Mapping[str, Any], where: Path) -> None:
-        self._targets = _names(config, "target_modules", where)
-        self._excluded = _names(config, "exclude_modules", where)
+    def __init__(self, config: Mapping[str, Any], where: Path, names: Sequence[str]) -> None:
+        self._where, self._all = where, tuple(names)
+        self._targets = self._matched(config, "target_modules")
+        self._excluded = self._matched(config, "exclude_modules") or set()
         layers = config.get("layers_to_transform")
         layers = [layers] if type(layers) is int else layers
         if layers and not (isinstance(layers, list) and all(type(layer) is int for layer in layers)):
             raise bad_config(where, "layers_to_transform", layers, "a layer's number, or a list of them")
-        self._layers: list[int] = layers or []
-        self._lists: list[str] = _listed(_names(config, "layers_pattern", where))
+        if layers and not isinstance(config.get("target_modules"), str):
+            self._other_layers = {name for name, layer in self._layers(config).items() if layer not in layers}
+            self._other_layers -= {canonical(each) for each in config.get("target_modules") or ()}
+        else:
+            self._other_layers = set()
 
     def leave_out(self, name: str) -> bool:
-        """Whether the config certainly does not target a module."""
-        if self._excluded and _matches(self._excluded, name):
+        """Whether the config does not target a module."""
+        if name in self._excluded:
             return True
-        if isinstance(self._targets, str):
-            return self._targets.lower() != ALL_LINEAR and _matches(self._targets, name) is False
-        if self._targets is None or name in self._targets:
-            return False
-        return not _matches(self._targets, name) or (bool(self._layers) and self._other_layer(name))
+        return self._targets is not None and (name not in self._targets or name in self._other_layers)
 
-    def _other_layer(self, name: str) -> bool:
-        """Whether a module lies in none of the chosen layers; the first number after a list's name counts."""
-        lists = [re.escape(each) for each in self._lists if each.replace("_", "").isalnum()]
-        if len(lists) != len(self._lists):
-            return False  # a pattern of a stranger
-        patterns = [rf"(?:^|.*?\.){each}\.(\d+)\." for each in lists] or [r".*?\.[^.]*\.(\d+)\."]
-        found = next((match for each in patterns if (match := re.match(each, name))), None)
-        return found is None or int(found[1]) not in self._layers
+    def _matched(self, config: Mapping[str, Any], field: str) -> set[str] | None:
+        """The names whose end a list has, or that a pattern matches whole; None where the field chooses nothing."""
+        value = config.get(field)
+        if isinstance(value, str):
+            everything = field == "target_modules" and value.lower() == ALL_LINEAR
+            return None if everything else set(self._matches(field, value, "fullmatch"))
+        names = _list_of_names(config, field, self._where)
+        if names is None:
+            return None
+        chosen = {canonical(each) for each in names}
+        return {name for name in self._all if any(name == each or name.endswith(f".{each}") for each in chosen)}
+
+    def _layers(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """The number of the layer that each name lies in, -1 for one outside; the first after a list's name counts."""
+        field = "layers_pattern"
+        value = config.get(field) or []
+        lists = [value] if isinstance(value, str) else _list_of_names(config, field, self._where) or []
+        found = dict.fromkeys(self._all, -1)
+        for each in reversed(lists or [r"[^.]*"]):
+            start = r"(?:^|.*?\.)" if lists else r".*?\."
+            found |= self._matches(field, rf"{start}{each}\.(?P<idx>\d+)\.", "match")
+        return found
+
+    def _matches(self, field: str, pattern: str, method: str) -> dict[str, int]:
+        """The names that a pattern matches, with the number in its group `idx`, 0 without one."""
+        try:
+            if len(pattern) > MAX_PATTERN:
+                raise TimeoutError
+            groups = _match(pattern, method, self._all)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise bad_config(self._where, field, pattern, f"a regular expression ({error})") from error
+        except (TimeoutError, subprocess.SubprocessError) as error:
+            raise UnsupportedAdapterError(
+                f"the pattern of {field} takes too long to match",
+                where=self._where,
+                found=shown(pattern),
+                next_step=f"name the modules in {field} in a list",
+            ) from error
+        return {name: int(group or 0) for name, group in zip(self._all, groups, strict=True) if group is not None}
 
 
-def _names(config: Mapping[str, Any], field: str, where: Path) -> list[str] | str | None:
+def _list_of_names(config: Mapping[str, Any], field: str, where: Path) -> list[str] | None:
     value = config.get(field)
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return [canonical(each) for each in value]
-    if value is not None and not isinstance(value, str):
+    if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
         raise bad_config(where, field, value, "a list of names, or a pattern")
     return value
 
 
-def _listed(value: list[str] | str | None) -> list[str]:
-    return [value] if isinstance(value, str) and value else list(value or ())
-
-
-def _matches(targets: list[str] | str, name: str) -> bool | None:
-    """Whether a list has a name's end, or a pattern all of it; None for a pattern that could take for ever."""
-    if not isinstance(targets, str):
-        return any(name == target or name.endswith(f".{target}") for target in targets)
-    if steps_of(targets, name) > MAX_STEPS:
-        return None
-    try:
-        return re.fullmatch(targets, name) is not None
-    except (re.error, OverflowError, RecursionError):
-        return None
+@lru_cache(64)
+def _match(pattern: str, method: str, names: tuple[str, ...]) -> list[str | None]:
+    """For each name the group `idx` of its match by a method of `re`, empty without one; None without a match."""
+    compiled = re.compile(pattern)
+    if sum(steps_of(pattern, name) for name in names) < MAX_STEPS:
+        matches = [getattr(compiled, method)(name) for name in names]
+        return [match and match.groupdict().get("idx", "") for match in matches]
+    # Nothing but the end of its process ends a match that takes for ever.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _MATCHER],
+        input=json.dumps([pattern, method, names]),
+        capture_output=True,
+        text=True,
+        timeout=MAX_MATCH_S,
+        check=True,
+    )
+    found: list[str | None] = json.loads(done.stdout)
+    return found

@@ -14,7 +14,7 @@ import pytest
 
 from plyfold.adapters.spec import WEIGHTS_NAME, read_spec, suffix_targets
 from plyfold.adapters.targets import Targets
-from plyfold.core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
+from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError, UnsupportedAdapterError
 
 ONE = {"model.layers.0.self_attn.q_proj": (8, 6)}
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
@@ -207,6 +207,7 @@ def test_truncation_anywhere_and_every_flipped_header_byte_is_contained(folder: 
         ("r", 0), ("r", True), ("r", "4"), ("r", 10**30), ("lora_alpha", "8"), ("lora_alpha", None),
         ("lora_alpha", float("nan")), ("lora_alpha", 10**400), ("rank_pattern", ["q_proj"]),
         ("rank_pattern", {"q_proj": -1}), ("alpha_pattern", {"q_proj": "x"}), ("alpha_pattern", {"(": 1}),
+        ("init_lora_weights", ["pissa"]), ("init_lora_weights", 1),
     ],
 )  # fmt: skip
 def test_malformed_numbers_in_the_config_are_integrity_errors(
@@ -266,6 +267,14 @@ TARGETS: list[dict[str, Any]] = [
     {"target_modules": ["model.layers.0.mlp.up_proj"]},
     {"target_modules": r".*language_model.*\.(q_proj|up_proj)"},
     {"target_modules": r"model\.layers\.\d+\.self_attn\.q_proj"},
+    {"target_modules": r"(?i)MODEL\.LAYERS\.\d+\.SELF_ATTN\.Q_PROJ"},
+    {"target_modules": r"(\w+\.)*q_proj"},
+    {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r"(\w+\.)+up_proj"},
+    {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "layers_pattern": r"lay(er)+s"},
+    {  # what Unsloth writes for a vision-language model
+        "target_modules": r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)|"
+        r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|v_proj)))"
+    },
 ]
 
 
@@ -274,7 +283,8 @@ def test_what_a_config_leaves_out_is_what_peft_leaves_out(fields: dict[str, Any]
     peft = pytest.importorskip("peft")
     targeted = pytest.importorskip("peft.tuners.tuners_utils").check_target_module_exists
     config = peft.LoraConfig(**fields)
-    ours = {name for name in NAMES if not Targets(fields, Path()).leave_out(name)}
+    targets = Targets(fields, Path(), NAMES)
+    ours = {name for name in NAMES if not targets.leave_out(name)}
     assert ours == {name for name in NAMES if targeted(config, name)}
     assert 0 < len(ours) < len(NAMES)
 
@@ -285,9 +295,19 @@ def test_a_tensor_that_peft_would_drop_is_refused(tmp_path: Path, make_adapter: 
         read_spec(tmp_path)
 
 
-def test_a_pattern_that_could_take_for_ever_says_nothing() -> None:
-    assert not Targets({"target_modules": "(a*)*b" * 30}, Path()).leave_out("a" * 60)
-    assert not Targets({"target_modules": ".*" * 40 + "x"}, Path()).leave_out("a" * 200)
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
+@pytest.mark.parametrize("pattern", [r"(.|\w)*!", ".*" * 12 + "!", "x" * 20_000])
+def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, make_adapter: Any, field: str, pattern: str) -> None:
+    make_adapter(tmp_path, modules=ONE, **{field: pattern})
+    with pytest.raises(UnsupportedAdapterError, match=f"the pattern of {field} takes too long"):
+        read_spec(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "layers_pattern"])
+def test_a_pattern_that_is_none_is_refused(tmp_path: Path, make_adapter: Any, field: str) -> None:
+    make_adapter(tmp_path, modules=ONE, **{"layers_to_transform": [0], field: "(q_proj"})
+    with pytest.raises(IntegrityError, match=f"{field} is malformed"):
+        read_spec(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +322,21 @@ def test_a_folder_of_another_tool_is_named(folder: Path, file: str, named: str) 
     (folder / WEIGHTS_NAME).rename(folder / file)
     with pytest.raises(NotFoundError, match=named):
         read_spec(folder)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_file_of_an_adapter_is_answered_with_its_folder(folder: Path, file: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_spec(folder / file)
+    assert str(folder) in caught.value.next_step
+
+
+def test_shards_of_an_adapter_are_named(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model-00001-of-00001.safetensors")
+    with pytest.raises(NotFoundError) as caught:
+        read_spec(folder)
+    assert "adapter_model-00001-of-00001.safetensors" in caught.value.found
+    assert "into one adapter_model.safetensors" in caught.value.next_step
 
 
 def test_mlx_config_is_named(folder: Path) -> None:
