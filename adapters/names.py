@@ -104,12 +104,7 @@ def read_names(path: Path, keys: Iterable[str]) -> Names:
         name = _module_name(path, key, match["path"])
         other = halves.setdefault(name, {}).setdefault(match["half"], key)
         if other != key:
-            raise IntegrityError(
-                "the file spells one module in two ways",
-                where=path,
-                found=f"{shown(other)} and {shown(key)}",
-                next_step="keep the one that was trained, and save the adapter again",
-            )
+            raise two_spellings(path, shown(other), shown(key))
         adapters[match["adapter"] or ""] = key
         marks |= _marks(key, match["path"], match["adapter"])
     if len(adapters) > 1:
@@ -214,9 +209,14 @@ def _refuse_two_spellings(path: Path, names: Iterable[str]) -> None:
     for name in names:
         other = seen.setdefault(core(name), name)
         if other != name:
-            raise IntegrityError(
-                "the file spells one module in two ways",
-                where=path,
-                found=f"{other} and {name}",
-                next_step="keep the one that was trained, and save the adapter again",
-            )
+            raise two_spellings(path, other, name)
+
+
+def two_spellings(path: Path, one: str, other: str) -> IntegrityError:
+    """The error for a file that holds a module under two names."""
+    return IntegrityError(
+        "the file spells one module in two ways",
+        where=path,
+        found=f"{one} and {other}",
+        next_step="keep the one that was trained, and save the adapter again",
+    )

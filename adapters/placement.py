@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.errors import IncompatibleError, IntegrityError, ShapeMismatchError, UnsupportedAdapterError
+from ..core.errors import IncompatibleError, ShapeMismatchError, UnsupportedAdapterError
 from .checkpoint import Checkpoint, open_checkpoint
 from .header import TensorEntry, shown
 from .model_config import ModelConfig, quiet_transformers
-from .names import EMBEDDINGS, core
+from .names import EMBEDDINGS, core, two_spellings
 from .spec import DTYPES, AdapterSpec, refuse_whole_weights
 
 HEADS = ("lm_head", "embed_out", "output_layer")
@@ -90,9 +90,11 @@ class Placement:
         return found._replace(module=first)
 
     def tensor(self, name: str) -> tuple[str, TensorEntry] | None:
-        """File and place of a tensor that is no linear module's, such as an embedding."""
+        """File and place of a tensor by its name in an adapter; None where the base has none."""
         if found := self.base.find(name):
             return found
+        if tied := self._tied_head(name.removesuffix(".weight")):
+            return tied.file, tied.entry
         stored = (spelling.locate(name)[0] for spelling in self._spellings)
         return next((self.base.find(each) for each in stored if each), None)
 
@@ -168,9 +170,8 @@ class Placement:
             where=where,
             expected=f"{name} in {self.base.path}",
             found=f"{like} there" if like else "no such tensor",
-            next_step="load the adapter with PEFT on this base and save it again: its names are then the base's"
-            if like
-            else "use the base the adapters were trained on: --base DIR",
+            next_step="use the base the adapters were trained on: --base DIR"
+            + ("; where it is this one, spell the keys of the adapter's file as this base does" if like else ""),
         )
 
 
@@ -186,9 +187,7 @@ def place(spec: AdapterSpec, base: Placement) -> AdapterSpec:
     for module in spec.modules.values():
         name = base.check(module.name, (module.out_features, module.in_features), spec.path).module
         if name in modules:
-            raise IntegrityError(
-                "the file spells one module in two ways", where=spec.header.path, found=f"{name} and {module.name}"
-            )
+            raise two_spellings(spec.header.path, name, module.name)
         modules[name] = replace(module, name=name)
     for key in spec.copies:
         _compare(spec, key, base)
@@ -208,23 +207,23 @@ def unplaced(spec: AdapterSpec) -> AdapterSpec:
 def _compare(spec: AdapterSpec, key: str, base: Placement) -> None:
     """Refuse a copy of a base weight that is not the base's bit for bit, in the copy's dtype."""
     tensor, frozen = spec.copies[key]
-    module, _, kind = tensor.rpartition(".")
     where = f"{spec.header.path} {shown(key)}"
-    if kind == "weight" and module.rpartition(".")[2] not in EMBEDDINGS:
-        found = base.of(module, spec.path)
-        name, file, entry = found.tensor, found.file, found.entry
-    else:
-        name, at = tensor, base.tensor(tensor)
-        if at is None:
-            raise IncompatibleError("the file holds a weight that the base does not have", where=where, found=tensor)
-        file, entry = at
+    at = base.tensor(tensor)
+    if at is None:
+        raise IncompatibleError(
+            "the file holds a whole weight that the base does not have, such as a classifier's head",
+            where=where,
+            expected=f"{tensor} in {base.base.path}",
+            next_step="use the base the adapters were trained on: --base DIR",
+        )
+    file, entry = at
     if not _equal(spec, key, base.base, file, entry):
         raise IncompatibleError(
             "the adapter was trained on other weights than this base's"
             if frozen
             else "a whole trained weight is more than B @ A",
             where=where,
-            expected=f"{name} of {base.base.path}, bit for bit",
+            expected=f"{tensor} of {base.base.path}, bit for bit",
             found="other numbers" if spec.header.tensors[key].shape == entry.shape else "another size",
             next_step="name the base it was trained on with --base DIR" if frozen else "",
         )

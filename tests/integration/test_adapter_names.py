@@ -19,6 +19,7 @@ from torch import Tensor
 
 from plyfold.adapters.base import BaseRef, Quantisation, load_nf4, load_twin, resolve_base
 from plyfold.adapters.model_config import ModelConfig
+from plyfold.adapters.placement import Placement
 from plyfold.adapters.spec import read_spec
 from plyfold.adapters.tensors import canonicalise, read_adapter
 from plyfold.cli.main import run
@@ -549,3 +550,25 @@ def test_the_dtype_of_a_config_that_does_not_say_is_that_of_the_weights(tmp_path
     path = tmp_path / "config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "dtype"}))
     assert model_dtype(tmp_path) == "bfloat16"
+
+
+def test_names_of_another_model_are_not_sent_through_peft(tmp_path: Path) -> None:
+    """PEFT loads none of them and says so in a warning only: what it then saves adds nothing."""
+    plain = save_base("qwen2", tmp_path / "base")
+    save_adapter(plain, tmp_path / "plain")
+    other = respell(tmp_path / "plain", tmp_path / "other", in_front("language_model"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(with_adapter("qwen2", tmp_path / "base", other), alone("qwen2", tmp_path / "base"))
+    with pytest.raises(IncompatibleError, match="does not have") as caught:
+        read_adapter(other, Placement.open(tmp_path / "base"))
+    assert "spell the keys" in caught.value.next_step
+    assert "PEFT" not in caught.value.next_step
+
+
+def test_the_head_of_a_classifier_is_told_as_one(tmp_path: Path) -> None:
+    save_adapter(save_base("qwen2", tmp_path / "base"), tmp_path / "plain")
+    tensors = load_file(tmp_path / "plain" / WEIGHTS) | {f"{PREFIX}score.weight": torch.ones(2, 32)}
+    save_file(tensors, tmp_path / "plain" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(IncompatibleError, match="classifier's head"):
+        read_adapter(tmp_path / "plain", Placement.open(tmp_path / "base"))
