@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -27,8 +27,10 @@ from ..core.errors import ConfigError, FailedError, IncompatibleError, Integrity
 from ..core.files import expanded, require_space, staged_folder, sweep_staged, write_json
 from ..core.locks import lock_of, locked
 from ..core.strict_json import read_object
+from .checkpoint import CONFIG_FILE, INDEX_FILE, open_checkpoint
 from .header import read_header, shown
 from .hub import snapshot
+from .model_config import model_config
 from .quantised import refuse_packed, refuse_quantised_config
 
 if TYPE_CHECKING:
@@ -50,10 +52,6 @@ ACCOMPANYING = (
     "additional_chat_templates", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 """What belongs to a checkpoint beside its config and weights; a folder may hold an adapter, a run's state and more."""
-SINGLE_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 32_000_000
-"""Longest index accepted; that of a trillion parameters in 140,000 tensors is some 16 MB."""
 TWIN_NAME = "twin.json"
 TWIN_SOURCE = "twin-source.json"
 """In a twin: digest of the weights it was made from."""
@@ -130,7 +128,7 @@ def resolve_base(config: BaseConfig, *, local_only: bool = False) -> BaseRef:
             config.repo,
             config.revision,
             patterns=CONTENT_PATTERNS,
-            check=check_weights,
+            check=_complete,
             first=lambda folder: refuse_quantised_config(folder, config.repo),
             local_only=local_only,
         )
@@ -145,6 +143,13 @@ def resolve_base(config: BaseConfig, *, local_only: bool = False) -> BaseRef:
     refuse_adapter_beside(path)
     revision = content_revision(path) if config.revision == "auto" else config.revision
     return BaseRef(repo=config.repo, revision=revision, path=path.resolve())
+
+
+def _complete(cached: Path) -> None:
+    """Refuse a cached folder that holds no safetensors, whatever else another program fetched into it."""
+    if not any(cached.glob("*.safetensors")):
+        raise NotFoundError("no safetensors weights of the base", where=cached)
+    check_weights(cached)
 
 
 def sandbox_folder() -> Path:
@@ -193,7 +198,7 @@ def accompanying(path: Path) -> tuple[list[Path], list[str]]:
     weights, a twin's note and hidden files are in neither list.
     """
     patterns = [*ACCOMPANYING, "*.py"] if _has_code(path) else ACCOMPANYING
-    known = {"config.json", INDEX_NAME, TWIN_NAME, *(file.name for file in _weight_files(path))}
+    known = {CONFIG_FILE, INDEX_FILE, TWIN_NAME, *(file.name for file in _weight_files(path))}
     belonging, left_out = [], []
     for file in sorted(path.iterdir()):
         if file.name in known or file.name.startswith((".", "__")):
@@ -247,95 +252,8 @@ def refuse_adapter_beside(path: Path) -> None:
 
 
 def check_weights(path: Path) -> list[Path]:
-    """The weights files of a model folder, each with a sound header.
-
-    Raises:
-        NotFoundError: No config, or no complete set of safetensors.
-        IntegrityError: A header or the index is damaged, or there are two sets.
-    """
-    if not (path / "config.json").is_file():
-        raise _no_model(path)
-    files = [path / name for name in weight_names(path)[0]]
-    for file in files:
-        if not file.is_file():
-            raise NotFoundError("the base lacks a weights file", where=file, expected="safetensors weights")
-        read_header(file)
-    return files
-
-
-def weight_names(path: Path) -> tuple[list[str], dict[str, Any] | None]:
-    """Names of a model folder's weights files, in order, and the index that says so; None where there is but one file.
-
-    Where `model.safetensors` lies beside an index, transformers loads the file and vLLM what the index names.
-
-    Raises:
-        NotFoundError: Neither.
-        IntegrityError: An index that is damaged, or one of other files beside `model.safetensors`.
-    """
-    index, single = path / INDEX_NAME, (path / SINGLE_NAME).is_file()
-    if not index.is_file():
-        if not single:
-            raise NotFoundError("no weights in the base folder", where=path, expected=f"{SINGLE_NAME} or {INDEX_NAME}")
-        return [SINGLE_NAME], None
-    value = read_object(index, INDEX_NAME, max_bytes=MAX_INDEX_BYTES)
-    weight_map = value.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise IntegrityError("the index maps no tensors", where=index)
-    for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise IntegrityError("the index names a file outside its folder", where=index, found=str(file)[:200])
-    names = sorted(set(weight_map.values()))
-    if not single:
-        return names, value
-    if names != [SINGLE_NAME]:
-        raise IntegrityError(
-            "the base folder holds two sets of weights: some programs load the one file, others what the index names",
-            where=path,
-            expected=f"{SINGLE_NAME}, or {INDEX_NAME} and what it names",
-            found=f"{SINGLE_NAME} beside an index of {', '.join(names[:3])}{' …' if len(names) > 3 else ''}",
-            next_step="keep one; of a repository, in a folder of your own that base.path or --base names",
-        )
-    return names, None
-
-
-def _no_model(path: Path) -> NotFoundError:
-    """The error for a folder without a model, which says what lies in it instead."""
-    if (path / "adapter_config.json").is_file():
-        found, next_step = "an adapter", "name the base it was trained on, not the adapter"
-    else:
-        inside = sorted(path.glob("*/config.json")) or sorted(path.glob("snapshots/*/config.json"))
-        found = f"models in {', '.join(str(file.parent) for file in inside[-5:])}" if inside else ""
-        next_step = f"name one of them, as {inside[-1].parent}" if inside else ""
-    return NotFoundError("no config.json in the base folder", where=path, found=found, next_step=next_step)
-
-
-def model_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """The config of a base or twin folder, or its `generation_config.json`.
-
-    Raises:
-        NotFoundError: No such file.
-        IntegrityError: No JSON object that is read here.
-    """
-    path = folder / name
-    if not path.is_file():
-        raise NotFoundError(f"no {name} in the base folder", where=folder)
-    return read_object(path, f"the base's {name}", infinity=True)
-
-
-def config_count(config: Mapping[str, Any], field: str, default: int, where: Path) -> int:
-    """A whole number of a base's config; `default` where it is absent or null.
-
-    Raises:
-        IntegrityError: Something else stands there.
-    """
-    value = config.get(field)
-    if value is None:
-        return default
-    if type(value) is not int or not 0 <= value < 1 << 31:
-        raise IntegrityError(
-            f"{field} is malformed", where=where / "config.json", found=shown(value), expected="a whole number"
-        )
-    return value
+    """The weights files of a model folder, each with a sound header; errors as `open_checkpoint`."""
+    return [path / file for file in open_checkpoint(path).shards]
 
 
 def refuse_quantised(folder: Path, repo: str = "") -> None:

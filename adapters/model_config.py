@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import IntegrityError
-from .base import config_count, model_config
+from ..core.errors import IntegrityError, NotFoundError
+from ..core.strict_json import read_object
 from .header import shown
 
 MAX_REPEATED = 100_000
@@ -120,6 +120,46 @@ class ModelConfig:
                 return CONFIG_MAPPING[self.model_type].from_dict(dict(self.raw))
         except Exception:  # whatever a class of another library has against a stranger's values: it then knows none
             return None
+
+
+def model_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The config of a base or twin folder, or its `generation_config.json`.
+
+    Raises:
+        NotFoundError: No such file.
+        IntegrityError: No JSON object that is read here.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise _no_model(folder, name)
+    return read_object(path, f"the base's {name}", infinity=True)
+
+
+def config_count(config: Mapping[str, Any], field: str, default: int, where: Path) -> int:
+    """A whole number of a base's config; `default` where it is absent or null.
+
+    Raises:
+        IntegrityError: Something else stands there.
+    """
+    value = config.get(field)
+    if value is None:
+        return default
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise IntegrityError(
+            f"{field} is malformed", where=where / "config.json", found=shown(value), expected="a whole number"
+        )
+    return value
+
+
+def _no_model(path: Path, name: str) -> NotFoundError:
+    """The error for a folder without a model, which says what lies in it instead."""
+    if (path / "adapter_config.json").is_file():
+        found, next_step = "an adapter", "name the base it was trained on, not the adapter"
+    else:
+        inside = sorted(path.glob("*/config.json")) or sorted(path.glob("snapshots/*/config.json"))
+        found = f"models in {', '.join(str(file.parent) for file in inside[-5:])}" if inside else ""
+        next_step = f"name one of them, as {inside[-1].parent}" if inside else ""
+    return NotFoundError(f"no {name} in the base folder", where=path, found=found, next_step=next_step)
 
 
 def _most_repeated(values: Mapping[str, Any]) -> int:

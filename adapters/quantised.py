@@ -7,13 +7,14 @@ bit for bit; a delta added to packed weights would be rounded away.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import IncompatibleError
 from ..core.strict_json import read_object
 from .header import Header
+from .model_config import TEXT_CONFIG
 
 FLOAT_DTYPES = ("F64", "F32", "BF16", "F16")
 """safetensors' names of the dtypes that unquantised weights have."""
@@ -21,6 +22,8 @@ PACKED_NAMES = (".weight", ".qweight", ".qzeros", ".weight_packed", ".weight_qda
 """How the names of weights end that quantised checkpoints hold as whole numbers or in 8 bits."""
 PACKED_COMPANIONS = (".absmax", ".quant_map", "_scale_inv", "_scale")
 """What stands beside a packed weight under its name."""
+QUANTISATION_KEYS = ("quantization_config", "compression_config")
+"""Where a config.json asks for quantised weights, itself or in its text_config."""
 _QUANTISED_NAME = re.compile(
     r"(?:[-_.]quantized)?[-_.](?:unsloth-)?(?:bnb-)?(?:[48]bit|nf4|fp4|fp8|awq|gptq|w[48]a(?:8|16)|int[48]|mxfp4)"
     r"(?:-(?:int[48]|[48]bit|dynamic|block))*$",
@@ -37,9 +40,8 @@ def refuse_quantised_config(folder: Path, repo: str = "") -> None:
         IntegrityError: It is no JSON object that is read here.
     """
     path = folder / "config.json"
-    asked = read_object(path, "the base's config.json", infinity=True).get("quantization_config")
-    if asked:
-        raise _quantised(path, f"quantization_config {quant_method(asked)}", repo)
+    for name, asked in asked_quantisation(read_object(path, "the base's config.json", infinity=True)).items():
+        raise _quantised(path, f"{name} {quant_method(asked)}".strip(), repo)
 
 
 def refuse_packed(headers: Iterable[Header], repo: str = "", *, setting: str = "base.repo", method: str = "") -> None:
@@ -80,6 +82,21 @@ def _quantised(where: Path, found: str, repo: str, setting: str = "base.repo") -
         expected="a checkpoint in 16 or 32 bit, which is quantised here where it has to be",
         next_step=f"take the 16-bit base that it was made from: {named}, or its folder",
     )
+
+
+def asked_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of quantised weights, by where: vLLM reads it in all of these places."""
+    text = config.get(TEXT_CONFIG)
+    scopes = {"": config, f"{TEXT_CONFIG}.": text if isinstance(text, Mapping) else {}}
+    asked = {f"{where}{key}": scope.get(key) for where, scope in scopes.items() for key in QUANTISATION_KEYS}
+    return {name: value for name, value in asked.items() if value}
+
+
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json for unquantised weights."""
+    plain = {key: value for key, value in config.items() if key not in QUANTISATION_KEYS}
+    text = plain.get(TEXT_CONFIG)
+    return {**plain, TEXT_CONFIG: without_quantisation(text)} if isinstance(text, Mapping) else plain
 
 
 def quant_method(asked: Any) -> str:

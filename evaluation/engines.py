@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..adapters.base import model_config
-from ..adapters.model_config import ModelConfig
+from ..adapters.model_config import ModelConfig, model_config
 from ..core.errors import ConfigError, IntegrityError
 
 BASE = "base"

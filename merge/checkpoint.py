@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..adapters.base import accompanying, content_revision, folder_identity
-from ..adapters.checkpoint import Checkpoint, stamp
-from ..adapters.header import TensorEntry
+from ..adapters.checkpoint import Checkpoint
+from ..adapters.header import TensorEntry, file_stamp
 from ..adapters.hub import is_local
 from ..adapters.placement import Placement
 from ..core.errors import IncompatibleError, IntegrityError
@@ -91,8 +91,8 @@ class BaseReader:
             IntegrityError: One is not.
         """
         for file, descriptor in self._files.items():
-            path, expected = self._checkpoint.path / file, self._checkpoint.stamps[file]
-            if not stamp(os.fstat(descriptor)) == expected == stamp(os.stat(path)):
+            path, expected = self._checkpoint.path / file, self._checkpoint.shards[file].stamp
+            if not file_stamp(os.fstat(descriptor)) == expected == file_stamp(os.stat(path)):
                 raise IntegrityError("the base changed while it was read", where=path, next_step="start again")
 
     def read_into(self, file: str, start: int, data: memoryview) -> None:

@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..adapters.base import INDEX_NAME, accompanying
-from ..adapters.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ..adapters.base import accompanying
+from ..adapters.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, open_checkpoint
 from ..adapters.header import TensorEntry
 from ..adapters.model_config import TEXT_CONFIG
 from ..adapters.placement import HEADS, Place, Placement
-from ..adapters.quantised import quant_method, refuse_packed
+from ..adapters.quantised import asked_quantisation, quant_method, refuse_packed, without_quantisation
 from ..core.digest import digest_json, sha256_bytes
 from ..core.errors import BaseMismatchError, IncompatibleError
 from ..core.files import write_bytes, write_json
@@ -103,7 +103,7 @@ class FoldPlan:
         return digest_json(
             {
                 "composition": composition,
-                "base": {file: list(stamp) for file, stamp in self.base.stamps.items()},
+                "base": {file: list(header.stamp) for file, header in self.base.shards.items()},
                 "sources": [
                     [tensor.source_file, tensor.source.dtype, tensor.source.start, tensor.module]
                     for tensor in self.tensors
@@ -128,19 +128,29 @@ def plan_fold(compose: ComposePlan, base_dir: Path, *, dtype: str | None = None)
         NotFoundError, IntegrityError: As `open_checkpoint`.
         BaseMismatchError: A folder that says it is another base.
         UnsupportedAdapterError: A base whose code stores its weights transposed.
-        IncompatibleError: A quantised base, or a module that the base does not have.
+        IncompatibleError: A quantised base, one in float64, or a module that the base does not have.
         ShapeMismatchError: A module of another size.
     """
     if dtype is not None:
         check_dtype(dtype)
     base = open_checkpoint(base_dir)
-    method = quant_method(base.config.get("quantization_config"))
+    asked = asked_quantisation(base.config)
+    method = next(map(quant_method, asked.values()), "")
     refuse_packed(base.shards.values(), compose.base_repo, setting="--base", method=method)
     warnings = _check_identity(base, compose)
-    if base.config.get("quantization_config"):
+    if asked:
         warnings.append("the base's config asks for quantisation of unquantised weights; the result's does not")
     placement = Placement(base)
     places = {name: placement.check(name, shape[:2]) for name, shape in compose.modules.items()}
+    for place in places.values():
+        if place.entry.dtype not in FLOATS:
+            raise IncompatibleError(
+                "a weight of the base is in a dtype that nothing is added to here",
+                where=f"{base.path / place.file} {place.tensor}",
+                expected=", ".join(FLOATS),
+                found=place.entry.dtype,
+                next_step="save the base again in float32: from_pretrained(..., dtype=torch.float32), save_pretrained",
+            )
     heads = [name for name in places if name.rpartition(".")[2] in HEADS]
     untied = any(places[name].tied for name in heads) or (bool(heads) and placement.config.tied is True)
     if untied:
@@ -233,8 +243,7 @@ def _lay_out(tensors: tuple[OutTensor, ...], metadata: dict[str, str]) -> Layout
 
 def write_config(plan: FoldPlan, folder: Path) -> None:
     """The base's config, and its index, with only what the fold has changed."""
-    config = dict(plan.base.config)
-    config.pop("quantization_config", None)
+    config = without_quantisation(plan.base.config)
     if plan.untied:
         config["tie_word_embeddings"] = False
         text = config.get(TEXT_CONFIG)
@@ -251,4 +260,4 @@ def write_config(plan: FoldPlan, folder: Path) -> None:
     if plan.base.index is not None:
         metadata = {**(plan.base.index.get("metadata") or {}), "total_size": plan.bytes_out}
         weight_map = {tensor.name: file for file, tensors in plan.shards.items() for tensor in tensors}
-        write_json(folder / INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})
+        write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters.base import SANDBOX, model_config, sandbox_folder
-from ..adapters.model_config import ModelConfig
+from ..adapters.base import SANDBOX, sandbox_folder
+from ..adapters.model_config import ModelConfig, model_config
 from ..core.config import BaseConfig
 from ..core.environment import meaning
 from ..core.errors import IntegrityError

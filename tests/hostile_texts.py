@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from transformers import CONFIG_MAPPING
 
-from plyfold.adapters.base import model_config
+from plyfold.adapters.model_config import model_config
 from plyfold.core import errors
 from plyfold.core.config import DataConfig, build_config, config_dict, find_config, load_config
 from plyfold.core.one_host import Reply

@@ -93,7 +93,7 @@ def test_folders_that_are_no_base_are_refused(tmp_path: Path, base: Path) -> Non
     with pytest.raises(IntegrityError, match="truncated"):
         _local(base)
     weights.rename(base / "pytorch_model.bin")
-    with pytest.raises(NotFoundError, match="weights"):
+    with pytest.raises(IntegrityError, match="pickled"):
         _local(base)
     (base / "config.json").unlink()
     with pytest.raises(NotFoundError, match=r"config\.json"):

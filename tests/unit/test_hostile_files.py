@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from plyfold.adapters.base import check_weights, model_config
+from plyfold.adapters.base import check_weights
 from plyfold.adapters.checkpoint import open_checkpoint
+from plyfold.adapters.model_config import model_config
 from plyfold.adapters.spec import read_config, read_spec
 from plyfold.cli.main import run
 from plyfold.core.errors import IntegrityError
