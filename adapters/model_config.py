@@ -18,6 +18,8 @@ from ..core.strict_json import read_object
 from .header import shown
 
 MAX_REPEATED = 100_000
+QUANTISATION_KEYS = ("quantization_config", "compression_config")
+"""Where a config.json asks for quantised weights, itself or in its text_config."""
 TEXT_CONFIG = "text_config"
 """Where a model of several modalities keeps the sizes of its language model."""
 
@@ -77,6 +79,15 @@ class ModelConfig:
         """Its own and those of the models inside it, such as a decoder's."""
         inside = (value.get("model_type") for value in self.raw.values() if isinstance(value, Mapping))
         return {kind for kind in (self.model_type, *inside) if isinstance(kind, str) and kind}
+
+    @property
+    def composite(self) -> bool:
+        """Whether it is of a model made of models, such as a language model with a vision tower."""
+        return any(
+            key.endswith("_config") and key not in QUANTISATION_KEYS
+            for key, value in self.raw.items()
+            if isinstance(value, Mapping)
+        )
 
     @property
     def tied(self) -> bool | None:

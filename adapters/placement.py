@@ -2,7 +2,8 @@
 
 PEFT names modules as the model in memory does, and a checkpoint may spell them otherwise: Qwen2.5-VL's holds
 `model.layers.…` for `model.language_model.layers.…`, Gemma 3's `language_model.model.layers.…`. An adapter may bring
-either, or an older version's. transformers is imported only where a name is not in the checkpoint as it stands.
+either, or an older version's. transformers is imported only for a model of several modalities, and where a name is not
+in the checkpoint as it stands.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ class Placement:
             IncompatibleError: The base does not have it, or only inside a tensor of several modules.
             UnsupportedAdapterError: The base's code stores its weight transposed.
         """
-        found = self._as_spelt(module) or self._tied_head(module) or self._as_transformers(module)
+        ways = [self._as_spelt, self._tied_head, self._as_transformers]
+        if self.config.composite:  # its checkpoint's names may be an older version's, which PEFT would not find
+            ways.reverse()
+        found = next((place for way in ways if (place := way(module))), None)
         if found is None:
             raise self._absent(module, owner)
         if TRANSPOSED_TYPES & self.config.model_types and module.rpartition(".")[2] in TRANSPOSED:

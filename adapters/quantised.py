@@ -14,7 +14,7 @@ from typing import Any
 from ..core.errors import IncompatibleError
 from ..core.strict_json import read_object
 from .header import Header
-from .model_config import TEXT_CONFIG
+from .model_config import QUANTISATION_KEYS, TEXT_CONFIG
 
 FLOAT_DTYPES = ("F64", "F32", "BF16", "F16")
 """safetensors' names of the dtypes that unquantised weights have."""
@@ -22,8 +22,6 @@ PACKED_NAMES = (".weight", ".qweight", ".qzeros", ".weight_packed", ".weight_qda
 """How the names of weights end that quantised checkpoints hold as whole numbers or in 8 bits."""
 PACKED_COMPANIONS = (".absmax", ".quant_map", "_scale_inv", "_scale")
 """What stands beside a packed weight under its name."""
-QUANTISATION_KEYS = ("quantization_config", "compression_config")
-"""Where a config.json asks for quantised weights, itself or in its text_config."""
 _QUANTISED_NAME = re.compile(
     r"(?:[-_.]quantized)?[-_.](?:unsloth-)?(?:bnb-)?(?:[48]bit|nf4|fp4|fp8|awq|gptq|w[48]a(?:8|16)|int[48]|mxfp4)"
     r"(?:-(?:int[48]|[48]bit|dynamic|block))*$",

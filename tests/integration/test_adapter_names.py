@@ -552,6 +552,15 @@ def test_the_dtype_of_a_config_that_does_not_say_is_that_of_the_weights(tmp_path
     assert model_dtype(tmp_path) == "bfloat16"
 
 
+def test_a_merge_has_the_names_that_peft_finds_in_a_base_with_older_ones(tmp_path: Path) -> None:
+    """Qwen2.5-VL's checkpoints and its older adapters say `model.layers`, which no module in memory is called now."""
+    expected = save_adapter(save_base("qwen2_5_vl", tmp_path / "base"), tmp_path / "new")
+    assert "model.layers.0.self_attn.q_proj.weight" in load_file(tmp_path / "base" / "model.safetensors")
+    old = respell(tmp_path / "new", tmp_path / "old", lambda key: key.replace("model.language_model.", "model."))
+    assert run(["merge", str(old), "--base", str(tmp_path / "base"), "-o", str(tmp_path / "merged")]) == 0
+    torch.testing.assert_close(with_adapter("qwen2_5_vl", tmp_path / "base", tmp_path / "merged"), expected)
+
+
 def test_names_of_another_model_are_not_sent_through_peft(tmp_path: Path) -> None:
     """PEFT loads none of them and says so in a warning only: what it then saves adds nothing."""
     plain = save_base("qwen2", tmp_path / "base")
