@@ -13,8 +13,9 @@ from functools import cache
 from ..core.digest import digest_json, short
 from .answers import extract, same_answer
 
-GRADER_VERSION = 2
-"""Of the rules in `answers`; 1 read the number that a statement began with, whatever followed it."""
+GRADER_VERSION = 3
+"""Of the rules in `answers`. 1 read the number that a statement began with, whatever followed it; 2 read bounds, what
+is called wrong or struck out and one of the numbers of several things, and refused `10/3 = 3.33`."""
 
 BATTERY = (
     "Answer: 18",
@@ -54,6 +55,14 @@ BATTERY = (
     "Answer: 17, I mean 18",
     "Answer: minus 18",
     "Answer: >= 18",
+    "Answer: at least 18",
+    "Answer: 18 or more",
+    "Answer: 18 is wrong",
+    "Answer: ~~17~~ 18",
+    "Answer: Tom 3, Ann 18",
+    "18 apples, 5 pears",
+    "Answer: 10/3 = 3.33",
+    "Antwort: 18 Mio.",
 )
 """Texts whose reading tells graders apart."""
 _PAIRS = (("0.75", "3/4"), ("18.00", "18"), ("18%", "18"), ("0.3333", "1/3"), ("18", "18 or 20"))

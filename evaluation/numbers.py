@@ -51,6 +51,14 @@ CURRENCY = (
 _PART = r"(?:\{([^{}\n]*)\}|([0-9]))"
 _REWRITTEN: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # GSM8K's calculator marks
+    # What is struck out is not said.
+    (
+        re.compile(
+            r"(?<!\w)~~(?=\S)[^~\n]{1,200}~~|<(s|del|strike)>[^<>\n]{1,200}</\1>|\\(?:[bx]?cancel|sout|phantom)\s?\{[^{}\n]*\}",
+            re.IGNORECASE,
+        ),
+        " ",
+    ),
     (re.compile(r"\{,\}|\\,(?=[0-9]{3}(?![0-9]))"), ","),
     (re.compile(r"\\!"), ""),
     (re.compile(r"(?<![-=<])(?:-{1,2}|={1,2})>"), "="),  # an arrow
@@ -106,19 +114,30 @@ _TAG = re.compile(r"</?[A-Za-z]{1,12}>")
 _SPACED = re.compile(r"(?<![0-9.,/])[0-9]{1,3}(?:(?: [0-9]{3}){1,4}(?=[\s.*_)\]}$]*\Z)|(?: 000){1,4}(?![0-9]))")
 _BAGS = re.compile(r"[0-9]+ [A-Za-z]+ [A-Za-z]+")
 _SCALES = (
-    r"(?i:dozens?|hundred|thousand|(?:m|b|tr)illion|mil|mn|bn|lakhs?|lacs?|crores?|tausend|hundert|million\w{1,3}|mill[oó]n(?:es)?"
-    r"|milh(?:ão|ões)|milion[ie]|mille|mila|cento|cien(?:to)?s?|тысяч\w*|тыс|миллион\w*|млн|हज़ार|हजार|लाख|करोड़|ألف|آلاف|مليون)"
+    r"(?i:dozens?|hundred|thousand|(?:m|b|tr)illion|mil|mn|bn|mio|mrd|tsd|lakhs?|lacs?|crores?"
+    r"|tausend|hundert|million\w{1,3}|mill[oó]n(?:es)?|milh(?:ão|ões)|milion[ie]|mille|mila|cento|cien(?:to)?s?|тысяч\w*|тыс|миллион\w*|млн|हज़ार|हजार|लाख|करोड़|ألف|آلاف|مليون)"
+)
+_WRONG = r"(?:wrong|incorrect|false|impossible)"
+_DENIED = (
+    rf"(?:is|was|seems|looks|(?:must|would|could)\sbe)\s(?:[a-z]+ly\s|an?\s|the\s)?{_WRONG}"
+    r"|(?:(?:is|was)(?:n.t|\snot)|can(?:.t|not)\sbe)\s(?:[a-z]+\s){0,2}?(?:right|correct|true|possible|answer)"
 )
 _BEHIND = re.compile(
     rf"""
     \s?[kK](?![A-Za-z]) | [MB](?![A-Za-z])                            # $3k, $1.5M
+    | [\x00-\x08\x0e-\x1f\x7f-\x9f\u0300-\u036f\u20d0-\u20ff\ufe00-\ufe0f]  # what cannot be seen, or strikes it out
+    | \u2030 | [oCP][0-9]                                               # 18\u2030, 0o22, 18C2
     | [eE][-+]?[0-9] | [.,'_][0-9] | \.[\\(] | [\u00b2\u00b3\u00b9\u2070-\u207f]   # 1e3, 1.2.3, 1,5, 5'6, 0.(3)
     | ,?\s?[-+]?(?:\\infty|∞) | \((?:[^()\s]{{0,9}}\s?[-+*/]|[a-z]\))           # (2,\infty), 3(x+1)
     | [abinxyz](?![A-Za-z]) | [abnxyz][0-9(^]                         # 2x, 3i
     | (?:%|\s?per\s?cent)\sof\s(?:the\s)?\$?[0-9]          # 10% of 180
     | \s?(?:remainder|[Rr]\.?)\s?[0-9] | _\{{?[0-9] | \sbase\s[0-9]   # 18 R 2, 12_{16}
     | (?:\s[A-Za-z]{{1,20}})?\sand\s(?:an?|one|two|three)[\s-](?:half|third|quarter|fourth|fifth|eighth)s?\b
-    | (?:\s[A-Za-z]{{1,20}})?\s?(?:\bor|\bto|\band|[-+/~])\s*\Z
+    | (?:\s[A-Za-z]{{1,20}})?\s?(?:\bor|\bto|\band|[-+/~])[\s.]*\Z
+    | (?:\s[A-Za-z]{{1,20}})?,?\s(?:(?:or|and)\s(?:more|less|fewer|above|below|over|under|up|higher|lower)
+        |at\s(?:least|most))\b
+    | [\s*_$`"'\u2019)}}\]]{{0,6}}(?i:[-,.;:!?(]\s{{0,2}}(?:no|{_WRONG})\s?(?:[.,;!)]|\Z)  # 18, wrong
+        |(?:[,.;(]\s{{0,2}}(?:that|this|it|which)\s)?(?:{_DENIED})\b)
     | [\s)}}\]$`_]{{0,4}}(?:
         -?(?:{_SCALES})(?![\w-]) | [百千万萬億亿십백천만억]             # 1.5 million
         | \^ | \*\*\s?[0-9(] | [√π±×÷] | \\(?:sqrt|pi|pm|times|cdot|div|log|ln|sin|cos|tan|over|choose|overline|bmod)
@@ -136,7 +155,9 @@ _AHEAD = re.compile(
     | (?<![A-Za-z])(?:(?:square|cube)\sroot\sof|sqrt|log|ln|half|twice|thrice|double|triple)(?:\sof)?
     | (?<![A-Za-z])(?:half|thirds?|quarters?|fifths?)\sof(?:\sthe)?
     | (?<![A-Za-z])(?:not|never|isn.t|except|anything\sbut|minus|negative)
-    | (?<![A-Za-z])(?:more|less|fewer|greater|larger|smaller)\sthan
+    | (?<![A-Za-z])(?:(?:more|less|fewer|greater|larger|smaller)\sthan|at\s(?:least|most)|over|under|above|below)
+    | (?<![A-Za-z])(?:mindestens|höchstens|mehr\sals|weniger\sals|au\s(?:moins|plus)|al\smenos) | 至少|最多|不超过
+    | (?<!dd\s)(?<!s\s)(?<![A-Za-z])up\sto                   # but `adds up to`
     | [0-9A-Za-z)}]\s?\^ | [\w)}%]\s?\+ | [A-Za-z)}]\s?(?:[/×÷·]|\\times|\\cdot|\\div) | [bnxyz)}]\s?\* | [A-Za-z]\s\*\s
     | (?<![A-Za-z\\])[0-9]{0,9}[bnxyz]\s?-
     )[\s${(\[|]{0,6}\Z""",
@@ -196,6 +217,19 @@ _UNSOLVED = re.compile(
     r"(?<![A-Za-z\\])(?:[0-9]{1,9}[a-z]|[0-9]{0,9}[bnxyz]\s?[-+*/^\u00b2\u00b3])(?![A-Za-z])|[-+*/]\s?[0-9]{0,9}[bnxyz](?![A-Za-z])"
     r"|\\sqrt|\u221a|[|!]\s?\Z"
 )
+_FIGURE = r"\$?[0-9](?:[0-9.,/]*[0-9])?%?"
+_ITEM = (
+    r"(?!(?:i[nf]|on|at|by|after|before|for|of|since|from|with|so|step|day|total|altogether|answer)\b)"
+    rf"{_WORD}VERB(?:\s?[:=])?\s?{_FIGURE}(?:\s{_WORD})?"
+    r"(?:[,;]\s(?:(?:and|but)\s)?|\s(?:and|but)\s|\s(?=[a-z]=)|[\s.*)}]*\Z)"
+)
+_THINGS = rf"{_FIGURE}(?:\s{_WORD}){{1,2}}"
+_LISTED = re.compile(
+    rf"[\s*#({{]*(?:{_ITEM.replace('VERB', '(?P<verb>(?: [a-z]+)?)')}(?:{_ITEM.replace('VERB', '(?P=verb)')})+"
+    rf"|{_THINGS}(?:[,;]\s(?:and\s)?(?!{_REMARK.pattern}){_THINGS})+)[\s.*)}}]*",
+    re.IGNORECASE,
+)
+"""The same said of several: `Tom 3, Ann 18`, `x=3 y=18`, `Tom has 3 and Ann has 18`; `18 apples, 5 pears`."""
 _SENTENCES = re.compile(r"[,;]\s|(?<![A-Z][a-z])\.\s")
 _CLAUSES = re.compile(r"[,;=]\s|[.:]\s|=|\b(?:so|then|thus|hence|therefore)\b")
 _MARKUP = re.compile(r"\*\*|__|\\(?:boxed|fbox)|[\s$`{}\\\"\[\]]+")
@@ -237,6 +271,8 @@ def read_number(span: str) -> Reading:
     """The number that a short cleaned text states: what its `=` gives, the number it starts with, or its last."""
     span = _SPACED.sub(lambda grouped: grouped[0].replace(" ", ""), _TAG.sub(" ", span))
     clauses = [clause for clause in _SENTENCES.split(span) if clause.strip(" .")]
+    if _lists(span):
+        return REFUSED
     if len(clauses) > 1 and all("=" in clause for clause in clauses) and not _NAMED.search(span.rpartition("=")[0]):
         return read_number(clauses[-1])  # `16 - 7 = 9; 9 * 2 = 18`
     head, equals, tail = span.rpartition("=")
@@ -248,7 +284,11 @@ def read_number(span: str) -> Reading:
     if result and leading and not _SIGN.search(head, leading.end()):
         if _GOES_ON.match(tail, result.end()):  # `18 = 9 * 2` says how
             result = None
-        elif not _DIGIT.search(head, leading.end()) and not _is_same(_value(leading), _value(result)):
+        elif not (
+            _DIGIT.search(head, leading.end())
+            or _is_same(_value(leading), _value(result))
+            or (leading["over"] and _is_rounded(_value(leading), _value(result)))
+        ):
             return REFUSED  # `18 = 20`
     if result and (_NAMED.search(head) or _UNSOLVED.search(_CLAUSES.split(head)[-1]) or not _is_worked(head)):
         return REFUSED  # `x = 4, y = 5`, `x + 3 = 7`, `18, 20 = 20`
@@ -267,7 +307,11 @@ def read_last(text: str) -> Reading:
     for found in _NUMBER.finditer(text):
         if _value(found) is not None:
             last = found
-    return NOTHING if last is None else _alone(text, last)
+    if last is None:
+        return NOTHING
+    line = text[max(0, last.start() - NEAR) : last.end() + NEAR]
+    line = line[line.rfind("\n", 0, min(NEAR, last.start())) + 1 :].partition("\n")[0]
+    return REFUSED if _lists(line) else _alone(text, last)
 
 
 def is_contested(value: Fraction, before: str, after: str) -> bool:
@@ -406,9 +450,23 @@ def _other(text: str, start: int) -> Fraction | None:
     return _value(found) if found else None
 
 
+def _lists(text: str) -> bool:
+    """Whether a text is nothing but one number after another, each of something else."""
+    listed = _LISTED.fullmatch(" ".join(text.split()))
+    return bool(listed) and len({_value(found) for found in _NUMBER.finditer(text)}) > 1
+
+
 def _is_same(one: Fraction | None, other: Fraction | None) -> bool:
     """Whether two numbers are the same, also as a share and in per cent."""
     return one is not None and other is not None and (one == other or one == 100 * other or other == 100 * one)
+
+
+def _is_rounded(exact: Fraction | None, result: Fraction | None) -> bool:
+    """Whether a decimal is another number rounded up or down to its last place, `10/3 = 3.33`."""
+    if exact is None or result is None or 0 in (exact, result):
+        return False
+    places = len(spell(result).partition(".")[2])
+    return abs(exact - result) * 10**places < 1
 
 
 def _is_worked(text: str) -> bool:

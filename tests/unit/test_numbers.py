@@ -303,8 +303,21 @@ Answer: 3 + 15 = 18, so \boxed{18}
 Answer: 18 = 9 * 2
 Answer: 18 (= 9 * 2)
 Answer: (B) 18
-Answer: 18 or more
 Answer: 18 or so
+Answer: 18 wrong answers
+Answer: She got 18 wrong
+Answer: 18 false alarms in 5 days
+Answer: 18, not 20
+Answer: ~~17~~ 18
+Answer: It all adds up to 18
+Answer: 18 is right
+Answer: 18 is the answer
+Answer: 18 apples, 5 more than Tom
+Answer: 18 (Tom 3, Ann 15)
+Answer: In 2019, she had 18
+Answer: Tom 18, Ann 18
+Answer: Woody = 1.5 years = 18 months
+The 3 athletes ran 18 yards.
 Answer: 18 sandwiches and a drink
 Answer: 18 boxes
 Answer: 18 oranges
@@ -476,9 +489,73 @@ OF_SOMETHING_ELSE = [
     "Answer: negative 18",
 ]
 """What scales, divides, bounds or negates the number is not passed over."""
+BOUNDED = """
+Answer: at least 18
+Answer: At most $18
+Answer: up to 18
+Answer: over 18
+Answer: It is below 18
+Answer: 18 or more
+Answer: 18 apples or fewer
+Answer: 18 and up
+Answer: 18, at least
+Answer: 18 at most
+The answer is 18+.
+#### at least 18
+She needs at least 18
+Antwort: mindestens 18
+Réponse : au moins 18
+答案：至少18
+""".strip().split("\n")
+CALLED_WRONG = """
+Answer: 18 is wrong
+Answer: 18 was incorrect
+Answer: 18 is clearly wrong.
+Answer: 18 is not right
+Answer: 18 isn't the answer
+Answer: 18 is not the correct answer
+Answer: 18 can't be right
+Answer: 18 seems impossible
+Answer: **18** is wrong
+Answer: 18 (wrong)
+Answer: 18, wrong
+Answer: 18. That is wrong.
+Answer: 18, which is not correct
+Answer: 18? No.
+The answer is 18 is wrong
+\\boxed{18} is wrong
+Answer: ~~18~~
+Answer: <del>18</del>
+\\boxed{\\cancel{18}}
+Answer: \\phantom{18}
+Answer: 18\u0338
+Answer: 1\ufe0f\u20e38\ufe0f\u20e3
+Answer: 1\x008
+""".strip().split("\n")
+OF_SEVERAL = """
+Answer: Tom 3, Ann 18
+Answer: Tom 3; Ann 18
+Answer: Tom: 3, Ann: 18
+Answer: Tom 3, Ann 15, Bo 18
+Answer: Tom has 3 and Ann has 18
+Answer: Tom gets $3, Ann gets $18.
+Answer: Tom's 3, Ann's 18
+Answer: x=3 y=18
+Answer: x = 3 and y = 18
+Answer: 18 apples, 5 pears
+Answer: 18 red apples, 5 pears, 2 plums
+#### Tom 3, Ann 18
+#### x=3, y=18
+\\boxed{18 apples, 5 pears}
+\\boxed{\\text{Tom } 3, \\text{Ann } 18}
+Tom has 3 and Ann has 18.
+18 apples, 5 pears
+""".strip().split("\n")
 
 
-@pytest.mark.parametrize("text", NO_ANSWER + CORRECTED + HEDGED_ON_OTHER_LINES + OF_SOMETHING_ELSE)
+@pytest.mark.parametrize(
+    "text", NO_ANSWER + CORRECTED + HEDGED_ON_OTHER_LINES + OF_SOMETHING_ELSE + BOUNDED + CALLED_WRONG + OF_SEVERAL
+)
 def test_what_is_not_one_number_is_no_answer(text: str) -> None:
     assert extract_answer(text) is None
 
@@ -518,6 +595,15 @@ def test_golds_are_read_as_strictly(text: str) -> None:
         ("Answer: In 2019, she had 18 eggs", "18"),
         (r"\boxed{\text{Janet makes } 18 \text{ dollars}}", "18"),
         ("from 20-5", None),
+        ("Answer: 10/3 ≈ 3.33", "3.33"),
+        ("Answer: 10/3 = 3.33", "3.33"),
+        (r"\boxed{\frac{10}{3} \approx 3.33}", "3.33"),
+        ("#### 100/3 ≈ 33", "33"),
+        ("Answer: 2 2/3 ≈ 2.67 hours", "2.67"),
+        ("Answer: 10/3 = 3.4", "3.4"),
+        ("Answer: 10/3 = 3.5", None),
+        ("Answer: 36/2 = 17", None),
+        ("Answer: 18 ≈ 20", None),
     ],
 )
 def test_spellings_of_other_values(text: str, value: str | None) -> None:
@@ -536,11 +622,12 @@ def test_digits_of_other_scripts_are_one_character_each() -> None:
 
 def test_the_grader_names_its_behaviour() -> None:
     version, _, digest = grader().partition(":")
-    assert version == "2"
+    assert version == "3"
     assert len(digest) == 12
 
 
 UNITS = [
+    "Tom 3, ", "18 apples, ", "x=3 ", "~~1", "18 is ", "18. That ", "<s>",
     "Answer: ", "18 or ", "18, ", "18 ", "and ", "Answer: 18 or ", "?", "\nHow many 3? ", "#### 1\n", "x = 4, ", "{",
     "((1", "1/", "9 apples ", "1user\n", "<|im_end|>", "\nQ:", "<think>", "Question ", "the answer is ", "-",
     "* ", "18..",
