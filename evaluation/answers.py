@@ -37,13 +37,25 @@ from .numbers import (
 )
 from .run_on import asks, cuts, spoken
 
-__all__ = ["CURRENCY", "DIGITS", "Extracted", "extract", "extract_answer", "extract_solution", "gold_answer", 
-           "normalise", "same_answer", "spoken"]  # fmt: skip
+__all__ = [
+    "ANSWER_IS",
+    "ANSWER_NAMES",
+    "CURRENCY",
+    "DIGITS",
+    "Extracted",
+    "extract",
+    "extract_answer",
+    "extract_solution",
+    "gold_answer",
+    "normalise",
+    "same_answer",
+    "spoken",
+]
 
 MAX_CUES = 8
 """Answer lines or boxes tried, from the last; bounds the time a degenerate completion takes."""
 
-_NAMES = (
+ANSWER_NAMES = (
     r"Antwort|Endergebnis|R[ée]ponse(?: finale)?|Respuesta(?: final)?|Risposta(?: finale)?|Resposta(?: final)?|Antwoord"
     r"|Svar|Vastaus|Odpowiedź|Odpověď|Válasz|Răspuns|Cevap|Yanıt|Jawaban|Đáp án|Đáp số|Trả lời|Ответ|Відповідь|Απάντηση"
     r"|最终答案|最終答案|答案|答え|答|回答|解答|정답|답변|답|उत्तर|जवाब|উত্তর|الجواب|الإجابة|جواب|پاسخ|תשובה|คำตอบ"
@@ -52,18 +64,18 @@ _NAMES = (
 _ANSWER_LINE = re.compile(
     r"(?:\b(?:(?P<checks>check|verify)|(?P<seeks>find|calculate|compute|determine|get))(?:ing)?[ \t]{1,3}"
     r"(?:[a-z]{2,7}[ \t]{1,3}){0,3})?\banswer[*_ \t]{0,4}:"
-    rf"|(?<!\w)(?:{_NAMES})[*_ \t]{{0,4}}:|[\[【](?:answer|{_NAMES})[\]】][ \t]{{0,4}}:?"
+    rf"|(?<!\w)(?:{ANSWER_NAMES})[*_ \t]{{0,4}}:|[\[【](?:answer|{ANSWER_NAMES})[\]】][ \t]{{0,4}}:?"
     r"|(?P<heading>^[#*_> \t]{0,8}(?:final[ \t]+)?answer[*_ \t]{0,4}$)|(?P<tag><answer>)|####",
     re.IGNORECASE | re.MULTILINE,
 )
 """`find the answer:` and a heading `Answer` state it on their line or a last one below, `check the answer:` never."""
-_ANSWER_IS = re.compile(
-    r"\banswer\s{1,3}(?:is|was|equals|=)\b\s?:?"
-    r"|(?<!\w)(?:Antwort|R[ée]ponse|Respuesta|Risposta|Resposta|Antwoord|Svaret|Ответ)(?: final[e]?)?\s{1,3}"
+ANSWER_IS = (
+    r"(?<!\w)(?:Antwort|R[ée]ponse|Respuesta|Risposta|Resposta|Antwoord|Svaret|Ответ)(?: final[e]?)?\s{1,3}"
     r"(?:ist|lautet|est|es|è|é|is|är|er|-|=|будет)(?!\w)\s?:?"
-    r"|(?:答案|答え|回答)\s?(?:是|为|為|は|等于)\s?:?|정답은|답은|उत्तर\s(?:है\s?:?)?(?=[-$]?[0-9])|(?:الجواب|الإجابة)\s(?:هو|هي)",
-    re.IGNORECASE,
+    r"|(?:答案|答え|回答)\s?(?:是|为|為|は|等于)\s?:?|정답은|답은|उत्तर\s(?:है\s?:?)?(?=[-$]?[0-9])|(?:الجواب|الإجابة)\s(?:هو|هي)"
 )
+"""`the answer is` in other languages."""
+_ANSWER_IS = re.compile(rf"\banswer\s{{1,3}}(?:is|was|equals|=)\b\s?:?|{ANSWER_IS}", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{")
 _NUMBERED = re.compile(r"[\s*_\\(\[{$~-]*[0-9](?:[0-9]|[.,/](?=[0-9]))*")
 _AFTER_HASHES = re.compile(r"[.\s%*]*[A-Za-z ]{0,40}[.\s*]*(?:[(,;].*)?$")

@@ -452,8 +452,8 @@ def _other(text: str, start: int) -> Fraction | None:
 
 def _lists(text: str) -> bool:
     """Whether a text is nothing but one number after another, each of something else."""
-    listed = _LISTED.fullmatch(" ".join(text.split()))
-    return bool(listed) and len({_value(found) for found in _NUMBER.finditer(text)}) > 1
+    values = {_value(found) for found in _NUMBER.finditer(text)}
+    return len(values) > 1 and _LISTED.fullmatch(" ".join(text.split())) is not None
 
 
 def _is_same(one: Fraction | None, other: Fraction | None) -> bool:

@@ -15,19 +15,25 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from ..evaluation.answers import CURRENCY, normalise, same_answer
+from ..evaluation.answers import ANSWER_IS, ANSWER_NAMES, CURRENCY, normalise, same_answer
 from .spans import MASK, NUMBER_TEXT, cover, find_digits, find_operators, find_spaced
 
-_ANSWER_LINE = re.compile(r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)", re.IGNORECASE)
+_ANSWER_LINE = re.compile(
+    r"^[\s*#>_-]*(?:(?:the\s+)?(?:final\s+)?answer\b\W{0,6}(?::|\bis\b|$)"
+    rf"|(?:{ANSWER_NAMES})[\s*_]{{0,4}}[:\uff1a]|[\[【](?:answer|{ANSWER_NAMES})[\]】])",
+    re.IGNORECASE,
+)
 # Only `Answer: X` to the end of the text is a statement of the answer; "To find the answer: add" is prose.
 # A match begins where its blanks and stars begin: tried from each of them, a page of blanks takes seconds.
 _ANSWER_TAIL = re.compile(
-    r"(?:(?<!\s)\s+\**|(?<![\s*])\**)\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER)\s*\**\s*:\**(?P<rest>[^\n]*)\Z"
+    r"(?:(?<!\s)\s+\**|(?<![\s*])\**)\b(?:[Ff]inal\s+[Aa]nswer|Answer|ANSWER"
+    rf"|{ANSWER_NAMES})\s*\**\s*[:\uff1a]\**(?P<rest>[^\n]*)\Z"
 )
 _FINAL_SECTION = re.compile(r"(?:\A|\s)(?:-{3,}\s*|[#*]+\s*)?Final Answer\b(?P<rest>.*)\Z", re.DOTALL)
 _ANSWER_IS = re.compile(
-    r"(?:\b(?:so|thus|hence|therefore|finally|in\s+(?:conclusion|summary)),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
-    r"(?:is|was|equals|=|(?:should|must|would|will)\s+be)\s*:?\s*(?P<value>[\s*\\(\[{$]*(?:(?:boxed|fbox)\s?\{[\s\\$]*)?"
+    r"(?:(?:\b(?:so|thus|hence|therefore|finally|in\s+(?:conclusion|summary)),?\s+)?\b(?:(?:the|our|my)\s+)?(?:final\s+|correct\s+)?answer\s+"
+    rf"(?:is|was|equals|=|(?:should|must|would|will)\s+be)|(?:\bdie\s|\bla\s)?(?:{ANSWER_IS}))\s*:?\s*"
+    r"(?P<value>[\s*\\(\[{$]*(?:(?:boxed|fbox)\s?\{[\s\\$]*)?"
     rf"(?:[A-Za-z]\s*=\s*)?(?:{CURRENCY}\s?)?(?P<number>{NUMBER_TEXT}))",
     re.IGNORECASE,
 )
@@ -37,7 +43,7 @@ _MARKED = re.compile(
     rf"(?:\$|{CURRENCY}\s?)?(?P<bracketed>{NUMBER_TEXT})[^()]*\))",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\\\]|\\\)(?=\s+[A-Z])|-{3,}")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|[。！？।]|\\\]|\\\)(?=\s+[A-Z])|-{3,}")  # noqa: RUF001
 _BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s?\{)|\{|(?P<closing>\})")
 _MATH_BEFORE = re.compile(r"(\\\[|\\\(|\$\$?)\s*\Z")
 _MATH_AFTER = re.compile(r"\s*(\\\]|\\\)|\$\$?)")

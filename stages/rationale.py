@@ -40,16 +40,16 @@ _UNIT = r"(?:ft|in|yd|oz|lbs?|hrs?|mins?|secs?|mi|km|cm|mm|kg|sq|gal|qt|pt)"
 _COMPOUND = re.compile(rf"\b{_UNIT}\.\Z", re.IGNORECASE), re.compile(rf"\d[\d.,]*\s?{_UNIT}\b", re.IGNORECASE)
 LONGEST_END = 40
 """Characters of a sentence's end that tell whether it is one."""
-_LIST_NUMBER = re.compile(r"(?:\A|(?<=[.!?])\s+|(?<=[0-9])\s+|(?<=:)\s+(?=1\.))\W{0,3}[0-9]{1,2}\.\Z")
+_LIST_NUMBER = re.compile(r"(?:\A|(?<=[.!?])\s+|(?<=[0-9])\s+|(?<=:)\s+(?=1\.))[*_#(\[]{0,3}[0-9]{1,2}\.\Z")
 _MARK = re.compile(r"<<[^<>\n]*>>")
 _MARKUP = re.compile(
     r"^[ \t]*```\w*[ \t]*$|</?think(?:ing)?>|<\|(?:begin|end)_of_solution\|>|^[ \t]*thinking(?:\.\.\.|\u2026)[ \t]*$",
     re.MULTILINE | re.IGNORECASE,
 )
 _TAG = re.compile(
-    r"""</?[A-Za-z][\w:-]{1,40}(?:\s+[\w:-]{1,40}=(?:"[^"<>\n]{0,200}"|'[^'<>\n]{0,200}'|[\w-]{1,40}))*\s*/?>|<\|[\w-]{1,40}\|>"""
+    r"""</?(?:[A-Za-z][\w:-]{1,40}|[bipsu])(?:\s+[\w:-]{1,40}=(?:"[^"<>\n]{0,200}"|'[^'<>\n]{0,200}'|[\w-]{1,40}))*\s*/?>|<\|[\w-]{1,40}\|>"""
 )
-_LINE_TAG = re.compile(r"<br\s{0,9}/?>|</(?:p|li|step|div)>", re.IGNORECASE)
+_LINE_TAG = re.compile(r"<br\s{0,9}/?>|</?(?:p|li|div)(?:\s[^<>\n]{0,200})?>|</step>", re.IGNORECASE)
 _CODE = re.compile(
     r"</?\|?(?:llm[-_]code|code|python|py|tool|function|execut|interpreter|invoke|program|jupyter|gadget|calculator"
     r"|bash|sql|repl)[\w-]*[\s|>]"

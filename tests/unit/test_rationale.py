@@ -1,4 +1,5 @@
 """Teacher solutions in the shapes that datasets have: steps, answer, and nothing else."""
+# ruff: noqa: RUF001
 
 from __future__ import annotations
 
@@ -465,3 +466,24 @@ def test_latex_that_json_has_torn_is_left_out_by_that_name(torn: str) -> None:
 def test_tables_and_line_ends_are_not_taken_for_torn_latex() -> None:
     text = "item\tan\tto\r\nred\tring\r\n3*4=12\n\f\nnot 12+3=15\n#### 15"
     assert len(parse_rationale("?\r\nhow many?\tthe total", text, "15").steps) >= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("First, 3 + 5 = 8. Then 8 * 2 = 16. So 16 - 1 = 15. The answer is 15.",
+         ("First, 3 + 5 = 8.", "Then 8 * 2 = 16.", "So 16 - 1 = 15.")),
+        ("<p>3*4=12</p>\n<p class='x'>12+3=15</p><p>The answer is <b>15</b>.</p>", ("3*4=12", "12+3=15")),
+        ("<ol><li>3*4=12<li value=2>12+3=15</ol>The answer is 15.", ("3*4=12", "12+3=15")),
+        ("Zuerst 3*4=12. Dann 12+3=15.\nAntwort: 15", ("Zuerst 3*4=12.", "Dann 12+3=15.")),
+        ("Zuerst 3*4=12. Dann 12+3=15. Die Antwort ist 15.", ("Zuerst 3*4=12.", "Dann 12+3=15.")),
+        ("3*4=12\n12+3=15\nLa respuesta es 15.", ("3*4=12", "12+3=15")),
+        ("3*4=12\n12+3=15 Réponse : 15", ("3*4=12", "12+3=15")),
+        ("首先3*4=12。然后12+3=15。\n答案：15", ("首先3*4=12。", "然后12+3=15。")),
+        ("3*4=12\n12+3=15\n答案是15。", ("3*4=12", "12+3=15")),
+        ("3*4=12\n12+3=15\n【答案】15", ("3*4=12", "12+3=15")),
+        ("3*4=12\n12+3=15\n答え：15個", ("3*4=12", "12+3=15")),
+    ],
+)  # fmt: skip
+def test_whatever_says_the_answer_is_no_step(text: str, steps: tuple[str, ...]) -> None:
+    assert parse_rationale("?", text, "15").steps == steps
