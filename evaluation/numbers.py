@@ -466,7 +466,7 @@ def _is_rounded(exact: Fraction | None, result: Fraction | None) -> bool:
     if exact is None or result is None or 0 in (exact, result):
         return False
     places = len(spell(result).partition(".")[2])
-    return abs(exact - result) * 10**places < 1
+    return abs(exact - result) < Fraction(1, 10**places)
 
 
 def _is_worked(text: str) -> bool:

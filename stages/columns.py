@@ -30,12 +30,13 @@ PROBED_ROWS = 20
 
 _LIKELY = {
     "question": ("question", "problem", "prompt", "instruction", "query", "task", "q", "messages", "conversations",
-                 "body", "input", "text"),
+                 "conversation", "body", "input", "text"),
     "answer": ("answer", "final_answer", "expected_answer", "gold_answer", "ground_truth", "gold", "target", "label",
-               "result", "a", "solution", "output", "response", "completion", "messages", "conversations"),
+               "result", "a", "solution", "output", "response", "completion", "messages", "conversations",
+               "conversation"),
     "rationale": ("rationale", "solution", "cot", "chain_of_thought", "teacher_cot", "reasoning", "explanation",
                   "generated_solution", "generation", "generations", "output", "response", "completion", "answer",
-                  "messages", "conversations"),
+                  "messages", "conversations", "conversation"),
 }  # fmt: skip
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
 

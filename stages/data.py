@@ -460,22 +460,14 @@ def _no_column(
     taught: bool,
 ) -> ConfigError:
     index, record = chosen[0]
-    only = str(next(iter(record))) if len(record) == 1 else ""
-    if found := next((sign for sign in "\t;|" if sign in only), ""):
-        pandas = f"pandas.read_csv({str(config.path)!r}, sep={found!r}).to_csv('rows.csv', index=False)"
-        next_step = (
-            f'separate its columns by commas: python3 -c "import pandas; {pandas}"; then {section}.path=rows.csv'
-        )
-    else:
-        taught = taught and "rationale" in config.columns
-        found = propose([record for _, record in chosen], section, taught=taught)
-        next_step = found or f"{section}.columns.{ours}=<one of them>"
+    taught = taught and "rationale" in config.columns
+    found = propose([record for _, record in chosen], section, taught=taught)
     return ConfigError(
         f"the dataset has no column {theirs}",
         where=f"{source_name(config)}, row {index}",
         expected=f"{section}.columns.{ours} is one of: {', '.join(sorted(column_names(record)))}",
         found=theirs,
-        next_step=next_step,
+        next_step=found or f"{section}.columns.{ours}=<one of them>",
     )
 
 

@@ -22,7 +22,7 @@ from ..core.config import DataConfig
 from ..core.environment import EnvironmentText, meaning
 from ..core.errors import ConfigError, IntegrityError, NotFoundError, OfflineError, first_line
 from ..core.files import expanded
-from ..core.strict_json import unique
+from ..core.strict_json import MalformedJSONError, unique
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Of the files that are read; of those of text also packed, as `.jsonl.gz`."""
@@ -44,14 +44,14 @@ def is_local(path: str) -> bool:
     """
     if isinstance(path, EnvironmentText):
         return is_local(meaning(path))
-    spelt = path.startswith((".", "/", "~", "${")) or path.count("/") > 1 or "\\" in path
+    spelt = path.startswith((".", "/", "~", "${")) or path.endswith("/") or path.count("/") > 1 or "\\" in path
     return spelt or Path(path).suffix in (*FILE_SUFFIXES, *_ALSO, *_OTHER_SUFFIXES) or Path(path).exists()
 
 
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?(?P<rest>[^?#\s]+)", re.IGNORECASE
 )
-_HUB_PATH = re.compile(r"(?:hf://)?datasets/(?P<rest>[^?#\s]+)")
+_HUB_PATH = re.compile(r"(?:hf://(?:datasets/)?|datasets/)(?P<rest>[^?#\s]+)")
 
 
 def refuse_address(path: str, section: str = "data") -> None:
@@ -87,13 +87,14 @@ def refuse_address(path: str, section: str = "data") -> None:
         )
     if re.match(r"[a-z][a-z0-9+.-]*://", path, re.IGNORECASE):
         name = path.partition("?")[0].rstrip("/").rpartition("/")[2] or "rows.jsonl"
+        here = path.partition("://")[2] if path.lower().startswith("file://") else ""
         fetched = path.lower().startswith(("http://", "https://"))
         raise ConfigError(
             "an address, where a file of this disk or a dataset of the Hub belongs",
             where=f"{section}.path",
             found=path,
             next_step=f"curl -L -o {name} '{path}', then {section}.path={name}" if fetched
-            else f"copy it here, then {section}.path={name}",
+            else f"{section}.path={here}" if here else f"copy it here, then {section}.path={name}",
         )  # fmt: skip
 
 
@@ -127,7 +128,9 @@ def read_file(path: Path, section: str = "data") -> list[dict[str, Any]]:
         raise NotFoundError(
             "the data file does not exist",
             where=path,
-            next_step=f"check {section}.path; it is read from the folder the command runs in",
+            next_step=f"one path is one file or a folder: cat {path} > rows.jsonl, then {section}.path=rows.jsonl"
+            if any(sign in path.name for sign in "*?[")
+            else f"check {section}.path; it is read from the folder the command runs in",
         )
     packed = path.suffix == ".gz"
     suffix = Path(path.stem).suffix if packed else path.suffix
@@ -146,7 +149,7 @@ def read_file(path: Path, section: str = "data") -> list[dict[str, Any]]:
         return _load(str(path), "parquet", section=section, data_files=str(path), split="train")
     text = _text(path, packed)
     if suffix in (".csv", ".tsv"):
-        return _read_table(text, path, "\t" if suffix == ".tsv" else ",")
+        return _read_table(text, path, "\t" if suffix == ".tsv" else ",", section)
     return _read_lines(text, path) if suffix == ".jsonl" else _read_json(text, path, section)
 
 
@@ -200,7 +203,7 @@ def _read_lines(text: str, path: Path) -> list[dict[str, Any]]:
 
 def _is_one_value(text: str) -> bool:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError):
         return False
     return isinstance(value, list) or (isinstance(value, dict) and "\n" in text.strip())
@@ -233,7 +236,11 @@ def _rows_of(value: dict[str, Any], path: Path) -> list[Any]:
         IntegrityError: It can be meant several ways, or none.
     """
     inner = list(value.values())
+    lists = [name for name, each in value.items() if isinstance(each, list) and any(isinstance(i, dict) for i in each)]
+    chats = lists and any("role" in item or "from" in item for item in value[lists[0]] if isinstance(item, dict))
     if any(not isinstance(each, (dict, list)) for each in inner):
+        if lists and not chats:
+            raise _no_rows(path, f"an object of {', '.join(list(value)[:4])}", lists[0])
         return [value]  # a file of one row
     names, data = value.get("columns"), value.get("data")
     if isinstance(names, list) and isinstance(data, list) and set(value) <= {"columns", "index", "data"}:  # split
@@ -247,11 +254,10 @@ def _rows_of(value: dict[str, Any], path: Path) -> list[Any]:
         if by_row and not by_column:  # index
             return inner
         raise _no_rows(path, f"an object of objects, {', '.join(list(value)[:4])}: they may be rows or columns")
-    lists = [name for name, each in value.items() if isinstance(each, list) and any(isinstance(i, dict) for i in each)]
     if not lists and len(inner) > 1 and len({len(column) for column in inner}) == 1:  # a list a column, `to_dict`'s
         return [dict(zip(value, row, strict=True)) for row in zip(*inner, strict=True)]
-    if lists and any("role" in item or "from" in item for item in value[lists[0]] if isinstance(item, dict)):
-        return [value]  # messages
+    if chats:
+        return [value]
     raise _no_rows(path, f"an object of {', '.join(list(value)[:4]) or 'nothing'}", lists[0] if lists else "")
 
 
@@ -277,7 +283,7 @@ def _no_rows(path: Path, found: str, key: str = "") -> IntegrityError:
     )
 
 
-def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, Any]]:
+def _read_table(text: str, path: Path, delimiter: str, section: str) -> list[dict[str, Any]]:
     """Rows of comma- or tab-separated values (RFC 4180: quoted ones may hold line breaks)."""
     reader = csv.reader(StringIO(text), delimiter=delimiter, strict=True)
     records: list[dict[str, Any]] = []
@@ -289,6 +295,15 @@ def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, Any]]:
                 continue
             if not names:
                 names = values
+                if len(names) == 1 and (other := next((sign for sign in "\t;|," if sign in names[0]), "")):
+                    pandas = f"pandas.read_csv({path.name!r}, sep={other!r}).to_csv('rows.csv', index=False)"
+                    raise IntegrityError(
+                        "the columns are separated by another sign",
+                        where=place,
+                        found=names[0],
+                        expected=f"{'a tab' if delimiter == chr(9) else 'a comma'} between two of them",
+                        next_step=f'python3 -c "import pandas; {pandas}", then {section}.path=rows.csv',
+                    )
                 named = names[1:] if names[0] == "" else names  # pandas writes its index first, without a name
                 if not named or len(set(named)) < len(named) or not all(named):
                     raise IntegrityError(
@@ -326,13 +341,16 @@ def _parse(text: str, path: Path, place: str) -> Any:
 
 
 def _not_json(error: Exception, path: Path, place: str) -> IntegrityError:
-    escape = isinstance(error, json.JSONDecodeError) and error.msg.startswith("Invalid \\")
-    mended = "in JSON a backslash is written twice, \\\\sqrt for \\sqrt, as json.dumps does"
+    next_step = "mend that line, or leave it out" if place else ""
+    if isinstance(error, MalformedJSONError):
+        next_step = "leave one of the two out"
+    elif isinstance(error, json.JSONDecodeError) and error.msg.startswith("Invalid \\"):
+        next_step = "in JSON a backslash is written twice, \\\\sqrt for \\sqrt, as json.dumps does"
     return IntegrityError(
         f"the data file is not {'JSON, one object a line' if place else 'JSON'}",
         where=f"{path}{place}",
         found="values nested too deep" if isinstance(error, RecursionError) else error,
-        next_step=mended if escape else "mend that line, or leave it out" if place else "",
+        next_step=next_step,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from plyfold.core.config import DataConfig
-from plyfold.core.errors import ConfigError, IntegrityError
+from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
 from plyfold.stages.data import load_rows
 from plyfold.stages.data_files import read_file, refuse_address
 
@@ -66,8 +66,11 @@ def test_what_may_be_meant_in_several_ways_is_refused_with_the_call_that_writes_
     assert 'to_json("x.jsonl", orient="records", lines=True)' in caught.value.next_step
 
 
-def test_rows_inside_an_object_are_taken_out_by_the_command_that_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(json.dumps({"train": ROWS, "test": ROWS[:2]}))
+@pytest.mark.parametrize("beside", [{"test": ROWS[:2]}, {"version": "1.0"}, {"name": "mine", "num_rows": 12}])
+def test_rows_inside_an_object_are_taken_out_by_the_command_that_is_named(
+    tmp_path: Path, beside: dict[str, Any]
+) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"train": ROWS, **beside}))
     with pytest.raises(IntegrityError) as caught:
         _read(tmp_path / "x.json")
     subprocess.run(caught.value.next_step, shell=True, cwd=tmp_path, check=True)
@@ -88,6 +91,7 @@ def test_one_row_is_a_row_and_not_a_table(tmp_path: Path) -> None:
         (ROWS[0], {}),
         ({**ROWS[0], "tags": ["a", "b"]}, {}),
         (chat, dict.fromkeys(NAMES, "messages")),
+        ({"id": "1", **chat}, dict.fromkeys(NAMES, "messages")),
     ):
         (tmp_path / "x.json").write_text(json.dumps(value, indent=1))
         config = DataConfig(path=str(tmp_path / "x.json"))
@@ -205,6 +209,8 @@ def test_a_split_that_a_folder_lacks_is_answered_with_those_it_has(
          "plyfold data check -c FILE data.path=main/a.parquet"),
         ("https://example.org/a/rows.jsonl?token=1",
          "curl -L -o rows.jsonl 'https://example.org/a/rows.jsonl?token=1', then data.path=rows.jsonl"),
+        ("hf://openai/gsm8k", "data.path=openai/gsm8k"),
+        ("file:///data/rows.jsonl", "data.path=/data/rows.jsonl"),
         ("s3://bucket/rows.jsonl", "copy it here, then data.path=rows.jsonl"),
     ],
 )  # fmt: skip
@@ -237,9 +243,16 @@ def test_other_separators_than_commas_are_named_with_a_call_that_mends_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("x.csv").write_text(f"question{sign}answer\nHow many?{sign}5\n")
-    with pytest.raises(ConfigError) as caught:
+    Path("x.csv").write_text(f'question{sign}answer\n"How, many?"{sign}5\n')
+    with pytest.raises(IntegrityError, match="another sign") as caught:
         load_rows(DataConfig(path="x.csv", columns={"question": "question", "answer": "answer"}))
     (call,) = re.findall(r'-c "(.*)"', caught.value.next_step)
     subprocess.run([sys.executable, "-c", call], check=True)
-    assert read_file(Path("rows.csv")) == [{"question": "How many?", "answer": "5"}]
+    assert read_file(Path("rows.csv")) == [{"question": "How, many?", "answer": "5"}]
+
+
+def test_a_pattern_or_a_folder_that_is_not_there_is_no_dataset_of_the_hub(tmp_path: Path) -> None:
+    for path, step in ((f"{tmp_path}/*.jsonl", f"cat {tmp_path}/*.jsonl > "), ("nowhere/", "check data.path")):
+        with pytest.raises(NotFoundError) as caught:
+            _read(path)
+        assert step in caught.value.next_step
