@@ -146,6 +146,12 @@ def canonical(name: str) -> str:
             return ".".join(parts)
 
 
+def ends(name: str) -> list[str]:
+    """A module's name and what of it follows each dot: what `target_modules` may call it by."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
 def core(name: str) -> str:
     """What of a module's name does not change with the version of its model's code: `layers.0.mlp.up_proj`."""
     parts = name.split(".")

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core.errors import UnsupportedAdapterError
 from .header import shown
-from .names import canonical
+from .names import canonical, ends
 from .scaling import bad_config, steps_of
 
 MAX_STEPS = 1e7
@@ -77,7 +77,7 @@ class Targets:
         if names is None:
             return None
         chosen = {canonical(each) for each in names}
-        return {name for name in self._all if any(name == each or name.endswith(f".{each}") for each in chosen)}
+        return {name for name in self._all if not chosen.isdisjoint(ends(name))}
 
     def _layers(self, config: Mapping[str, Any]) -> dict[str, int]:
         """The number of the layer that each name lies in, -1 for one outside; the first after a list's name counts."""
@@ -115,7 +115,7 @@ def _list_of_names(config: Mapping[str, Any], field: str, where: Path) -> list[s
     return value
 
 
-@lru_cache(64)
+@lru_cache(8)
 def _match(pattern: str, method: str, names: tuple[str, ...]) -> list[str | None]:
     """For each name the group `idx` of its match by a method of `re`, empty without one; None without a match."""
     compiled = re.compile(pattern)

@@ -19,7 +19,7 @@ from ..core.digest import PREFIX, canonical_json
 from ..core.errors import IncompatibleError, IntegrityError
 from ..core.files import disk_errors, write_json
 from .header import read_header, reading
-from .names import A_SUFFIX, B_SUFFIX, KEY_PREFIX, canonical
+from .names import A_SUFFIX, B_SUFFIX, KEY_PREFIX, canonical, ends
 from .placement import Placement, place
 from .scaling import Scaling
 from .spec import CONFIG_NAME, DTYPES, WEIGHTS_NAME, AdapterSpec, read_spec
@@ -129,7 +129,8 @@ def check_targets(modules: Iterable[str], targets: Sequence[str] | None) -> list
         IncompatibleError: A module that no target matches.
     """
     chosen = sorted(targets or modules)
-    missed = [name for name in modules if not any(name == t or name.endswith(f".{t}") for t in chosen)]
+    known = set(chosen)
+    missed = [name for name in modules if known.isdisjoint(ends(name))]
     if missed:
         raise IncompatibleError("a module is not among the targets", where=missed[0], expected=", ".join(chosen))
     return chosen
@@ -203,9 +204,9 @@ def _plain_targets(spec: AdapterSpec) -> dict[str, Any]:
     """Targets that name what the file's canonical names do; a pattern may have been one of the names as spelt."""
     targets = spec.config.get("target_modules")
     if isinstance(targets, list):
-        plain = sorted({canonical(target) for target in targets})
-        if all(name in plain or name.endswith(tuple(f".{target}" for target in plain)) for name in spec.modules):
-            return {"target_modules": plain}
+        plain = {canonical(target) for target in targets}
+        if not any(plain.isdisjoint(ends(name)) for name in spec.modules):
+            return {"target_modules": sorted(plain)}
     return {"target_modules": sorted(spec.modules)} if spec.respelt or isinstance(targets, list) else {}
 
 

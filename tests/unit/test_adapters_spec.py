@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from plyfold.adapters.spec import WEIGHTS_NAME, read_spec, suffix_targets
 from plyfold.adapters.targets import Targets
+from plyfold.adapters.tensors import check_targets
 from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError, UnsupportedAdapterError
 
 ONE = {"model.layers.0.self_attn.q_proj": (8, 6)}
@@ -301,6 +303,15 @@ def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, make_adapter: 
     make_adapter(tmp_path, modules=ONE, **{field: pattern})
     with pytest.raises(UnsupportedAdapterError, match=f"the pattern of {field} takes too long"):
         read_spec(tmp_path)
+
+
+def test_tens_of_thousands_of_names_in_full_take_no_time() -> None:
+    names = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(60) for expert in range(500)]
+    start = time.process_time()
+    targets = Targets({"target_modules": names[1:], "layers_to_transform": [0]}, Path(), names)
+    assert [name for name in names if targets.leave_out(name)] == names[:1]
+    assert check_targets(names, None) == sorted(names)
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "layers_pattern"])
