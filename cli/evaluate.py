@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..core.config import CurriculumConfig, DataConfig, EvalConfig, build_config, load_config
+from ..core.config import CurriculumConfig, DataConfig, EvalConfig, build_config, is_config, load_config
 from ..core.console import emit_json, say
 from ..core.digest import short
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
@@ -55,6 +55,8 @@ def eval_command(
 
     overrides = [argument for argument in arguments if "=" in argument]
     asked = [argument for argument in arguments if "=" not in argument]
+    if misplaced := next(filter(is_config, asked), ""):
+        raise ConfigError("a config is no variant", found=misplaced, next_step=f"name it with -c {misplaced}")
     options = {"engine": engine, "protocol": protocol, "limit": limit}
     overrides += [f"eval.{key}={value}" for key, value in options.items() if value is not None]
     overrides = [*_data_overrides(data), *overrides]

@@ -292,7 +292,19 @@ def _yaml_of(what: str, where: object) -> Iterator[None]:
         mark = getattr(error, "problem_mark", None)
         place = f"{where} line {mark.line + 1}, column {mark.column + 1}" if mark and isinstance(where, Path) else where
         found = getattr(error, "problem", None) or first_line(error)
-        raise ConfigError(f"{what} is not YAML", where=place, found=found) from error
+        key, equals, value = str(where).partition("=")
+        quoted = f"""'{key}="{value}"'""" if equals and what == "an override" and not set("'\"\\") & set(value) else ""
+        raise ConfigError(
+            f"{what} is not YAML",
+            where=place,
+            found=found,
+            next_step=f"a value that is text goes into quotes: {quoted}" if quoted else "",
+        ) from error
+
+
+def is_config(argument: str) -> bool:
+    """Whether an argument is the name of a YAML file, where a config was not asked for by its place."""
+    return argument.lower().endswith((".yaml", ".yml"))
 
 
 def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: object = "") -> CurriculumConfig:
@@ -337,7 +349,9 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
             raise ConfigError(
                 "an override is not key=value",
                 found=override,
-                next_step="write it as seed=1 or stages.brevity.trainer.max_steps=10",
+                next_step=f"name a config with -c {override}"
+                if is_config(override)
+                else "write it as seed=1 or stages.brevity.trainer.max_steps=10",
             )
         dotted, _, value = override.partition("=")
         with suppress(OmegaConfBaseException), _yaml_of("an override", override[:200]):  # the others are told below

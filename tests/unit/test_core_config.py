@@ -66,6 +66,16 @@ def test_an_override_without_a_value_is_refused(path: Path) -> None:
         load_config(path, ["adapter.r"])
 
 
+def test_a_config_in_an_overrides_place_and_a_value_that_is_no_yaml_are_told_how_to_write_it(path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["mine.yaml"])
+    assert caught.value.next_step == "name a config with -c mine.yaml"
+    with pytest.raises(ConfigError, match="not YAML") as caught:
+        load_config(path, ["data.path=*.jsonl"])
+    assert caught.value.next_step.endswith("""'data.path="*.jsonl"'""")
+    assert load_config(path, ['data.path="*.jsonl"']).data.path == "*.jsonl"
+
+
 def test_a_stage_without_its_number_is_named(path: Path) -> None:
     path.write_text(MINIMAL + "  brevity: {task: complete}\n")
     with pytest.raises(ConfigError) as caught:

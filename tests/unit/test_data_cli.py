@@ -330,3 +330,8 @@ def test_the_real_rationales_and_gsm8k(real_data: Callable[[str], Path], capsys:
     assert [stage["scored"]["rows"] for stage in found["stages"]] == [0, 0, 0]
     assert found["eval"]["rows"] == 1319
     assert {tuple(each["stages"]): each["questions"] for each in found["shared"]} == {("2 brevity", "3 remedy"): 172}
+
+
+def test_a_config_among_the_variants_is_told_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "base", "mine.yaml"]) == 2
+    assert "name it with -c mine.yaml" in capsys.readouterr().err
