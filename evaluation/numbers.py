@@ -2,7 +2,8 @@ r"""The one number that a short text states, exactly, or that it states none.
 
 A text is read only where it leaves no choice: `$1,800.00`, `18 eggs`, `x = -3`, `9 * 2 = 18`, `3\frac{1}{2}`. What
 holds a number and is not one number is refused, not read in part: `18 or 20`, `18-25`, `18 + 99`, `2x + 3`,
-`\sqrt{16}`, `10^3`, `5:30`, `2 hours 30 minutes`, `1.5 million`, `(1, 2)`. Nothing is calculated but a fraction.
+`\sqrt{16}`, `10^3`, `5:30`, `2 hours 30 minutes`, `1.5 million`, `(1, 2)`, `at least 18`, `Tom 3, Ann 18`,
+`18 is wrong`. Nothing is calculated but a fraction.
 
 Numbers are rationals: no tolerance, no rounding. Every pattern is linear in the text, since rewards run it too.
 """
