@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError, IntegrityError, NotFoundError, UnsupportedAdapterError
+from ..core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
 from ..core.strict_json import read_object
 from .header import Header, read_header, reading, shown
 from .names import A_SUFFIX, KEY_PREFIX, Copy, read_names
@@ -139,7 +139,6 @@ def read_spec(folder: Path, *, base_follows: bool = False) -> AdapterSpec:
         The adapter with r and scale of every module as PEFT would set them.
 
     Raises:
-        ConfigError: A file, not a folder.
         NotFoundError: No folder, config or weights.
         IntegrityError: Weights truncated, pickled, of a wrong dtype, unpaired, or not of the rank the config says.
         UnsupportedAdapterError: A feature with no exact additive meaning, by name.
@@ -243,7 +242,7 @@ def suffix_targets(specs: Iterable[AdapterSpec]) -> list[str] | None:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if folder.is_file():
-        raise ConfigError("an adapter is a folder, not a file of it", found=folder, next_step=f"name {folder.parent}")
+        raise NotFoundError("an adapter is a folder, not a file of it", where=folder, next_step=f"name {folder.parent}")
     if not folder.is_dir():
         raise NotFoundError("no such adapter folder", where=folder)
     if not path.is_file():
