@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import LONG_TABLE, emit_json, print_table, printable, show, show_field, stdout, uncollected
+from ..core.console import LONG_TABLE, cut, emit_json, print_table, printable, show, show_field, stdout, uncollected
 from ..core.digest import short
 from .options import curriculum_option, json_option, registry_option
 
@@ -182,7 +182,7 @@ def _node_parts(node: TreeNode) -> list[tuple[str, str]]:
     if node.marks:
         more = f" (and {len(node.marks) - 1} more)" if len(node.marks) > 1 else ""
         parts.append((node.marks[0] + more, "yellow"))
-    return [(" ".join(printable(text).split("\n")), style) for text, style in parts]
+    return [(" ".join(printable(cut(text)).split("\n")), style) for text, style in parts]
 
 
 def _metric_text(metric: Metric) -> str:

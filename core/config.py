@@ -339,21 +339,27 @@ def _with_inherited_data(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "stages": {name: whole(stage) for name, stage in stages.items()}}
 
 
+MAX_KEY = 1000
+"""Characters of an override's key."""
+_KEY = re.compile(r"[^\[\]]*(?:\[[^\[\]]+\][^\[\]]*)*")
+"""`data.path` or `data[path]`; of an open bracket OmegaConf is not prepared."""
+
+
 def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object, own: bool) -> CurriculumConfig:
     """The config that values make, whose interpolations are resolved where they are the user's `own`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     for override in overrides:
-        if "=" not in override:
+        dotted, equals, value = override.partition("=")
+        if not equals or len(dotted) > MAX_KEY or not _KEY.fullmatch(dotted):
             raise ConfigError(
                 "an override is not key=value",
-                found=override,
+                found=override[:200],
                 next_step=f"name a config with -c {override}"
                 if is_config(override)
                 else "write it as seed=1 or stages.brevity.trainer.max_steps=10",
             )
-        dotted, _, value = override.partition("=")
         with suppress(OmegaConfBaseException), _yaml_of("an override", override[:200]):  # the others are told below
             check_values(dotted, "an override")
             check_yaml(value, dotted[:200])

@@ -29,6 +29,8 @@ PLAIN_INTERVAL_S = 5.0
 
 LONG_TABLE = 200
 """Rows above which a table is set without rich, which takes a second for a thousand."""
+LONG_TEXT = 4200
+"""Characters of one thing said that are shown; a path has up to 4,096."""
 LONG_JSON = 200_000
 """Characters above which JSON goes on one line: indenting takes four times as long, and nobody reads it."""
 
@@ -100,7 +102,7 @@ def show_field(label: str, text: str, *, width: int = 9, style: str = "") -> Non
         width: Columns of the label.
         style: Rich's name of one, where a terminal watches.
     """
-    line = f"{label:<{width}} {_indented(text, width + 1)}"
+    line = f"{label:<{width}} {_indented(cut(text), width + 1)}"
     stdout().print(printable(line), markup=False, style=style or None)
 
 
@@ -108,9 +110,9 @@ def print_error(error: PlyfoldError) -> None:
     """One error, its kind first, then where, expected, found and the next step."""
     console = stderr()
     speaker = "" if is_first() else f"process {os.environ.get('RANK')}: "
-    console.print(f"[red]error\\[{error.kind}]:[/] {speaker}{_escape(_indented(error.what, 12))}")
+    console.print(f"[red]error\\[{error.kind}]:[/] {speaker}{_escape(_indented(cut(error.what), 12))}")
     for name, value in error.fields():
-        console.print(f"  {name:<9} {_escape(_indented(value, 12))}")
+        console.print(f"  {name:<9} {_escape(_indented(value if name == 'next' else cut(value), 12))}")
 
 
 def emit_json(value: Mapping[str, Any]) -> None:
@@ -145,7 +147,7 @@ def print_table(
     from rich import box
     from rich.table import Table
 
-    plain = [[printable(str(cell)) for cell in row] for row in [columns, *rows]]
+    plain = [[printable(cut(str(cell))) for cell in row] for row in [columns, *rows]]
     cells = [[_escape(cell) for cell in row] for row in plain[1:]]
     widths = [max(_width(line) for cell in column for line in cell.split("\n")) for column in zip(*plain, strict=True)]
     room = stdout().width if sys.stdout.isatty() else None
@@ -189,7 +191,7 @@ def _side_by_side(widths: Sequence[int], room: int | None) -> list[list[int]]:
 def _print_long_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], title: str, right: Sequence[str], caption: str
 ) -> None:
-    cells = [[" ".join(printable(str(cell)).split("\n")) for cell in row] for row in [columns, *rows]]
+    cells = [[" ".join(printable(cut(str(cell))).split("\n")) for cell in row] for row in [columns, *rows]]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -315,6 +317,12 @@ def printable(text: str) -> str:
         return text
     shown = (char == "\n" or (char.isprintable() and not _UNSEEN.match(char)) for char in text)
     return "".join(char if seen else ascii(char)[1:-1] for char, seen in zip(text, shown, strict=True))
+
+
+def cut(text: str) -> str:
+    """A text of strangers that does not fill the screen; JSON has all of it."""
+    more = len(text) - LONG_TEXT
+    return text if more <= 0 else f"{text[:LONG_TEXT]} … ({more:,} more characters)"
 
 
 def escape_html(text: str) -> str:

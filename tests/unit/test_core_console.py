@@ -7,7 +7,7 @@ import pytest
 
 from plyfold.core import console
 from plyfold.core.console import emit_json, is_first, print_error, print_table, printable, say, warn
-from plyfold.core.errors import FailedError
+from plyfold.core.errors import FailedError, IntegrityError
 
 
 def test_plain_progress_says_the_last_step_once(
@@ -136,6 +136,19 @@ def test_what_fills_a_place_unseen_is_spelt_out(char: str, capsys: pytest.Captur
     emit_json({"a": char})
     assert char not in capsys.readouterr().out
     assert printable("é 中 한글 ─ 👍🏽 ❤️ हिन्दी") == "é 中 한글 ─ 👍🏽 ❤️ हिन्दी"
+
+
+def test_what_a_stranger_wrote_does_not_fill_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "[red]x" * 200_000
+    console.show_field("licence", long)
+    console.print_table(["what"], [[long]])
+    console.print_table(["what"], [[long]] * (console.LONG_TABLE + 1))
+    console.print_error(IntegrityError(long, where=long, found=long, expected=long, next_step="a" * 5000))
+    shown = capsys.readouterr()
+    assert len(shown.out) < (console.LONG_TABLE + 4) * 3 * console.LONG_TEXT
+    assert len(shown.err) < 5 * console.LONG_TEXT + 5000
+    assert "a" * 5000 in shown.err.replace("\n", "")
+    assert "1,195,800 more characters" in shown.out
 
 
 def test_json_escapes_what_no_eye_sees_and_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
