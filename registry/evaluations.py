@@ -110,7 +110,7 @@ def _rank(known: Sequence[Known[Evaluation]], keys: Collection[str]) -> list[int
     return [age.get(item.name, len(known)) + (0 if item.counts(keys) else len(known)) for item in known]
 
 
-EVALUATIONS = Sort(kinds=(EVAL,), read=_read, rank=_rank, max_kept=500, max_bytes=600_000)
+EVALUATIONS = Sort(kinds=(EVAL,), read=_read, rank=_rank, max_kept=500, max_bytes=600_000, max_heard_bytes=24_000)
 
 
 def _texts(value: object) -> Iterable[str]:

@@ -154,4 +154,6 @@ def _rank(known: Sequence[Known[Statement]], keys: Collection[str]) -> list[int]
     return [of(item) for item in known]
 
 
-STATEMENTS = Sort(kinds=(REVOKED, WITHDRAWN), read=_read, rank=_rank, max_kept=50, max_bytes=100_000)
+STATEMENTS = Sort(
+    kinds=(REVOKED, WITHDRAWN), read=_read, rank=_rank, max_kept=50, max_bytes=100_000, max_heard_bytes=100_000
+)

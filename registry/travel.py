@@ -111,6 +111,8 @@ class Sort(Generic[T]):
     max_kept: int
     max_bytes: int
     """Most of one adapter that is kept, or sent."""
+    max_heard_bytes: int
+    """Of that, most of what neither was said here nor is signed by a named key: every question reads all of it."""
 
     def known(self, store: Store, digest: str) -> list[Known[T]]:
         """All that is known of an adapter, held or not, oldest first."""
@@ -125,12 +127,14 @@ class Sort(Generic[T]):
     def bounded(self, known: Sequence[Known[T]], keys: Collection[str]) -> list[Known[T]]:
         """As much as one adapter may have, in the order given; equal ranks keep what comes first."""
         ranked = sorted(zip(self.rank(known, keys), range(len(known)), strict=True))
-        kept, room = [], self.max_bytes
+        kept, room, heard = [], self.max_bytes, self.max_heard_bytes
         for _, index in ranked[: self.max_kept]:
             size = len(canonical_json(known[index].said.to_json()))
-            if size <= room:
+            counts = known[index].counts(keys)
+            if size <= (room if counts else min(room, heard)):
                 kept.append(index)
                 room -= size
+                heard -= 0 if counts else size
         return [known[index] for index in sorted(kept)]
 
 
