@@ -19,9 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from plyfold.registry.evaluations import Evaluation, adopt_evaluations
 from plyfold.registry.hub_places import attest_location
 from plyfold.registry.record import BaseRecord, Code, Metric, Parent, Record, StageId, Weights
 from plyfold.registry.scores import EVAL, variant_name
+from plyfold.registry.statements import REVOKED, Said, Statement, adopt
 from plyfold.registry.store import Store
 
 NUM_ADAPTERS = 1000
@@ -125,6 +127,46 @@ def commands(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def flooded(root: Path) -> list[dict[str, Any]]:
+    """Seconds of `tree` before and after a repository has filled its share of what is kept of each adapter.
+
+    Both registries are asked in turn, so that their ratio holds on a busy machine too.
+    """
+    clean = spread(root)
+    hostile = Store(Path(shutil.copytree(clean.root, root / "hostile")))
+    for entry in list(hostile.entries()):
+        record, digest = entry.record, entry.digest
+        adopt(hostile, [
+            Statement(digest=digest, kind=REVOKED, created=f"2026-01-01T00:00:{number:02}Z",
+                      payload=Said(reason=f"{number}{'x' * 1900}", label="y" * 1900))
+            for number in range(10)
+        ])  # fmt: skip
+        measured = {
+            "curriculum": record.curriculum, "variant": "1", "base": f"acme/tiny@{'0' * 40}", "data": None,
+            "inputs": {str(record.stage.number if record.stage else 1): digest},
+            "metrics": [Metric(name="accuracy", value=0.5, n=100).model_dump(mode="json")],
+        }  # fmt: skip
+        adopt_evaluations(hostile, [
+            Evaluation(digest=digest, created="2026-01-01T00:00:00Z", payload={**measured, "note": number})
+            for number in range(100)
+        ])  # fmt: skip
+    plyfold = Path(sys.executable).with_name("plyfold")
+    seconds: dict[str, list[float]] = {"clean": [], "hostile": []}
+    for _ in range(RUNS):
+        for name, store in (("clean", clean), ("hostile", hostile)):
+            seconds[name].append(timed([plyfold, "tree", "--registry", store.root], root, 1)[0])
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    kept = {name: _attested_bytes(store) for name, store in (("clean", clean), ("hostile", hostile))}
+    return [
+        {"registry": name, "bytes": kept[name], "seconds": each, "ratio": each / medians["clean"]}
+        for name, each in medians.items()
+    ]
+
+
+def _attested_bytes(store: Store) -> int:
+    return sum(path.stat().st_size for path in (store.root / "attest").rglob("*.json"))
+
+
 def verified(root: Path) -> list[dict[str, Any]]:
     """GB/s of verifying some gigabytes of objects, and of other programs over the same files."""
     store = Store(root / "large")
@@ -177,17 +219,20 @@ def warm_pull(root: Path) -> list[dict[str, Any]]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only-speed", choices=("commands", "verified", "warm_pull"), help="one part of speed")
+    parser.add_argument(
+        "--only-speed", choices=("commands", "flooded", "verified", "warm_pull"), help="one part of speed"
+    )
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     """Every table."""
     found: dict[str, Any] = {"faults": []}
-    for part in (commands, verified, warm_pull):
+    for part in (commands, flooded, verified, warm_pull):
         if chosen.only_speed in (None, part.__name__):
             with tempfile.TemporaryDirectory(prefix="speed-") as folder:
                 found[part.__name__] = part(Path(folder))
     asked = [row for row in found.get("commands", ()) if row["command"].startswith(("tree", "log"))]
+    asked += [{**row, "command": "tree"} for row in found.get("flooded", ())]
     slow = [row for row in asked if row["seconds"] > 1]
     found["faults"] += [f"{row['command']} over {row['registry']} took {row['seconds']:.2f} s" for row in slow]
     found["faults"] += [f"{row['gb_s']:.2f} GB/s" for row in found.get("verified", ())[:1] if row["gb_s"] < 1]
@@ -202,6 +247,16 @@ def report(found: dict[str, Any]) -> str:
         lines += ["| registry of 1,000 adapters | command | seconds | lines |", "|---|---|---|---|"]
         for row in rows:
             lines.append(f"| {row['registry']} | `{row['command']}` | {row['seconds']:.3f} | {row['lines'] or ''} |")
+    if rows := found.get("flooded"):
+        lines += [
+            "",
+            "| `tree` over 1,000 adapters | attested MB | seconds | over the clean one |",
+            "|---|---|---|---|",
+        ]
+        for row in rows:
+            lines.append(
+                f"| {row['registry']} | {row['bytes'] / 1e6:.1f} | {row['seconds']:.3f} | {row['ratio']:.2f} |"
+            )
     if rows := found.get("verified"):
         lines += ["", f"| {rows[0]['bytes'] / 1e9:.1f} GB of objects | seconds | GB/s | plyfold's time over this |"]
         lines += ["|---|---|---|---|"]
