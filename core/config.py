@@ -357,7 +357,7 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
                 "an override is not key=value",
                 found=override[:200],
                 next_step=f"name a config with -c {override}"
-                if is_config(override)
+                if is_config(override) and len(override) <= MAX_KEY
                 else "write it as seed=1 or stages.brevity.trainer.max_steps=10",
             )
         with suppress(OmegaConfBaseException), _yaml_of("an override", override[:200]):  # the others are told below
