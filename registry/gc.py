@@ -201,7 +201,7 @@ def reachable(store: Store, names: Iterable[str]) -> set[str]:
             if known is None:
                 continue
             record = known
-        queue += [*(parent.digest for parent in record.parents), *record.requires]
+        queue += record.above
     return seen
 
 

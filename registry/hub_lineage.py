@@ -88,7 +88,7 @@ def walk(looked: Looked, wanted: Sequence[Wanted], here: Iterable[str], *, insis
 
 def named(record: Record | None) -> list[str]:
     """Digests of the adapters a record says it came from or needs."""
-    return sorted({*(parent.digest for parent in record.parents), *record.requires}) if record else []
+    return sorted(record.above) if record else []
 
 
 def name_of(record: Record) -> str:

@@ -158,7 +158,7 @@ def revocations(store: Store, digests: Iterable[str], trust: Trust | None = None
             continue
         record = _record(store, name)
         own[name] = _own(store, name, record, trust)
-        for above in dict.fromkeys([parent.digest for parent in record.parents] + record.requires) if record else ():
+        for above in record.above if record else ():
             children.setdefault(above, []).append(name)
             queue.append(above)
     near = _nearest([name for name, stated in own.items() if stated], children)
@@ -187,7 +187,7 @@ def descendants(store: Store, digest: str) -> list[str]:
     children: dict[str, list[str]] = {}
     for held in store.digests():
         record = _record(store, held)
-        for above in {*[parent.digest for parent in record.parents], *record.requires} if record else ():
+        for above in record.above if record else ():
             children.setdefault(above, []).append(held)
     return list(_distances(children, store.resolve(digest)))[1:]
 
