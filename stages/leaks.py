@@ -231,10 +231,15 @@ def _count(words: str) -> int:
 def _sentences(text: str) -> list[tuple[re.Match[str], int, int]]:
     """Each `the answer is N`, with start and end of its sentence."""
     found = []
+    start = looked = stop = 0
     for match in _ANSWER_IS.finditer(text):
-        starts = [end.end() for end in _SENTENCE_END.finditer(text, 0, match.start())]
-        after = _SENTENCE_END.search(text, match.end())
-        found.append((match, starts[-1] if starts else 0, after.end() if after else len(text)))
+        for end in _SENTENCE_END.finditer(text, looked, match.start()):
+            start = end.end()
+        looked = match.start()
+        if stop <= match.end():
+            after = _SENTENCE_END.search(text, match.end())
+            stop = after.end() if after else len(text)
+        found.append((match, start, stop))
     return found
 
 
