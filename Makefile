@@ -34,7 +34,7 @@ bench: setup
 	$(BIN)/python benchmarks/run.py
 
 sandbox-base: setup
-	$(BIN)/python -m plyfold.stages.sandbox.make_base --out stages/sandbox/base
+	$(BIN)/python -m plyfold.sandbox.make_base --out sandbox/base
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -16,9 +16,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from ..core.disk.files import NO_PATH, no_path
 from ..core.errors import FailedError, IntegrityError, NotFoundError, PlyfoldError
-from ..core.files import NO_PATH, no_path
-from ..core.strict_json import MalformedJSONError, parse_json
+from ..core.reading.strict_json import MalformedJSONError, parse_json
 
 MAX_HEADER_BYTES = 16_000_000
 """Longest header accepted, some 100,000 tensors; the library's own 100 MB of brackets would take 2.5 GB to parse."""

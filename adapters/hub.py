@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ..core.disk.files import disk_errors
 from ..core.errors import AuthError, ConfigError, DiskFullError, IncompatibleError, NotFoundError, OfflineError
-from ..core.files import disk_errors
 
 NOT_OF_A_BASE = ["adapter_config.json", "adapter_model*"]
 """Files of an adapter that lies in a base's repository: transformers would load it with the base."""

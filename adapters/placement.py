@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import IncompatibleError, ShapeMismatchError, UnsupportedAdapterError
-from .checkpoint import Checkpoint, open_checkpoint
+from .base.checkpoint import Checkpoint, open_checkpoint
+from .base.model_config import ModelConfig, quiet_transformers
 from .header import TensorEntry, shown
-from .model_config import ModelConfig, quiet_transformers
 from .names import EMBEDDINGS, core, two_spellings
 from .spec import DTYPES, AdapterSpec, refuse_whole_weights
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import IntegrityError, NotFoundError, UnsupportedAdapterError
-from ..core.strict_json import read_object
+from ..core.reading.strict_json import read_object
 from .header import Header, read_header, reading, shown
 from .names import A_SUFFIX, KEY_PREFIX, Copy, read_names
 from .scaling import Scaling, bad_config

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.config import AdapterConfig
-from ..core.digest import PREFIX
+from ..core.disk.digest import PREFIX
 from ..core.errors import ConfigError, FailedError, IncompatibleError, ShapeMismatchError
 from .tensors import Adapter, Factors, read_adapter, write_adapter
 

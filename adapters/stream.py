@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.digest import PREFIX, canonical_json
-from ..core.files import disk_errors
+from ..core.disk.digest import PREFIX, canonical_json
+from ..core.disk.files import disk_errors
 from .names import A_SUFFIX, B_SUFFIX, KEY_PREFIX
 from .spec import DTYPES, WEIGHTS_NAME
 from .tensors import Factors, adapter_config, check_targets, write_config

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.digest import PREFIX, canonical_json
+from ..core.disk.digest import PREFIX, canonical_json
+from ..core.disk.files import disk_errors, write_json
 from ..core.errors import IncompatibleError, IntegrityError
-from ..core.files import disk_errors, write_json
 from .header import read_header, reading
 from .names import A_SUFFIX, B_SUFFIX, KEY_PREFIX, canonical, ends
 from .placement import Placement, place

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from plyfold.adapters.base import load_tokenizer, load_twin
+from plyfold.adapters.base.resolve import load_tokenizer, load_twin
 from plyfold.core.config import build_config
+from plyfold.data.dataset import load_problems
+from plyfold.engines.vllm import VllmEngine
 from plyfold.evaluation.protocols import protocol
-from plyfold.evaluation.vllm import VllmEngine
-from plyfold.registry.store import Store, find_store
-from plyfold.serving.variants import Variant, materialise, twin_of
-from plyfold.stages.data import load_problems
+from plyfold.registry.store.store import Store, find_store
+from plyfold.variants.variants import Variant, materialise, twin_of
 
 BATCH = 50
 

@@ -32,9 +32,9 @@ from curriculum_rows import GRPO, REWARDS, SFT
 
 from plyfold.core.config import load_config, save_config
 from plyfold.core.console import print_error
-from plyfold.core.digest import digest_json, sha256_bytes
+from plyfold.core.disk.digest import digest_json, sha256_bytes
+from plyfold.core.disk.files import write_json
 from plyfold.core.errors import PlyfoldError
-from plyfold.core.files import write_json
 
 ROOMS = ("adapters", "core", "evaluation", "merge", "serving", "stages")
 """Folders whose code decides a score."""

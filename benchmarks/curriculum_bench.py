@@ -39,12 +39,12 @@ from curriculum_rows import (
 )
 
 from plyfold.core.config import CurriculumConfig, config_dict, save_config
-from plyfold.core.digest import digest_json
-from plyfold.core.files import write_json
-from plyfold.stages.metrics import read_metrics
+from plyfold.core.disk.digest import digest_json
+from plyfold.core.disk.files import write_json
+from plyfold.stages.training.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from plyfold.registry.store import Store
+    from plyfold.registry.store.store import Store
 
 PLYFOLD = [sys.executable, "-m", "plyfold"]
 MODES = ("greedy", "sampled")
@@ -72,7 +72,7 @@ class Bench:
 
     def store(self, seed: int) -> Store:
         """The registry of one seed; each row is a curriculum in it."""
-        from plyfold.registry.store import find_store
+        from plyfold.registry.store.store import find_store
 
         return find_store(self.folder(seed) / "registry", create=True)
 
@@ -121,7 +121,7 @@ class Bench:
     def row_tokens(self, seed: int) -> tuple[float, float, int]:
         """Mean tokens of the baselines' prompts, and of prompts with solutions; rows that have one."""
         if seed not in self._tokens:
-            from plyfold.stages.fit import token_counter
+            from plyfold.stages.plan.token_budget import token_counter
 
             training = self.baselines[SFT][0].training
             config = derive(self.config, training, seed=seed, problems=self.problems, threads=None, max_steps=1)
@@ -167,10 +167,10 @@ class Bench:
         Raises:
             PlyfoldError: As `plyfold train --dry-run` of that row does.
         """
-        from plyfold.stages.quiet import quiet_libraries
+        from plyfold.stages.training.library_logging import quiet_libraries
 
         with quiet_libraries():
-            from plyfold.stages.plan import plan_curriculum
+            from plyfold.stages.plan.curriculum_plan import plan_curriculum
 
         swept = [row.training for rows in self.baselines.values() for row in rows]
         for training in dict.fromkeys([*(row.training for row in self.rows), *swept]):

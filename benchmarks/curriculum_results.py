@@ -15,8 +15,8 @@ from curriculum_report import interval, render
 from curriculum_rows import BASELINES, SUPERVISED, Row, completions_a_step
 from curriculum_statistics import Answers, Difference, compare, estimate, verdict
 
-from plyfold.core.files import write_bytes, write_json
-from plyfold.stages.metrics import read_metrics
+from plyfold.core.disk.files import write_bytes, write_json
+from plyfold.stages.training.metrics import read_metrics
 
 GOAL_ACCURACY = 0.1129
 GOAL_LENGTH = -0.274
@@ -25,7 +25,7 @@ GOAL_LENGTH = -0.274
 
 def collect(bench: Bench) -> dict[str, Any]:
     """Everything that was measured, as plain values; rows without any answers are left out."""
-    from plyfold.stages.provenance import describe_code, describe_environment
+    from plyfold.registry.provenance import describe_code, describe_environment
 
     found = {mode: _all_answers(bench, mode) for mode in ("greedy", "sampled")}
     greedy, sampled = found["greedy"], found["sampled"]

@@ -246,9 +246,9 @@ def count_prompts(config: CurriculumConfig, tokenize: Callable[[str], int]) -> t
         config: Of the supervised baseline.
         tokenize: Number of tokens of a text.
     """
+    from plyfold.data.dataset import load_rationales
+    from plyfold.data.rationale.parse import render_solution
     from plyfold.evaluation.protocols import protocol
-    from plyfold.stages.data import load_rationales
-    from plyfold.stages.rationale import render_solution
 
     stage = next(iter(config.stages.values()))
     rationales, _ = load_rationales(stage.data or config.data)

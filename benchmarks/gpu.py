@@ -43,14 +43,14 @@ from bitsandbytes.functional import dequantize_4bit
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, PrinterCallback, Qwen2Config, Qwen2Tokenizer, TrainerCallback
 
-from plyfold.adapters import base as bases
+from plyfold.adapters.base import resolve as bases
 from plyfold.adapters.stack import activate, attach, check_frozen, frozen_digest, reference_policy
 from plyfold.adapters.tensors import Factors, write_adapter
 from plyfold.core.config import AdapterConfig, load_config
-from plyfold.stages.arguments import trainer_arguments
-from plyfold.stages.memory import nf4_bytes
-from plyfold.stages.quiet import quiet_libraries
-from plyfold.stages.trainers import StageGRPOTrainer, StageSFTTrainer
+from plyfold.stages.plan.memory_estimate import nf4_bytes
+from plyfold.stages.plan.trl_args import trainer_arguments
+from plyfold.stages.training.library_logging import quiet_libraries
+from plyfold.stages.training.trainers import StageGRPOTrainer, StageSFTTrainer
 
 ADAPTER = AdapterConfig(r=16, alpha=32)
 PRIOR_RANK, GROUP, WARM_UP = 32, 4, 2
@@ -319,7 +319,7 @@ def adapters(bench: Bench) -> dict[str, Any]:
 
 
 def vllm(bench: Bench) -> dict[str, Any]:
-    from plyfold.evaluation.vllm import VllmEngine
+    from plyfold.engines.vllm import VllmEngine
 
     folder = bases.ensure_twin(bench.ref, bench.quantisation, bench.work)
     variants = {"base": None, "1": bench.adapter(PRIOR_RANK), "1+2": bench.adapter(2 * PRIOR_RANK)}

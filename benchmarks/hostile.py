@@ -3,7 +3,7 @@
     python benchmarks/hostile.py --num 20000 --jobs 2
     python benchmarks/hostile.py --only "text: config" --seed 17 --num 1     one case again
 
-Cases are spread evenly over the kinds of `tests/hostile_verdicts.py`, `hostile_hub.py`, `mutations.py` and
+Cases are spread evenly over the kinds of `tests/support/hostile_verdicts.py`, `hostile_hub.py`, `mutations.py` and
 `hostile_texts.py`, each in a child process with limits on memory and time (`guarded.py`). A fault is named by its seed.
 """
 
@@ -23,8 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.guarded import Tally, campaign, chosen_cases
-from tests import hostile_hub, hostile_texts, hostile_verdicts, mutation_verdicts
-from tests.mutations import KINDS as MUTATIONS
+from tests.support import hostile_hub, hostile_texts, hostile_verdicts, mutation_verdicts
+from tests.support.mutations import KINDS as MUTATIONS
 
 REGISTRY = [*hostile_verdicts.KINDS, *hostile_hub.REPOSITORY_KINDS, *hostile_hub.HUB_KINDS]
 KINDS = [*REGISTRY, *MUTATIONS, *hostile_texts.KINDS]

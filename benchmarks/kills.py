@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from plyfold.merge.compose import compose
-from plyfold.merge.fold import fold
-from plyfold.merge.parts import Part
+from plyfold.merge.compose.write import compose
+from plyfold.merge.fold.fold import fold
+from plyfold.merge.inputs import Part
 from plyfold.merge.plan import plan_compose
 
 SHAPES = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plyfold.stages.shapes import KNOWN
+from plyfold.stages.plan.model_shape import KNOWN
 
 
 @dataclass(frozen=True, kw_only=True)

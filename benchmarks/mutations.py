@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.guarded import campaign, chosen_cases
-from tests.mutation_verdicts import clear, verdict
-from tests.mutations import KINDS
+from tests.support.mutation_verdicts import clear, verdict
+from tests.support.mutations import KINDS
 
 
 def main() -> int:

@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from plyfold.core.config import DataConfig, StageConfig
-from plyfold.evaluation.answers import normalise
+from plyfold.data.answers.reader import normalise
+from plyfold.data.contamination import find_shared
+from plyfold.data.dataset import Row, load_problems, load_rows
+from plyfold.data.rationale.answer_leaks import marks_answer
+from plyfold.data.rationale.number_spans import find_numbers
+from plyfold.data.rationale.parse import Rationale, UnusableRationale, answer_in_step, parse_rationale, read_gold
 from plyfold.evaluation.protocols import protocol
-from plyfold.stages.data import Row, load_problems, load_rows
-from plyfold.stages.leaks import marks_answer
-from plyfold.stages.overlap import find_shared
-from plyfold.stages.rationale import Rationale, UnusableRationale, answer_in_step, parse_rationale, read_gold
-from plyfold.stages.spans import find_numbers
-from plyfold.stages.tasks import draw_rows
+from plyfold.stages.prompts.tasks import draw_rows
 
 GSM8K, TEACHER, TEST = "gsm8k/train.jsonl", "bridge/stage3_error_samples.json", "gsm8k/test.jsonl"
 TEACHER_COLUMNS = {"question": "question", "answer": "gold_answer", "rationale": "teacher_cot"}

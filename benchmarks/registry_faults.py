@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from plyfold.core.errors import PlyfoldError
-from plyfold.registry import statements
-from plyfold.registry.collection import collect
-from plyfold.registry.hub import pull, push
-from plyfold.registry.hub_client import HubClient
+from plyfold.registry.hub.client import HubClient
+from plyfold.registry.hub.push.collection import collect
+from plyfold.registry.hub.push.push import pull, push
 from plyfold.registry.record import BaseRecord, Code, Parent, Record, StageId, Weights
-from plyfold.registry.revocation import revoke
-from plyfold.registry.store import Store
+from plyfold.registry.store.store import Store
+from plyfold.registry.trust import statements
+from plyfold.registry.trust.revocation import revoke
 
 NAMES = ("structure", "brevity", "remedy")
 SPACE = "acme"
@@ -75,8 +75,8 @@ class Bench:
     """
 
     def __init__(self, root: Path) -> None:
-        from tests.hostile_hub import point_at
-        from tests.hub_server import HubServer
+        from tests.support.hostile_hub import point_at
+        from tests.support.hub_server import HubServer
 
         self.root, self.most = root, 1
         self.hub = HubServer(root / "served")
@@ -209,7 +209,7 @@ class Bench:
 
     def _serve(self, folder: Path, copy: Path | None = None) -> None:
         """Let the server answer from a folder, or from a copy of it."""
-        from tests.hub_store import HubStore
+        from tests.support.hub_store import HubStore
 
         if copy is not None:
             if folder.exists():

@@ -3,8 +3,8 @@
 Each case breaks one thing: a record's bytes, a file of an object, a ref, a statement, the log, a lock file, a
 stranger's repository, or the Hub's own answers. It then goes through every door: parsing, load, adopt, tree, chain,
 stale, verify, gc, scores, revocations, locks, pull. What is accepted is compared with a second reading that shares no
-code (`tests/hostile_truth.py`); `right` under a mutation means that it spells another sound thing, or touches what is
-not read. A fault is any other exception, an error without a place or of over 2,000 characters, a file changed that
+code (`tests/support/hostile_truth.py`); `right` under a mutation means that it spells another sound thing, or touches
+what is not read. A fault is any other exception, an error without a place or of over 2,000 characters, a file changed that
 was not to be, more than 10 s, 2 GiB of address space or 512 MiB of memory. Faults are named by their seeds.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.guarded import campaign, chosen_cases
-from tests import hostile_hub, hostile_verdicts
+from tests.support import hostile_hub, hostile_verdicts
 
 SCALE = 5000
 KINDS = [*hostile_verdicts.KINDS, *hostile_hub.REPOSITORY_KINDS, *hostile_hub.HUB_KINDS]

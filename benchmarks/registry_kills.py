@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.registry_pushes import inspect, make_adapters, serve
 from plyfold.core.errors import PlyfoldError
-from plyfold.registry.objects import sweep
-from plyfold.registry.store import Store
+from plyfold.registry.store.objects import sweep
+from plyfold.registry.store.store import Store
 
 NUM_KILLS, NUM_ADAPTERS, RERUNS = 200, 3, 5
 COLUMNS = ("kills", "too late", "nothing yet", "in part", "whole", "broken", "left behind", "not finished by a rerun")
@@ -59,7 +59,7 @@ class Campaign:
         root = self.folder / "got"
 
         def job() -> None:
-            from plyfold.registry.hub_pull import pull
+            from plyfold.registry.hub.pull.pull import pull
 
             for digest in sorted(digests):
                 pull(Store(root), f"hf://acme/toy-s01-structure@{_commit(self.store, digest)}")
@@ -128,13 +128,13 @@ def _usual(job: Callable[[], None], clear: Callable[[], None], times: int = 2) -
 
 
 def _push(store: Store, digest: str) -> None:
-    from plyfold.registry.hub import push
+    from plyfold.registry.hub.push.push import push
 
     push(Store(store.root), [digest], "acme")
 
 
 def _commit(store: Store, digest: str) -> str:
-    from plyfold.registry.hub_places import locations
+    from plyfold.registry.hub.places import locations
 
     return locations(store, digest)[0].rpartition("@")[2]
 
@@ -155,7 +155,7 @@ def _left(store: Store) -> int:
 
 def campaign(what: str, kills: int, seed: int) -> dict[str, Any]:
     """One row: `pull` or `push`."""
-    from tests.hostile_hub import point_at
+    from tests.support.hostile_hub import point_at
 
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="kills-") as name:

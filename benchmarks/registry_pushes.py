@@ -20,7 +20,7 @@ from typing import Any
 
 from plyfold.core.errors import ConflictError, PlyfoldError
 from plyfold.registry.record import BaseRecord, Code, Record, StageId, Weights
-from plyfold.registry.store import Store
+from plyfold.registry.store.store import Store
 
 NUM_PROCESSES, NUM_EACH = 8, 25
 REPO = "acme/toy-s01-structure"
@@ -39,7 +39,7 @@ TABLES = {
 
 def serve(root: Path, end: Connection) -> None:
     """A Hub in a process of its own, until the other end says so."""
-    from tests.hub_server import HubServer
+    from tests.support.hub_server import HubServer
 
     with HubServer(root) as hub:
         end.send((hub.url, hub.token))
@@ -50,8 +50,8 @@ def push_all(url: str, token: str, root: Path, digests: list[str], namespace: st
     """Push one adapter after the other, each until it is there; what came of every run."""
     from huggingface_hub import constants
 
-    from plyfold.registry.hub import push
-    from plyfold.registry.hub_client import HubClient
+    from plyfold.registry.hub.client import HubClient
+    from plyfold.registry.hub.push.push import push
 
     for name, value in {"ENDPOINT": url, "HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_DISABLE_XET": True}.items():
         setattr(constants, name, value)
@@ -135,7 +135,7 @@ def make_adapters(store: Store, folder: Path, num: int) -> list[str]:
 
 def inspect(root: Path, store: Store, digests: list[str], namespaces: list[str]) -> dict[str, int]:
     """What the repositories' histories say, and what every commit holds, read from the Hub's own files."""
-    from tests.hub_store import HubStore
+    from tests.support.hub_store import HubStore
 
     hub, brought, wrong = HubStore(root), Counter[tuple[str, str]](), 0
     for namespace in namespaces:

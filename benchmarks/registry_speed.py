@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from plyfold.registry.evaluations import Evaluation, adopt_evaluations
-from plyfold.registry.hub_places import attest_location
+from plyfold.registry.hub.places import attest_location
+from plyfold.registry.lineage.scores import EVAL, variant_name
+from plyfold.registry.lineage.shared_scores import Evaluation, adopt_evaluations
 from plyfold.registry.record import BaseRecord, Code, Metric, Parent, Record, StageId, Weights
-from plyfold.registry.scores import EVAL, variant_name
-from plyfold.registry.statements import REVOKED, Said, Statement, adopt
-from plyfold.registry.store import Store
+from plyfold.registry.store.store import Store
+from plyfold.registry.trust.statements import REVOKED, Said, Statement, adopt
 
 NUM_ADAPTERS = 1000
 RUNS = 5
@@ -118,8 +118,10 @@ def commands(root: Path) -> list[dict[str, Any]]:
     rows += [{"registry": "", "command": "--version", "seconds": start, "lines": 1},
              {"registry": "", "command": "(python -c pass)", "seconds": bare, "lines": 0}]  # fmt: skip
     digest = stores["50 curricula of 20 stages"].ref("toy-7", 9)
-    code = "import sys,time\nfrom pathlib import Path\nfrom plyfold.registry.store import Store\n"
-    code += "from plyfold.registry.graph import find\nstore = Store(Path(sys.argv[1]))\nbegin = time.monotonic()\n"
+    code = "import sys,time\nfrom pathlib import Path\nfrom plyfold.registry.store.store import Store\n"
+    code += (
+        "from plyfold.registry.lineage.graph import find\nstore = Store(Path(sys.argv[1]))\nbegin = time.monotonic()\n"
+    )
     code += "for _ in range(20): find(store, sys.argv[2])\nprint((time.monotonic() - begin) / 20)"
     for name, ref in (("find('toy-7:s9')", "toy-7:s9"), ("find('sha256:' + 12 digits)", digest[:19])):
         _, out = timed([sys.executable, "-c", code, stores["50 curricula of 20 stages"].root, ref], root)
@@ -193,13 +195,13 @@ def verified(root: Path) -> list[dict[str, Any]]:
 
 def warm_pull(root: Path) -> list[dict[str, Any]]:
     """Requests and seconds of a pull by commit, before and after the adapter is in the registry."""
-    from tests.hostile_hub import point_at
-    from tests.hub_server import HubServer
+    from tests.support.hostile_hub import point_at
+    from tests.support.hub_server import HubServer
 
     plyfold, rows = Path(sys.executable).with_name("plyfold"), []
     with HubServer(root / "hub") as hub:
         point_at(hub.url, hub.token, hub.store.root / "home")
-        from plyfold.registry.hub import push
+        from plyfold.registry.hub.push.push import push
 
         store = Store(root / "pushed")
         digest = adapter(store, root / "source", "toy", {}, 60_000_000)

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from plyfold.core.errors import ConflictError, NotFoundError, PlyfoldError
-from plyfold.registry import gc
-from plyfold.registry.lock import make_lock, read_lock, write_lock
-from plyfold.registry.objects import TMP_MAX_AGE_S
+from plyfold.registry.lineage.lockfile import make_lock, read_lock, write_lock
+from plyfold.registry.maintenance import gc
+from plyfold.registry.maintenance.verify import verify
 from plyfold.registry.record import BaseRecord, Code, Record, StageId, Weights
-from plyfold.registry.store import LOCK_TIMEOUT_S, Store
-from plyfold.registry.verify import verify
+from plyfold.registry.store.objects import TMP_MAX_AGE_S
+from plyfold.registry.store.store import LOCK_TIMEOUT_S, Store
 
 NUM_WRITERS = 4
 NAMES = ("structure", "brevity", "remedy")

@@ -35,7 +35,7 @@ from model_shapes import MODELS
 from qwen_shaped_base import shapes, write_base
 from rollout_sync_report import render
 
-from plyfold.adapters.base import (
+from plyfold.adapters.base.resolve import (
     BaseRef,
     Quantisation,
     ensure_twin,
@@ -46,8 +46,8 @@ from plyfold.adapters.base import (
 from plyfold.adapters.header import read_header
 from plyfold.adapters.stack import attach, frozen_digest, save_default
 from plyfold.core.config import AdapterConfig
-from plyfold.stages.rollout import RolloutMeter, TrlRollouts
-from plyfold.stages.rollout_vllm import VllmRollouts
+from plyfold.stages.rollouts.engine import RolloutMeter, TrlRollouts
+from plyfold.stages.rollouts.vllm import VllmRollouts
 
 PARTS = ("sync", "drift")
 PRIOR_RANK, RANK = 32, 16

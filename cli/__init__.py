@@ -1,1 +1,1 @@
-"""The command line: parse, call one room, print."""
+"""The command line: parse, call a room, print."""

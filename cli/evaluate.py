@@ -12,13 +12,13 @@ import click
 
 from ..core.config import CurriculumConfig, DataConfig, EvalConfig, build_config, is_config, load_config
 from ..core.console import emit_json, say
-from ..core.digest import short
+from ..core.disk.digest import short
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
 from .options import config_option, curriculum_option, json_option, registry_option
 
 if TYPE_CHECKING:
     from ..registry.record import Record
-    from ..registry.store import Store
+    from ..registry.store.store import Store
 
 
 @click.command("eval")
@@ -51,7 +51,7 @@ def eval_command(
     them, for example eval.max_new_tokens=256. The base of a config can be scored before anything is trained:
     plyfold eval base -c FILE.
     """
-    from ..serving.variants import Variant, find_variant
+    from ..variants.variants import Variant, find_variant
 
     overrides = [argument for argument in arguments if "=" in argument]
     asked = [argument for argument in arguments if "=" not in argument]
@@ -70,9 +70,10 @@ def eval_command(
         variants = variants or [Variant(curriculum=name, stages=numbers[:last]) for last in range(len(numbers) + 1)]
     settings = loaded.eval if loaded else _on_record(store, name, overrides)
 
+    from ..data.dataset import held_out_share, load_scored
     from ..evaluation.report import print_evaluation
-    from ..evaluation.scoring import score_variants
-    from ..stages.data import held_out_share, load_scored
+    from ..evaluation.scores import score_variants
+    from ..registry.record import DataRef
 
     try:
         problems, rows = load_scored(settings.data, settings.limit)
@@ -83,7 +84,9 @@ def eval_command(
     if said := held_out_share(settings.data):
         say(f"{said}; scored are {len(problems)} rows of {rows.source}")
     base = loaded.base if loaded and untrained else None
-    evaluation, folder = score_variants(store, variants, problems, settings, data=rows.ref(), runs=runs, untrained=base)
+    evaluation, folder = score_variants(
+        store, variants, problems, settings, data=DataRef.of(rows), runs=runs, untrained=base
+    )
     if as_json:
         emit_json({"curriculum": name, "folder": str(folder), **evaluation.to_json()})
         return
@@ -103,7 +106,7 @@ def _where(
     Raises:
         NotFoundError: No registry, or no such curriculum in it, and more than a config's base is asked for.
     """
-    from ..registry.store import find_store
+    from ..registry.store.store import find_store
 
     alone = loaded is not None and curriculum is None and set(asked) <= {"base"}
     try:
@@ -151,9 +154,9 @@ def _rows_here(store: Store, record: Record, recorded: DataConfig) -> Path | Non
         NotFoundError: It lies at neither place.
         IntegrityError: What lies there holds other rows.
     """
+    from ..data.dataset import SANDBOX, load_scored
+    from ..data.readers import is_local
     from ..registry.record import SCORED
-    from ..stages.data import SANDBOX, load_scored
-    from ..stages.data_files import is_local
 
     known = record.recipe.details.get(SCORED)
     digest = known.get("sha256") if isinstance(known, dict) else None

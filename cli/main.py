@@ -19,32 +19,32 @@ from typing import Any, NoReturn
 import click
 
 from ..core.console import print_error, printable, set_verbosity
+from ..core.disk.files import DISK_FULL, NO_PATH, NOT_ALLOWED, disk_full, no_path, not_allowed
+from ..core.disk.locks import no_locks
 from ..core.errors import ConfigError, FailedError, NotFoundError, PlyfoldError, ran_out_of_memory
-from ..core.files import DISK_FULL, NO_PATH, NOT_ALLOWED, disk_full, no_path, not_allowed
 from ..core.interrupts import INTERRUPTED, end_quietly, interruptible
-from ..core.locks import no_locks
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
-    "data": ("data", "Look at training rows, or have a teacher write them."),
-    "train": ("train", "Train the stages that are missing or stale, each as its own adapter."),
-    "rollouts": ("rollouts", "A vLLM server that train draws completions from (GRPO on several GPUs)."),
-    "merge": ("merge", "Compose stages into one adapter, or fold them into a checkpoint."),
+    "data": ("training.data", "Look at training rows, or have a teacher write them."),
+    "train": ("training.train", "Train the stages that are missing or stale, each as its own adapter."),
+    "rollouts": ("training.rollouts", "A vLLM server that train draws completions from (GRPO on several GPUs)."),
+    "merge": ("merging.command", "Compose stages into one adapter, or fold them into a checkpoint."),
     "eval": ("evaluate", "Score variants side by side."),
     "serve": ("serve", "Serve variants from one vLLM engine."),
-    "tree": ("registry", "The lineage of a curriculum: base, stages, merges."),
-    "log": ("registry", "An adapter and its ancestors, newest first."),
-    "show": ("registry", "One adapter's record."),
-    "diff": ("diff", "Two adapters side by side: what made them, and how their deltas relate."),
-    "verify": ("verify", "Check every file of the registry against its record."),
-    "sign": ("sign", "Sign adapters with a local key; verify --signature checks it."),
-    "revoke": ("registry_admin", "State that an adapter should not be used, nor what was made from it."),
-    "pin": ("registry_admin", "Keep an adapter from gc, whatever becomes of its names."),
-    "gc": ("registry_admin", "Remove what no name, lock file or running server leads to any more."),
-    "lock": ("registry_admin", "Write which adapter each stage is, and where, into curriculum.lock.json."),
-    "import": ("registry_admin", "Take a PEFT folder made elsewhere into the registry."),
-    "push": ("hub", "Publish stages on the Hugging Face Hub, parents first."),
-    "pull": ("hub_pull", "Fetch adapters from the Hugging Face Hub, every byte checked."),
+    "tree": ("records.lineage", "The lineage of a curriculum: base, stages, merges."),
+    "log": ("records.lineage", "An adapter and its ancestors, newest first."),
+    "show": ("records.lineage", "One adapter's record."),
+    "diff": ("records.diff", "Two adapters side by side: what made them, and how their deltas relate."),
+    "verify": ("records.verify", "Check every file of the registry against its record."),
+    "sign": ("records.sign", "Sign adapters with a local key; verify --signature checks it."),
+    "revoke": ("records.admin", "State that an adapter should not be used, nor what was made from it."),
+    "pin": ("records.admin", "Keep an adapter from gc, whatever becomes of its names."),
+    "gc": ("records.admin", "Remove what no name, lock file or running server leads to any more."),
+    "lock": ("records.admin", "Write which adapter each stage is, and where, into curriculum.lock.json."),
+    "import": ("records.admin", "Take a PEFT folder made elsewhere into the registry."),
+    "push": ("records.push", "Publish stages on the Hugging Face Hub, parents first."),
+    "pull": ("records.pull", "Fetch adapters from the Hugging Face Hub, every byte checked."),
 }
 """Command -> (module of this package, one line of help). The function is named after the command."""
 

@@ -59,7 +59,7 @@ def public_key_option(function: Command) -> Command:
     """`--public-key PEM`, any number of times, else PLYFOLD_PUBLIC_KEY, as `public_keys: tuple[Path, ...]`."""
 
     def named(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[Path, ...]:
-        from ..registry.trust import environment_keys, key_files
+        from ..registry.trust.trust import environment_keys, key_files
 
         return key_files(given, "--public-key") if given else environment_keys()
 

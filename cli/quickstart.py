@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ..core.console import emit_json, say, show_field
-from .merge import merge_command
+from .merging.command import merge_command
 from .options import json_option, registry_option
 
 
@@ -41,26 +41,27 @@ def quickstart_command(
     that every part works, and says nothing about GSM8K. Run it again and it continues, or finds all done.
     """
     from ..core.config import load_config
-    from ..registry.store import find_store
+    from ..registry.record import DataRef
+    from ..registry.store.store import find_store
 
     started_s = time.monotonic()
     asked = [*overrides, *([f"eval.engine={engine}"] if engine else [])]
     config = load_config("sandbox", asked)
     store = find_store(registry, create=True)
 
+    from ..data.dataset import load_scored
     from ..evaluation.report import print_evaluation
-    from ..evaluation.scoring import score_variants
-    from ..registry.graph import tree
-    from ..serving.variants import Variant
+    from ..evaluation.scores import score_variants
+    from ..registry.lineage.graph import tree
     from ..stages.curriculum import train
-    from ..stages.data import load_scored
-    from .registry import print_tree
+    from ..variants.variants import Variant
+    from .records.lineage import print_tree
 
     trained = train(config, store, None, runs)
     numbers = tuple(stage.number for stage in trained.stages)
     variants = [Variant(curriculum=config.curriculum, stages=numbers[:last]) for last in range(len(numbers) + 1)]
     problems, rows = load_scored(config.eval.data, config.eval.limit)
-    scores, folder = score_variants(store, variants, problems, config.eval, data=rows.ref(), runs=runs)
+    scores, folder = score_variants(store, variants, problems, config.eval, data=DataRef.of(rows), runs=runs)
     stages = ",".join(str(number) for number in numbers)
     if not as_json:
         ctx.invoke(merge_command, stages=stages, curriculum=config.curriculum, registry=store.root)

@@ -14,9 +14,9 @@ from ..core.console import emit_json, print_table, say, show
 from .options import api_key_file_option, curriculum_option, dry_run_option, json_option, registry_option
 
 if TYPE_CHECKING:
-    from ..registry.store import Store
+    from ..registry.store.store import Store
     from ..serving.launch import ServerPlan
-    from ..serving.variants import Variant
+    from ..variants.variants import Variant
 
 EXAMPLE_PROMPT = "Question: Ann has 3 apples and buys 4 more. How many apples does she have?\nSolution:\n"
 EXAMPLE_TOKENS = 128
@@ -47,8 +47,8 @@ def serve_command(
 
     Without a VARIANT it serves the base and every step of the curriculum. Ctrl-C stops it.
     """
-    from ..registry.gc import lease
-    from ..registry.store import find_store
+    from ..registry.maintenance.gc import lease
+    from ..registry.store.store import find_store
     from ..serving.launch import plan_server, prepare, run_server
 
     store = find_store(registry)
@@ -66,7 +66,7 @@ def serve_command(
 
 def _chosen(store: Store, names: tuple[str, ...], curriculum: str) -> list[Variant]:
     """The named variants, or the base and every prefix of the curriculum."""
-    from ..serving.variants import Variant, find_variant
+    from ..variants.variants import Variant, find_variant
 
     if names:
         return [find_variant(store, name, curriculum) for name in names]

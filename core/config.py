@@ -20,8 +20,8 @@ from typing import Any
 
 from .environment import EnvironmentText
 from .errors import ConfigError, NotFoundError, first_line
-from .interpolation import Written, check_growth
-from .yaml_text import MAX_DEPTH, check_values, check_yaml, read_yaml
+from .reading.interpolation import Written, check_growth
+from .reading.yaml_text import MAX_DEPTH, check_values, check_yaml, read_yaml
 
 CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 STAGE_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
@@ -479,8 +479,8 @@ def save_config(config: CurriculumConfig, path: Path) -> None:
     """Write the config as YAML, interpolations as they were written."""
     from omegaconf import OmegaConf
 
-    from .files import write_bytes
-    from .interpolation import escaped
+    from .disk.files import write_bytes
+    from .reading.interpolation import escaped
 
     written = getattr(config, _WRITTEN, None) or escaped(config_dict(config))
     write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(written), resolve=False).encode())

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from .digest import CHUNK_BYTES
+from .disk.digest import CHUNK_BYTES
 
 UNANSWERED = (OSError, http.client.HTTPException)
 """What `ask` raises where no whole answer came."""

@@ -1,1 +1,1 @@
-"""Scoring variants side by side: answers, protocols, engines, intervals and one table."""
+"""Completions into scores: protocols, the grader, the runner, and statistics that say what n can tell apart."""

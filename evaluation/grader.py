@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from ..core.digest import digest_json, short
-from .answers import extract, same_answer
+from ..core.disk.digest import digest_json, short
+from ..data.answers.reader import extract, same_answer
 
 GRADER_VERSION = 3
 """Of the rules in `answers`. 1 read the number that a statement began with, whatever followed it; 2 read bounds, what

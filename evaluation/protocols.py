@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from ..core.digest import digest_json
+from ..core.disk.digest import digest_json
 from ..core.errors import ConfigError
 
 

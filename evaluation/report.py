@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..core.console import print_table, show
-from ..core.files import staged_folder, write_bytes, write_json
+from ..core.disk.files import staged_folder, write_bytes, write_json
 from .runner import Evaluation, Score
 from .statistics import ALPHA, POWER, Interval, Paired
 

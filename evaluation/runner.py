@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..core.console import warn
-from ..core.digest import digest_json
+from ..core.disk.digest import digest_json
 from ..core.errors import ConfigError
-from .answers import extract, same_answer
-from .engines import BASE, Engine, Generation
+from ..data.answers.reader import extract, same_answer
+from ..data.problems import Problem
+from ..engines.protocol import BASE, Engine, Generation
 from .grader import grader
-from .problems import Problem
 from .protocols import Protocol
 from .statistics import Interval, Paired, mean_ci95, paired, wilson
 

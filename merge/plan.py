@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, IncompatibleError
-from .parts import BaseWord, FindBase, Part, PartSet, check_parts
+from .inputs import BaseWord, FindBase, Part, PartSet, check_parts
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -29,10 +29,13 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from ..core.config import CURRICULUM_NAME, MAX_STAGE, STAGE_NAME
-from ..core.digest import canonical_json, sha256_bytes
+from ..core.disk.digest import canonical_json, sha256_bytes
+from ..core.disk.files import read_capped
 from ..core.environment import EnvironmentText
 from ..core.errors import ConfigError, IntegrityError
-from ..core.files import read_capped
+
+if TYPE_CHECKING:
+    from ..data.dataset import LoadReport
 
 SCORED = "scored"
 """Key of a recipe's details: the rows a stage was to be scored on, as `DataRef` names rows."""
@@ -133,6 +136,13 @@ class DataRef(_Part):
     rows: int = Field(ge=0)
     sha256: Digest
     """Digest of the rows as used."""
+
+    @classmethod
+    def of(cls, report: LoadReport) -> DataRef:
+        """The usable rows of a dataset that was read."""
+        return cls(
+            id=report.source, revision=report.revision, split=report.split, rows=report.parsed, sha256=report.sha256
+        )
 
 
 class Code(_Part):

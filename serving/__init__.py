@@ -1,1 +1,1 @@
-"""Handing variants out: a variant is a registry lookup plus a composition, served by one vLLM engine."""
+"""The HTTP server: one vLLM engine for the base and its variants, behind a gateway that asks for the key first."""

@@ -12,11 +12,12 @@ import re
 import shlex
 import socket
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..core.console import warn
+from ..core.disk.files import read_capped
 from ..core.errors import ConfigError
-from ..core.files import read_capped
 
 KEY_VARIABLE = "VLLM_API_KEY"
 """vLLM's own variable, for servers and for what asks them."""
@@ -133,3 +134,25 @@ def _checked(key: str, where: str) -> str:
             expected="printable ASCII without spaces, on one line",
         )  # fmt: skip
     return key
+
+
+def gateway_flags(gateway: str) -> list[str]:
+    """Flags of `vllm serve` that put a class of `serving.gateway` in front of it and close what it opens beside.
+
+    Args:
+        gateway: Name of the class.
+    """
+    return ["--middleware", f"plyfold.serving.gateway.{gateway}", "--allowed-origins", "[]", "--disable-fastapi-docs"]
+
+
+def gateway_environment(key: str | None) -> dict[str, str]:
+    """Variables for the gateway; the key itself is handed on apart from what is shown."""
+    return {} if key is None else {KEY_REQUIRED: "1"}
+
+
+def shell_line(command: Sequence[str], environment: Mapping[str, str], key_file: Path | None = None) -> str:
+    """A command with the variables set for it, to be pasted into a shell; a key is read from its file there."""
+    variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    if key_file is not None:
+        variables.append(key_variable(key_file))
+    return " ".join([*variables, shlex.join(command)])

@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.console import progress, say, verbosity
+from ..core.disk.links import open_log
 from ..core.errors import ConfigError, ConflictError, FailedError
-from ..core.links import open_log
 from ..core.one_host import UNANSWERED, ask
-from ..core.strict_json import parse_json
-from .access import KEY_VARIABLE, api_key, check_reach, server_url
-from .options import EngineOptions, engine_options, gateway_environment, gateway_flags, shell_line, vllm_version
-from .processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interruptible, launched
-from .variants import BASE, Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
+from ..core.reading.strict_json import parse_json
+from ..engines.processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interruptible, launched
+from ..engines.vllm_options import EngineOptions, engine_options, vllm_version
+from ..variants.variants import BASE, Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
+from .access import KEY_VARIABLE, api_key, check_reach, gateway_environment, gateway_flags, server_url, shell_line
 
 if TYPE_CHECKING:
-    from ..adapters.base import BaseRef, Quantisation
-    from ..registry.store import Store
+    from ..adapters.base.resolve import BaseRef, Quantisation
+    from ..registry.store.store import Store
 
 START_TIMEOUT_S = 1800.0
 """Longest wait for a first answer; a large base is read and, on a GPU, compiled before it."""
@@ -135,7 +135,7 @@ def plan_server(
             or apply wrongly without a word.
         ConflictError: The port is taken.
     """
-    from ..adapters.base import twin_path
+    from ..adapters.base.resolve import twin_path
 
     key = api_key(key_file)
     check_reach(host, key)
@@ -172,7 +172,7 @@ def prepare(plan: ServerPlan, store: Store) -> None:
     Raises:
         DiskFullError: No room; nothing of it is half-written.
     """
-    from ..adapters.base import ensure_twin
+    from ..adapters.base.resolve import ensure_twin
 
     with progress("prepare", len(plan.variants) + 1) as task:
         ensure_twin(plan.base, plan.quantisation, store.cache)
@@ -230,7 +230,7 @@ def _command(
     base: BaseRef, twin: Path, plans: Sequence[VariantPlan], options: EngineOptions, host: str, port: int
 ) -> tuple[str, ...]:
     modules = [json.dumps({"name": plan.variant.name, "path": str(plan.path)}) for plan in plans if plan.path]
-    command = [sys.executable, "-m", "plyfold.serving.vllm_main", "serve", str(twin)]
+    command = [sys.executable, "-m", "plyfold.engines.vllm_main", "serve", str(twin)]
     command += ["--served-model-name", BASE, base.repo, "--host", host, "--port", str(port)]
     command += ["--shutdown-timeout", str(DRAIN_S), *options.flags(), *gateway_flags("ServeGateway")]
     return tuple(command + (["--lora-modules", *modules] if modules else []))

@@ -1,13 +1,12 @@
-"""The curriculum: rationales, masking, rewards and one trainer per stage.
+"""The curriculum: one trainer per stage, each on the frozen base and all stages before it.
 
-What a stage shows      data  data_files  overlap  rationale  leaks  spans  masking  tasks  fit
-                        data_check  preview
-Rationales to collect   teacher  chat  rationale_files
-What is paid for        rewards  paper_reward
-Before a run            plan  stage_plan  at_hand  shapes  memory  arguments  recipe_digest
-A run                   curriculum  run  run_folder  trainers  checkpoints  recorder  metrics  alarms  curves  mishaps
-                        processes  stopping  quiet  provenance  reports
-Completions             rollout  rollout_engines  rollout_vllm  rollout_http  rollout_check  rollout_server
-Failures                mining  draws  sampling  policy  failures  unaided  mining_report
-Between stages          gates
+curriculum gates   the stages in turn, and what has to hold between them
+plan/              what a run will do, as values, refused before the first expensive byte
+data/              a stage's rows, looked at
+prompts/           what a stage shows: masked, shuffled, hinted
+teacher/           rationales to collect
+rewards/           what is paid for
+training/          one stage's run: folder, trainers, checkpoints, metrics, health
+rollouts/          completions to train on, here or from vLLM
+mining/            the problems a policy persistently fails
 """

@@ -9,29 +9,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..adapters.base import config_digest, tokenizer_digest
+from ..adapters.base.resolve import config_digest, tokenizer_digest
 from ..adapters.tensors import tensor_digest
 from ..core.config import CurriculumConfig, config_dict
 from ..core.console import say, warn
-from ..core.digest import short
+from ..core.disk.digest import short
+from ..core.disk.files import refuse_no_folder
 from ..core.environment import EnvironmentText
 from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
-from ..core.files import refuse_no_folder
+from ..data.dataset import SANDBOX, load_scored
+from ..data.readers import is_local
 from ..evaluation.grader import grader
-from ..registry.record import SCORED, BaseRecord, Parent, Recipe, Record, StageId, Weights, portable
-from ..registry.store import Entry, Store
-from ..serving.bases import digest_of
-from ..serving.variants import Variant, materialise
-from .curves import write_curves
-from .data import SANDBOX, load_scored
-from .data_files import is_local
+from ..registry.provenance import describe_code, describe_environment
+from ..registry.record import SCORED, BaseRecord, DataRef, Parent, Recipe, Record, StageId, Weights, portable
+from ..registry.store.store import Entry, Store
+from ..variants.base import digest_of
+from ..variants.variants import Variant, materialise
 from .gates import Measured, check_gate
-from .plan import plan_curriculum
-from .processes import Processes, join
-from .provenance import describe_code, describe_environment
-from .run import run_stage
-from .run_folder import StageRun
-from .stage_plan import CurriculumPlan, StagePlan
+from .plan.curriculum_plan import plan_curriculum
+from .plan.stage_plan import CurriculumPlan, StagePlan
+from .training.curves import write_curves
+from .training.distributed import Processes, join
+from .training.run_folder import StageRun
+from .training.stage_run import run_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,9 @@ def _hold_against_gate(plan: CurriculumPlan, stage: StagePlan, store: Store, run
     numbers = tuple(other.number for other in plan.stages if other.number <= stage.number)
     where = f"stages.{stage.name}"
     curriculum = plan.config.curriculum
-    outcome = check_gate(stage.gate, store, curriculum, numbers, settings, problems, report.ref(), runs_dir, where)
+    outcome = check_gate(
+        stage.gate, store, curriculum, numbers, settings, problems, DataRef.of(report), runs_dir, where
+    )
     for measured in outcome:
         say(f"{stage.label}: gate reached, {measured}")
     return tuple(outcome)
@@ -253,7 +255,7 @@ def _record(plan: CurriculumPlan, stage: StagePlan, parents: Sequence[Entry], ru
                 | ({SCORED: plan.scored.model_dump(mode="json")} if plan.scored else {})
             ),
         ),
-        data=[report.ref()],
+        data=[DataRef.of(report)],
         code=describe_code(),
         env=describe_environment(str(run.details.get("device", "cpu"))),
         weights=Weights(

@@ -20,9 +20,9 @@ from ..core.errors import ConfigError, GateError
 from ..evaluation.protocols import protocol
 
 if TYPE_CHECKING:
-    from ..evaluation.problems import Problem
+    from ..data.problems import Problem
     from ..registry.record import DataRef, Metric
-    from ..registry.store import Store
+    from ..registry.store.store import Store
 
 METRICS = {"accuracy": 1.0, "tokens": None, "truncated": 1.0, "no_answer": 1.0}
 """Metric -> its largest value: shares are fractions, `tokens` is the mean number of output tokens."""
@@ -167,8 +167,8 @@ def check_gate(
         GateError: A condition does not hold.
         As `score_variants`, where something has to be measured.
     """
-    from ..evaluation.scoring import score_variants
-    from ..serving.variants import Variant
+    from ..evaluation.scores import score_variants
+    from ..variants.variants import Variant
 
     wanted = [tuple(stages), *([tuple(stages[:-1])] if any(item.relative for item in gate) else [])]
     found = {numbers: _on_record(store, curriculum, numbers, config, problems) for numbers in wanted}
@@ -202,7 +202,7 @@ def _on_record(
     """The newest score that was measured here of exactly these adapters on exactly these terms; else empty."""
     from ..evaluation.grader import grader
     from ..evaluation.runner import problems_digest
-    from ..registry.scores import EVAL, limits, read_score
+    from ..registry.lineage.scores import EVAL, limits, read_score
 
     numbers = stages or (min(store.stages(curriculum)),)
     inputs = {str(number): store.ref(curriculum, number) for number in stages}

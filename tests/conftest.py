@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from .hub_server import HubServer
+from .support.hub_server import HubServer
 
 REPO, REVISION = "acme/tiny-qwen2", "0123456789abcdef0123456789abcdef01234567"
 HIDDEN, INTERMEDIATE, KV, LAYERS = 64, 128, 32, 2
@@ -130,7 +130,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
         import torch
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
-        from plyfold.adapters.base import sandbox_folder
+        from plyfold.adapters.base.resolve import sandbox_folder
 
         if (seed, dtype, tie) in made:
             return made[seed, dtype, tie]
@@ -249,10 +249,10 @@ def make_store(make_adapter: MakeAdapter, tmp_path_factory: pytest.TempPathFacto
         seed: int = 0,
         **adapter: Any,
     ) -> Any:
-        from plyfold.adapters.base import Quantisation
+        from plyfold.adapters.base.resolve import Quantisation
         from plyfold.adapters.tensors import tensor_digest
         from plyfold.registry.record import BaseRecord, Code, Record, StageId, Weights
-        from plyfold.registry.store import find_store
+        from plyfold.registry.store.store import find_store
 
         store = find_store(root, create=True)
         quantisation = Quantisation(compute_dtype=compute_dtype)

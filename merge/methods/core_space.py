@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
+from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
-from ..stacks import ModuleStack
 from .basis import joint_basis
-from .election import average_agreeing, trim
-from .merged import Merged, cut, deltas, nothing
+from .result import Merged, cut, deltas, nothing
+from .ties_election import average_agreeing, trim
 
 
 def core(stack: ModuleStack, plan: ComposePlan) -> Merged:

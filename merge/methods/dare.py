@@ -10,10 +10,10 @@ import hashlib
 import torch
 from torch import Tensor
 
+from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
-from ..stacks import ModuleStack
-from .merged import Merged, deltas, nothing
 from .range_finder import compress
+from .result import Merged, deltas, nothing
 from .rows import DeltaRows, MergedRows, Thin
 from .ties import input_directions
 

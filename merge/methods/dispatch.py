@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
-from ..stacks import ModuleStack
 from .core_space import core
 from .dare import dare_linear, dare_ties
 from .knots import knots
 from .linear import linear
-from .merged import Merged
 from .peft_numerics import peft_numerics
+from .result import Merged
 from .ties import ties
 
 REDUCERS: dict[str, Callable[[ModuleStack, ComposePlan], Merged]] = {

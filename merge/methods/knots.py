@@ -5,11 +5,11 @@ Shapes: O out_features, I in_features, N directions the deltas have together.
 
 from __future__ import annotations
 
+from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
-from ..stacks import ModuleStack
 from .basis import joint_basis
-from .election import average_agreeing, trim
-from .merged import Merged, cut, deltas, nothing
+from .result import Merged, cut, deltas, nothing
+from .ties_election import average_agreeing, trim
 
 
 def knots(stack: ModuleStack, plan: ComposePlan) -> Merged:

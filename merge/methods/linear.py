@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
+from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
-from ..stacks import ModuleStack
-from .merged import Merged, cut, deltas, nothing
+from .result import Merged, cut, deltas, nothing
 
 
 def linear(stack: ModuleStack, plan: ComposePlan) -> Merged:

@@ -12,10 +12,10 @@ import warnings
 import torch
 
 from ...core.errors import NotFoundError
+from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
-from ..stacks import ModuleStack
 from .dare import stable_key
-from .merged import Merged, cut
+from .result import Merged, cut
 
 _GLOBAL_RANDOMNESS = threading.Lock()
 """PEFT draws from torch's one default generator."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .merged import Merged
+from .result import Merged
 from .rows import MergedRows
 
 OVERSAMPLE = 10

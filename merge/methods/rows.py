@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .election import average_agreeing
-from .merged import Delta
+from .result import Delta
+from .ties_election import average_agreeing
 
 BLOCK_ELEMENTS = 1 << 17
 """Entries of one block: 512 KB, of which n parts need n + 3."""

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
-from ..stacks import ModuleStack
 from .basis import joint_basis
-from .election import kept_count
-from .merged import Delta, Merged, deltas, nothing
 from .range_finder import compress
+from .result import Delta, Merged, deltas, nothing
 from .rows import DeltaRows, MergedRows, Thin, kth_magnitude
+from .ties_election import kept_count
 
 
 def ties(stack: ModuleStack, plan: ComposePlan) -> Merged:

@@ -11,34 +11,34 @@ if TYPE_CHECKING:
     from .adapters.tensors import Adapter, read_adapter
     from .core.config import CurriculumConfig, load_config
     from .core.errors import PlyfoldError
-    from .evaluation.scoring import score_variants
-    from .merge.compose import compose
-    from .merge.fold import fold
-    from .merge.interference import interference
-    from .merge.parts import Part
+    from .evaluation.scores import score_variants
+    from .merge.compare.interference import interference
+    from .merge.compose.prepare import prepare
+    from .merge.compose.write import compose
+    from .merge.fold.fold import fold
+    from .merge.inputs import Part
     from .merge.plan import plan_compose
-    from .merge.prepare import prepare
-    from .registry.store import Store, find_store
-    from .serving.variants import Variant, materialise
+    from .registry.store.store import Store, find_store
     from .stages.curriculum import train
+    from .variants.variants import Variant, materialise
 
 _HOMES = {
     "Adapter": "adapters.tensors",
     "CurriculumConfig": "core.config",
-    "Part": "merge.parts",
+    "Part": "merge.inputs",
     "PlyfoldError": "core.errors",
-    "Store": "registry.store",
-    "Variant": "serving.variants",
-    "compose": "merge.compose",
-    "find_store": "registry.store",
-    "fold": "merge.fold",
-    "interference": "merge.interference",
+    "Store": "registry.store.store",
+    "Variant": "variants.variants",
+    "compose": "merge.compose.write",
+    "find_store": "registry.store.store",
+    "fold": "merge.fold.fold",
+    "interference": "merge.compare.interference",
     "load_config": "core.config",
-    "materialise": "serving.variants",
+    "materialise": "variants.variants",
     "plan_compose": "merge.plan",
-    "prepare": "merge.prepare",
+    "prepare": "merge.compose.prepare",
     "read_adapter": "adapters.tensors",
-    "score_variants": "evaluation.scoring",
+    "score_variants": "evaluation.scores",
     "train": "stages.curriculum",
 }
 

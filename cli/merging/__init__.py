@@ -1,0 +1,1 @@
+"""`merge`: its inputs, its report, and what it registers."""

@@ -1,0 +1,1 @@
+"""The registry's commands: tree, log, show, diff, verify, sign, push, pull and what looks after them."""

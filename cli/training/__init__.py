@@ -1,0 +1,1 @@
+"""`train`, `data` and `rollouts`, with the tables they print."""

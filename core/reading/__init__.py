@@ -1,0 +1,1 @@
+"""Text from elsewhere, read strictly and within bounds: JSON, YAML, interpolation."""

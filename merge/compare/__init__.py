@@ -1,0 +1,1 @@
+"""How adapters relate, module by module: cosine, sign conflict, interference, and the page that shows it."""

@@ -1,0 +1,1 @@
+"""Adapters into one adapter: prepared and certified in factor space, then written."""

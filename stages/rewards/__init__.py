@@ -1,0 +1,1 @@
+"""What a completion is paid: right before formatted before short."""

@@ -1,0 +1,1 @@
+"""Rationales from a teacher's endpoint: asked for, verified, kept on file."""

@@ -1,0 +1,1 @@
+"""One stage's run: its folder, trainers, checkpoints, metrics and health, from the plan to an adapter."""
