@@ -33,7 +33,7 @@ PACKED = (".qweight", ".weight_packed")
 """What a quantised checkpoint holds in a weight's place."""
 
 
-class Place(NamedTuple):
+class ModulePlacement(NamedTuple):
     """The tensor that a module's delta is added to."""
 
     module: str
@@ -67,7 +67,7 @@ class Placement:
         """
         return cls(open_checkpoint(folder))
 
-    def of(self, module: str, owner: object = "") -> Place:
+    def of(self, module: str, owner: object = "") -> ModulePlacement:
         """The place of a module, which has one name from then on however it is spelt.
 
         Args:
@@ -102,7 +102,7 @@ class Placement:
         stored = (spelling.locate(name)[0] for spelling in self._spellings)
         return next((self.base.find(each) for each in stored if each), None)
 
-    def check(self, module: str, shape: tuple[int, int], owner: object = "") -> Place:
+    def check(self, module: str, shape: tuple[int, int], owner: object = "") -> ModulePlacement:
         """The place of a module whose delta is of this (O, I).
 
         Args:
@@ -125,22 +125,22 @@ class Placement:
             )
         return place
 
-    def _as_spelt(self, module: str) -> Place | None:
+    def _as_spelt(self, module: str) -> ModulePlacement | None:
         for suffix in (".weight", *PACKED):
             if found := self.base.find(module + suffix):
-                return Place(module, module + suffix, *found, tied=False)
+                return ModulePlacement(module, module + suffix, *found, tied=False)
         return None
 
-    def _tied_head(self, module: str) -> Place | None:
+    def _tied_head(self, module: str) -> ModulePlacement | None:
         """The embedding, for the head of a base that has none of its own."""
         if module not in HEADS or self.config.tied is False:
             return None
         names = [name for header in self.base.shards.values() for name in header.tensors]
         tables = [name for name in names if name.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS]
         found = self.base.find(tables[0]) if len(tables) == 1 else None
-        return Place(module, tables[0], *found, tied=True) if found else None
+        return ModulePlacement(module, tables[0], *found, tied=True) if found else None
 
-    def _as_transformers(self, module: str) -> Place | None:
+    def _as_transformers(self, module: str) -> ModulePlacement | None:
         for spelling in self._spellings:
             name, tied = spelling.locate(f"{module}.weight")
             found = self.base.find(name) if name else None
@@ -151,7 +151,9 @@ class Placement:
                     found=f"{name} of {self.base.path}",
                 )
             if name and found:
-                return Place(spelling.in_memory(f"{module}.weight").removesuffix(".weight"), name, *found, tied=tied)
+                return ModulePlacement(
+                    spelling.in_memory(f"{module}.weight").removesuffix(".weight"), name, *found, tied=tied
+                )
         return None
 
     @cached_property

@@ -225,7 +225,7 @@ class Bench:
                 }
             )
             known = store.stages(training.name).get(number)
-            if known and store.peek(known).record == record:
+            if known and store.read_record(known).record == record:
                 parents[entry.digest] = known
                 continue
             parents[entry.digest] = store.publish(entry.path, record)

@@ -135,7 +135,7 @@ class Bench:
             if len(done) != 3 or any(each.status.startswith("would") for each in done):
                 return "an adapter is left out"
             if way == "push":
-                records = [(each.repo, self.store.peek(each.digest).record) for each in done]
+                records = [(each.repo, self.store.read_record(each.digest).record) for each in done]
                 found = collect(self.client, SPACE, "toy", records, private=True)
                 return self.incomplete_hub() or ("" if found.fault or self.collected() else "not all collected")
             return self.incomplete_hub()
@@ -160,7 +160,7 @@ class Bench:
         return "" if "revocations.json" in said else "the revocation is left out"
 
     def holds(self, repo: str, revision: str, digest: str) -> bool:
-        path = self.home.peek(digest).path
+        path = self.home.read_record(digest).path
         files = [file for file in path.rglob("*") if file.is_file()]
         there = self.hub.store.files(repo, self.hub.store.resolve(repo, revision))
         return all(

@@ -158,7 +158,7 @@ def inspect(root: Path, store: Store, digests: list[str], namespaces: list[str])
 
 def holds(hub: Any, repo: str, sha: str, store: Store, digest: str) -> bool:
     """Does a commit hold an adapter byte for byte?"""
-    path = store.peek(digest).path
+    path = store.read_record(digest).path
     return all(
         hub.read(repo, sha, file.relative_to(path).as_posix()) == file.read_bytes()
         for file in path.rglob("*")

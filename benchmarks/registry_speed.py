@@ -21,10 +21,10 @@ from typing import Any
 
 from plyfold.registry.hub.places import attest_location
 from plyfold.registry.lineage.scores import EVAL, variant_name
-from plyfold.registry.lineage.shared_scores import Evaluation, adopt_evaluations
+from plyfold.registry.lineage.shared_scores import SharedScore, adopt_evaluations
 from plyfold.registry.record import BaseRecord, Code, Metric, Parent, Record, StageId, Weights
 from plyfold.registry.store.store import Store
-from plyfold.registry.trust.statements import REVOKED, Said, Statement, adopt
+from plyfold.registry.trust.statements import REVOKED, RevocationPayload, Statement, adopt
 
 NUM_ADAPTERS = 1000
 RUNS = 5
@@ -140,7 +140,7 @@ def flooded(root: Path) -> list[dict[str, Any]]:
         record, digest = entry.record, entry.digest
         adopt(hostile, [
             Statement(digest=digest, kind=REVOKED, created=f"2026-01-01T00:00:{number:02}Z",
-                      payload=Said(reason=f"{number}{'x' * 1900}", label="y" * 1900))
+                      payload=RevocationPayload(reason=f"{number}{'x' * 1900}", label="y" * 1900))
             for number in range(10)
         ])  # fmt: skip
         measured = {
@@ -149,7 +149,7 @@ def flooded(root: Path) -> list[dict[str, Any]]:
             "metrics": [Metric(name="accuracy", value=0.5, n=100).model_dump(mode="json")],
         }  # fmt: skip
         adopt_evaluations(hostile, [
-            Evaluation(digest=digest, created="2026-01-01T00:00:00Z", payload={**measured, "note": number})
+            SharedScore(digest=digest, created="2026-01-01T00:00:00Z", payload={**measured, "note": number})
             for number in range(100)
         ])  # fmt: skip
     plyfold = Path(sys.executable).with_name("plyfold")

@@ -80,7 +80,7 @@ def publish(work: Work) -> None:
     """Publish the next adapter of a stage and move its ref to it, if nobody else has: a counter that loses nothing."""
     number = 1 + work.chance.randrange(3)
     now = work.store.stages("toy").get(number)
-    count = int(work.store.peek(now).record.env["count"]) if now else 0
+    count = int(work.store.read_record(now).record.env["count"]) if now else 0
     env = {"count": str(count + 1)}
     if work.chance.random() < 0.5:  # else the same object as the other writers make: they race for its name
         env["writer"] = str(work.chance.random())
@@ -330,7 +330,9 @@ class Found:
 
     def _compare_counters(self) -> None:
         """Every move counts one further than the adapter it came from, so a lost one leaves the count short."""
-        reached = sum(int(self.store.peek(digest).record.env["count"]) for digest in self.store.stages("toy").values())
+        reached = sum(
+            int(self.store.read_record(digest).record.env["count"]) for digest in self.store.stages("toy").values()
+        )
         confirmed = sum(self.shared.counted(slot) for slot in range(NUM_WRITERS))
         if reached and reached < confirmed:
             self.count["lost updates"] = confirmed - reached

@@ -131,7 +131,7 @@ def _where(
 def _on_record(store: Store, curriculum: str, overrides: list[str]) -> EvalConfig:
     """What the last stage was to be scored on, and how; a file of it where it was last read from."""
     stages = store.stages(curriculum)
-    entry = store.peek(stages[max(stages)]) if stages else None
+    entry = store.read_record(stages[max(stages)]) if stages else None
     if entry is None or not entry.record.recipe.config:
         raise ConfigError(
             "no stage of this curriculum says what to score on",

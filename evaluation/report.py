@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.console import print_table, show
 from ..core.disk.files import staged_folder, write_bytes, write_json
-from .runner import Evaluation, Score
+from .runner import Evaluation, VariantScore
 from .statistics import ALPHA, POWER, Interval, Paired
 
 
@@ -95,7 +95,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     return folder
 
 
-def _score_row(score: Score) -> list[object]:
+def _score_row(score: VariantScore) -> list[object]:
     return [
         score.variant,
         f"{100 * score.accuracy:.1f} %",

@@ -23,7 +23,7 @@ PROBES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ScoredCompletion:
     """What one variant made of one problem."""
 
     id: str
@@ -41,7 +41,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class VariantScore:
     """One variant's row of the table."""
 
     variant: str
@@ -81,14 +81,14 @@ class Evaluation:
     """UTC."""
     problems_digest: str
     """Digest of ids, questions and golds in order: equal digests asked the same."""
-    scores: list[Score]
+    scores: list[VariantScore]
     comparisons: dict[str, Paired]
     """Every later variant against the first."""
     steps: dict[str, Step]
     """Every variant against the one that lacks its last stage, where that is another than the first: `1+2` -> `1`."""
     inert: list[str]
     """Variants whose adapter changes nothing."""
-    outcomes: dict[str, list[Outcome]]
+    outcomes: dict[str, list[ScoredCompletion]]
 
     @property
     def baseline(self) -> str:
@@ -170,10 +170,10 @@ def problems_digest(problems: Sequence[Problem]) -> str:
     return digest_json([[problem.id, problem.question, problem.gold] for problem in problems])
 
 
-def outcome(problem: Problem, generation: Generation) -> Outcome:
+def outcome(problem: Problem, generation: Generation) -> ScoredCompletion:
     """Read and judge one completion."""
     found = extract(generation.text)
-    return Outcome(
+    return ScoredCompletion(
         id=problem.id,
         question=problem.question,
         gold=problem.gold,
@@ -186,7 +186,7 @@ def outcome(problem: Problem, generation: Generation) -> Outcome:
     )
 
 
-def score(variant: str, outcomes: Sequence[Outcome]) -> Score:
+def score(variant: str, outcomes: Sequence[ScoredCompletion]) -> VariantScore:
     """Sum one variant's outcomes up.
 
     Raises:
@@ -196,7 +196,7 @@ def score(variant: str, outcomes: Sequence[Outcome]) -> Score:
         raise ConfigError("nothing to score", where=variant, expected="at least one answer")
     n, correct = len(outcomes), sum(item.correct for item in outcomes)
     tokens = [item.num_tokens for item in outcomes]
-    return Score(
+    return VariantScore(
         variant=variant,
         n=n,
         correct=correct,
@@ -210,7 +210,7 @@ def score(variant: str, outcomes: Sequence[Outcome]) -> Score:
     )
 
 
-def compare(baseline: Sequence[Outcome], variant: Sequence[Outcome]) -> Paired:
+def compare(baseline: Sequence[ScoredCompletion], variant: Sequence[ScoredCompletion]) -> Paired:
     """Difference of two variants that answered the same problems in the same order.
 
     Raises:

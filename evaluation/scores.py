@@ -23,7 +23,7 @@ from ..registry.maintenance.gc import lease
 from ..variants.variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
 from .protocols import protocol
 from .report import write_evaluation
-from .runner import Evaluation, Score, evaluate
+from .runner import Evaluation, VariantScore, evaluate
 
 if TYPE_CHECKING:
     from ..registry.record import DataRef, Metric
@@ -160,7 +160,7 @@ def attest(store: Store, evaluation: Evaluation, variants: Mapping[str, Variant]
             attest_scores(store, variant.curriculum, variant.stages, measured, details, data)
 
 
-def metrics(score: Score, protocol_name: str) -> list[Metric]:
+def metrics(score: VariantScore, protocol_name: str) -> list[Metric]:
     """A score as a record's metrics: accuracy, tokens, truncated, no_answer."""
     from ..registry.record import Metric
 

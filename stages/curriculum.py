@@ -25,7 +25,7 @@ from ..registry.record import SCORED, BaseRecord, DataRef, Parent, Recipe, Recor
 from ..registry.store.store import Entry, Store
 from ..variants.base import digest_of
 from ..variants.variants import Variant, materialise
-from .gates import Measured, check_gate
+from .gates import GateMeasurement, check_gate
 from .plan.curriculum_plan import plan_curriculum
 from .plan.stage_plan import CurriculumPlan, StagePlan
 from .training.curves import write_curves
@@ -47,7 +47,7 @@ class StageResult:
     run_dir: Path
     details: dict[str, Any]
     """Of the recipe: steps, rows, seconds, last metrics; of an earlier run's where the stage was kept."""
-    gate: tuple[Measured, ...] = ()
+    gate: tuple[GateMeasurement, ...] = ()
     """What it was held against, all of it reached; empty where it has no gate or none was asked for."""
 
     def to_json(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def with_weights(plan: CurriculumPlan, store: Store) -> CurriculumPlan:
     weights = digest_of(plan.base.path, store.cache)
     for number, digest in store.stages(plan.config.curriculum).items():
         with suppress(NotFoundError, IntegrityError):  # counted as stale
-            known = store.peek(digest).record.base.weights_digest
+            known = store.read_record(digest).record.base.weights_digest
             if known not in (None, weights):
                 raise BaseMismatchError(
                     "this curriculum was trained on other weights of the base",
@@ -156,7 +156,7 @@ def _stage(plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path,
         say(f"{label}: up to date ({short(stage.digest or '')})")
 
     def close() -> StageResult:
-        recipe = store.peek(digest).record.recipe if digest else None
+        recipe = store.read_record(digest).record.recipe if digest else None
         return StageResult(
             number=stage.number,
             name=stage.name,
@@ -170,7 +170,9 @@ def _stage(plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path,
     return processes.on_first(close)
 
 
-def _hold_against_gate(plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path) -> tuple[Measured, ...]:
+def _hold_against_gate(
+    plan: CurriculumPlan, stage: StagePlan, store: Store, runs_dir: Path
+) -> tuple[GateMeasurement, ...]:
     """Its outcome; nothing where the run neither asks for the stage nor builds on it."""
     builds_on_it = any(other.will_train and other.number > stage.number for other in plan.stages)
     if not stage.gate or not (stage.selected or builds_on_it):
@@ -224,7 +226,7 @@ def _published(store: Store, record: Record) -> str | None:
 
     for digest in store.digests():
         with suppress(NotFoundError, IntegrityError):
-            if decides(store.peek(digest).record) == decides(record):
+            if decides(store.read_record(digest).record) == decides(record):
                 return store.load(digest).digest
     return None
 

@@ -51,7 +51,7 @@ class Condition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class GateMeasurement:
     """One condition, held against what was measured."""
 
     condition: Condition
@@ -149,7 +149,7 @@ def check_gate(
     data: DataRef,
     runs: Path,
     where: str,
-) -> list[Measured]:
+) -> list[GateMeasurement]:
     """Hold a stage, on top of the stages before it, against its gate; what is on record is not measured again.
 
     Args:
@@ -190,10 +190,10 @@ def check_gate(
     return measured
 
 
-def _hold(condition: Condition, own: Mapping[str, Metric], previous: Mapping[str, Metric]) -> Measured:
+def _hold(condition: Condition, own: Mapping[str, Metric], previous: Mapping[str, Metric]) -> GateMeasurement:
     metric = own[condition.metric]
     bar = condition.bar + (previous[condition.metric].value if condition.relative else 0)
-    return Measured(condition=condition, value=metric.value, ci95=metric.ci95, n=metric.n or 0, bar=bar)
+    return GateMeasurement(condition=condition, value=metric.value, ci95=metric.ci95, n=metric.n or 0, bar=bar)
 
 
 def _on_record(

@@ -134,7 +134,7 @@ def _departures(
 def _number_of(store: Store, digest: str, variant: Variant) -> int | None:
     """The stage of the variant's curriculum that an adapter is or was."""
     try:
-        record = store.peek(digest).record
+        record = store.read_record(digest).record
     except (NotFoundError, IntegrityError):
         return None
     return record.stage.number if record.stage and record.curriculum == variant.curriculum else None

@@ -63,7 +63,7 @@ def base_of(
         if variant.merge is not None:
             digests = [store.ref(curriculum, MERGES, variant.merge)]
         for digest in digests:
-            entry = store.peek(digest)
+            entry = store.read_record(digest)
             found[f"{curriculum} {entry.record.label}"] = entry.record.base
         others |= {f"{curriculum} {number}": base for number, base in _bases(store, stages)}
     if not found:
@@ -185,7 +185,9 @@ def check_bases(store: Store, digests: Sequence[str]) -> list[BaseCheck]:
     from ..adapters.base.resolve import resolve_base
     from ..core.config import BaseConfig
 
-    records = {canonical_json(base.model_dump()): base for base in (store.peek(each).record.base for each in digests)}
+    records = {
+        canonical_json(base.model_dump()): base for base in (store.read_record(each).record.base for each in digests)
+    }
     found = []
     for record in records.values():
         path = store.base_path(record.repo, record.revision)
@@ -211,7 +213,7 @@ def _by_label(entries: Sequence[Entry]) -> dict[str, BaseRecord]:
 def _bases(store: Store, stages: Mapping[int, str]) -> Iterator[tuple[int, BaseRecord]]:
     for number, digest in stages.items():
         with suppress(NotFoundError, IntegrityError):  # its own use tells
-            yield number, store.peek(digest).record.base
+            yield number, store.read_record(digest).record.base
 
 
 def _same_base(found: Mapping[str, BaseRecord]) -> BaseRecord:

@@ -75,7 +75,7 @@ def replay(store: Store, digest: str) -> Replay:
     from ..merge.compose.write import write
 
     try:
-        record = store.peek(digest).record
+        record = store.read_record(digest).record
     except PlyfoldError as error:
         return Replay(digest=digest, name="(unreadable)", method="", verdict="cannot", reason=error.what)
     details = record.recipe.details
@@ -143,7 +143,7 @@ def merges_of(store: Store, digests: Iterable[str] | None) -> list[str]:
     found = []
     for digest in store.digests() if digests is None else digests:
         try:
-            if store.peek(digest).record.kind == "merge":
+            if store.read_record(digest).record.kind == "merge":
                 found.append(digest)
         except PlyfoldError:
             continue

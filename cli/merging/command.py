@@ -11,7 +11,7 @@ from ...core.console import emit_json, progress, warn
 from ...core.disk.digest import short
 from ...core.errors import ConfigError, NotFoundError
 from ..options import curriculum_option, dry_run_option, json_option, registry_option
-from .inputs import Inputs, Wanted, base_at_hand, from_folders, from_registry, plan, plan_into_model
+from .inputs import Inputs, MergeOptions, base_at_hand, from_folders, from_registry, plan, plan_into_model
 from .prompts import statistics_of, verify
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def merge_command(
     of a digest names an adapter of the registry, such as an imported one. The error of the result is computed and
     shown before a byte is written.
     """
-    wanted = Wanted(**options)
+    wanted = MergeOptions(**options)
     if bool(paths) == (stages is not None):
         raise ConfigError(
             "name either stages or folders",
@@ -134,7 +134,7 @@ def merge_command(
     report.refuse_unfaithful()
 
 
-def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, inputs: Inputs, wanted: Wanted) -> None:
+def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, inputs: Inputs, wanted: MergeOptions) -> None:
     """Refuse before work is spent on it: an output that exists or may not be written, a disk without room."""
     from ...core.disk.files import refuse_existing, refuse_no_file, require_space
     from ...merge.plan import HEADER_ALLOWANCE_BYTES
@@ -154,7 +154,7 @@ def _refuse_early(plan: ComposePlan, fold_plan: FoldPlan | None, inputs: Inputs,
     require_space(out, space_needed(fold_plan, out))
 
 
-def _prepare(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Prepared:
+def _prepare(plan: ComposePlan, inputs: Inputs, wanted: MergeOptions) -> Prepared:
     _import_torch()
     from ...merge.compose.prepare import prepare
 
@@ -177,7 +177,7 @@ def _import_torch() -> None:
     gc.freeze()
 
 
-def _report(prepared: Prepared, fold_plan: FoldPlan | None, inputs: Inputs, wanted: Wanted) -> Report:
+def _report(prepared: Prepared, fold_plan: FoldPlan | None, inputs: Inputs, wanted: MergeOptions) -> Report:
     from .report import Report
 
     base_folder = fold_plan.base.path if fold_plan else base_at_hand(inputs, wanted)
@@ -211,7 +211,7 @@ def _write_page(report: Report, prepared: Prepared, path: Path) -> None:
     report.page(path)
 
 
-def _out(wanted: Wanted, inputs: Inputs, prepared: Prepared, kind: str) -> Path:
+def _out(wanted: MergeOptions, inputs: Inputs, prepared: Prepared, kind: str) -> Path:
     if wanted.out:
         return wanted.out
     return Path(_slug(inputs.variant, prepared) if inputs.variant else f"{kind}-{short(prepared.key)}")
@@ -242,7 +242,7 @@ def _write_fold(plan: FoldPlan, prepared: Prepared, out: Path) -> FoldReport:
         return write_fold(plan, prepared, out, advance=lambda num_bytes: task.advance())
 
 
-def _publish(inputs: Inputs, prepared: Prepared, wanted: Wanted, report: Report) -> None:
+def _publish(inputs: Inputs, prepared: Prepared, wanted: MergeOptions, report: Report) -> None:
     """Compose into the registry, under `merges/<slug>`, and copy it out where asked."""
     from ...core.disk.files import disk_errors
     from ...variants.publish import record_of
@@ -266,7 +266,7 @@ def _publish(inputs: Inputs, prepared: Prepared, wanted: Wanted, report: Report)
     report.published(composed, entry.digest, slug, entry.path, wanted.out)
 
 
-def _write_with_record(inputs: Inputs, prepared: Prepared, wanted: Wanted, report: Report) -> None:
+def _write_with_record(inputs: Inputs, prepared: Prepared, wanted: MergeOptions, report: Report) -> None:
     """Compose stages of a registry that may not be written into a folder elsewhere, as a copy out of it would be."""
     import tempfile
     from dataclasses import replace
@@ -304,6 +304,6 @@ def _same_merge(store: Store, curriculum: str, slug: str, tensors: str) -> str |
     if digest is None:
         return None
     try:
-        return digest if store.peek(digest).record.weights.digest == tensors else None
+        return digest if store.read_record(digest).record.weights.digest == tensors else None
     except NotFoundError:
         return None

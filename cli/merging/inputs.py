@@ -36,7 +36,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class MergeOptions:
     """The command line, parsed."""
 
     weights: str | None
@@ -148,7 +148,7 @@ def _weights(text: str | None, count: int) -> list[float]:
     return weights
 
 
-def plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
+def plan(inputs: Inputs, wanted: MergeOptions) -> ComposePlan:
     """Check adapters and options; the sum itself where it goes into a model, which rounds once."""
     from ...merge.calibrate.prompts import read_prompts
     from ...merge.plan import check_dtype, plan_compose
@@ -183,7 +183,7 @@ def plan(inputs: Inputs, wanted: Wanted) -> ComposePlan:
     return planned
 
 
-def _check_prompts(plan: ComposePlan, wanted: Wanted) -> None:
+def _check_prompts(plan: ComposePlan, wanted: MergeOptions) -> None:
     """Prompts belong to methods that stand for the sum: what others do to outputs, adapters left apart cannot tell."""
     if plan.method == "activation" and wanted.prompts is None:
         raise ConfigError("activation needs prompts to go by", next_step="add --prompts FILE")
@@ -196,7 +196,7 @@ def _check_prompts(plan: ComposePlan, wanted: Wanted) -> None:
             )
 
 
-def _base(inputs: Inputs, wanted: Wanted) -> BaseWord | None:
+def _base(inputs: Inputs, wanted: MergeOptions) -> BaseWord | None:
     """`--base` for plain folders; for stages it is on record, and `--base` can only say where its files lie.
 
     Raises:
@@ -220,19 +220,19 @@ def _base(inputs: Inputs, wanted: Wanted) -> BaseWord | None:
     return None
 
 
-def _base_folder(wanted: Wanted) -> Path | None:
+def _base_folder(wanted: MergeOptions) -> Path | None:
     folder = expanded(wanted.base or "")
     return folder if wanted.base and folder.is_dir() else None
 
 
-def plan_into_model(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> FoldPlan:
+def plan_into_model(plan: ComposePlan, inputs: Inputs, wanted: MergeOptions) -> FoldPlan:
     """Check that the base has every weight the sum changes."""
     from ...merge.fold.fold import plan_fold
 
     return plan_fold(plan, base_of_fold(plan, inputs, wanted), dtype=wanted.dtype)
 
 
-def _base_near(inputs: Inputs, wanted: Wanted, repo: str, revision: str | None) -> Path | None:
+def _base_near(inputs: Inputs, wanted: MergeOptions, repo: str, revision: str | None) -> Path | None:
     """The base that adapters' names are checked against: where a fold goes, or what lies on this disk anyway."""
     from ...adapters.base.resolve import check_weights, resolve_base
     from ...core.config import BaseConfig
@@ -251,7 +251,7 @@ def _base_near(inputs: Inputs, wanted: Wanted, repo: str, revision: str | None) 
         return None
 
 
-def base_of_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Path:
+def base_of_fold(plan: ComposePlan, inputs: Inputs, wanted: MergeOptions) -> Path:
     """The weights a sum goes into, or that prompts run on: the twin for stages, the original base for folders."""
     from ...variants.base import check_folder, shared_base
 
@@ -263,7 +263,7 @@ def base_of_fold(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Path:
     return folder
 
 
-def _twin(inputs: Inputs, wanted: Wanted) -> Path:
+def _twin(inputs: Inputs, wanted: MergeOptions) -> Path:
     """The dequantised base that stages were trained on; for a dry run the base itself, where there is no twin yet."""
     from dataclasses import replace
 
@@ -294,7 +294,7 @@ def _fetched_base(repo: str, revision: str | None) -> Path:
     return resolve_base(BaseConfig(repo=repo, revision=revision or "main")).path
 
 
-def base_at_hand(inputs: Inputs, wanted: Wanted) -> Path | None:
+def base_at_hand(inputs: Inputs, wanted: MergeOptions) -> Path | None:
     """The original base where it lies on this disk."""
     folder = _base_folder(wanted)
     if folder or inputs.store is None:

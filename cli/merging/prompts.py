@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...core.console import progress
-from .inputs import Inputs, Wanted, base_at_hand, base_of_fold
+from .inputs import Inputs, MergeOptions, base_at_hand, base_of_fold
 
 if TYPE_CHECKING:
     from ...merge.calibrate.logits import BaseViewReport, LogitReport
@@ -23,7 +23,7 @@ class Verified(NamedTuple):
     """Where the twin and the original base are both at hand."""
 
 
-def statistics_of(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Statistics:
+def statistics_of(plan: ComposePlan, inputs: Inputs, wanted: MergeOptions) -> Statistics:
     """Run the prompts of `--method activation` once through the base with all adapters active."""
     from ...adapters.base.resolve import load_tokenizer, load_twin
     from ...merge.calibrate.moments import collect
@@ -36,7 +36,7 @@ def statistics_of(plan: ComposePlan, inputs: Inputs, wanted: Wanted) -> Statisti
         return collect(load_twin(base), plan, prompts, load_tokenizer(base), task.advance)
 
 
-def verify(plan: FoldPlan, checkpoint: Path, inputs: Inputs, wanted: Wanted) -> Verified:
+def verify(plan: FoldPlan, checkpoint: Path, inputs: Inputs, wanted: MergeOptions) -> Verified:
     """Run the prompts of `--verify-logits` through the fold and through what it stands for."""
     from ...merge.calibrate.logits import COMPARE_PASSES, VERIFY_PASSES, compare_base_views, verify_logits
     from ...merge.calibrate.prompts import read_prompts

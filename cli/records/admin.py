@@ -50,7 +50,7 @@ def revoke_command(
     store = find_store(registry)
     digest = find(store, ref, curriculum).digest
     done = withdraw(store, digest, reason, signer) if take_back else [revoke(store, digest, reason, signer)]
-    reached = [store.peek(each) for each in descendants(store, digest)]
+    reached = [store.read_record(each) for each in descendants(store, digest)]
     if as_json:
         value = {"digest": digest, "withdrawn": take_back, "revocations": [each.to_json() for each in done]}
         emit_json({**value, "reaches": [entry.digest for entry in reached]})

@@ -91,7 +91,7 @@ def push_command(
         )
         collected = None if no_collection else Collected(title=curriculum)
         if collected and client:
-            published = [(each.repo, store.peek(each.digest).record) for each in results]
+            published = [(each.repo, store.read_record(each.digest).record) for each in results]
             collected = collect(client, namespace, curriculum, published, private=not public)
     if as_json:
         emit_json(

@@ -143,7 +143,7 @@ def _recipe_notes(store: Store, digest: str) -> Iterator[str]:
     """Is a stage's digest of its configuration that of the configuration on record?"""
     from ...stages.plan.staleness import digest_on_record
 
-    record = store.peek(digest).record
+    record = store.read_record(digest).record
     if not record.recipe.config_digest or not record.recipe.config:
         return
     try:

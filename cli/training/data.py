@@ -125,14 +125,14 @@ def rationales_command(
     from ...core.errors import ConfigError
     from ...stages.prompts.tasks import find_stage
     from ...stages.teacher.chat import Endpoint
-    from ...stages.teacher.collect import Asking, collect_rationales, find_questions, plan_rationales
+    from ...stages.teacher.collect import SamplingOptions, collect_rationales, find_questions, plan_rationales
 
     key = os.environ.get(key_env or "OPENAI_API_KEY", "").strip()
     if key_env and not key:
         raise ConfigError("the variable that should hold the key is not set", where="--key-env", found=key_env)
     loaded = load_config(config or DEFAULT_CONFIG, overrides)
     asked = Endpoint(url=endpoint, model=model, key=key, timeout_s=timeout_s)
-    asking = Asking(
+    asking = SamplingOptions(
         attempts=attempts,
         concurrency=concurrency,
         temperature=temperature,

@@ -82,7 +82,7 @@ def lock_of(path: Path) -> Path:
 
 
 @contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
+def file_lock(path: Path, what: str) -> Iterator[None]:
     """Hold a file or folder, which need not exist yet, for this process; its parent is made if missing.
 
     Raises:

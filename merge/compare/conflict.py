@@ -85,7 +85,7 @@ class Shared(NamedTuple):
     """Sampled entries that are non-zero in both."""
 
 
-class Measured(NamedTuple):
+class ModuleSums(NamedTuple):
     """One module of all parts that have it."""
 
     norms: dict[int, float]
@@ -94,17 +94,17 @@ class Measured(NamedTuple):
     """By pair of parts."""
 
 
-def measure(present: Mapping[int, Factors], products: BlockProducts) -> Measured:
+def measure(present: Mapping[int, Factors], products: BlockProducts) -> ModuleSums:
     """Compare the weighted factors of the parts that have a module, by part; `products` are of their stack."""
     norms = {part: products.norm(block) for block, part in enumerate(present)}
     if len(present) < 2:
-        return Measured(norms, {})
+        return ModuleSums(norms, {})
     agreement_KK, compared_KK = (counts.long().tolist() for counts in sign_counts(list(present.values())))
     shared = {}
     for (i, first), (j, second) in combinations(enumerate(present), 2):
         compared = compared_KK[i][j]
         shared[first, second] = Shared(products.inner(i, j), (compared - agreement_KK[i][j]) // 2, compared)
-    return Measured(norms, shared)
+    return ModuleSums(norms, shared)
 
 
 class ConflictMeter:
@@ -119,7 +119,7 @@ class ConflictMeter:
         self._pairs = {pair: _Pair() for pair in combinations(range(len(labels)), 2)}
         self._squares = [0.0] * len(labels)
 
-    def add(self, name: str, module: Measured) -> None:
+    def add(self, name: str, module: ModuleSums) -> None:
         """Count one module; in a fixed order, so that equal parts give equal digits."""
         for part, norm in module.norms.items():
             self._squares[part] += norm * norm

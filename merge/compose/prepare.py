@@ -21,7 +21,7 @@ from ...adapters.delta import norm
 from ...adapters.tensors import Factors, tensor_digest
 from ...core.disk.digest import digest_json
 from ...core.errors import ConfigError, FailedError, IncompatibleError
-from ..compare.conflict import ConflictMeter, Measured, PairConflict, measure
+from ..compare.conflict import ConflictMeter, ModuleSums, PairConflict, measure
 from ..factor_reader import PartReader
 from ..inputs import duplicate
 from ..lowrank import BlockProducts, Size, difference
@@ -215,7 +215,7 @@ class _Done(NamedTuple):
     error: ModuleError
     norms: dict[int, float]
     """|dW| of each part that has the module, unweighted."""
-    conflict: Measured
+    conflict: ModuleSums
     factors: Factors | None
     """None where the result is the sum itself."""
 

@@ -16,7 +16,7 @@ from ...adapters.base.model_config import TEXT_CONFIG
 from ...adapters.base.quantised import asked_quantisation, quant_method, refuse_packed, without_quantisation
 from ...adapters.base.resolve import accompanying
 from ...adapters.header import TensorEntry
-from ...adapters.placement import HEADS, Place, Placement
+from ...adapters.placement import HEADS, ModulePlacement, Placement
 from ...core.disk.digest import digest_json, sha256_bytes
 from ...core.disk.files import write_bytes, write_json
 from ...core.errors import BaseMismatchError, IncompatibleError
@@ -190,7 +190,9 @@ def _check_identity(base: Checkpoint, compose: ComposePlan) -> list[str]:
     )
 
 
-def _shards(base: Checkpoint, places: dict[str, Place], dtype: str | None) -> dict[str, tuple[OutTensor, ...]]:
+def _shards(
+    base: Checkpoint, places: dict[str, ModulePlacement], dtype: str | None
+) -> dict[str, tuple[OutTensor, ...]]:
     modules: dict[str, str] = {}
     for module, place in places.items():
         name = f"{place.module}.weight" if place.tied else place.tensor

@@ -36,7 +36,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refs:
+class HubRefs:
     """Where a repository's names point."""
 
     branches: dict[str, str]
@@ -125,16 +125,16 @@ class HubClient:
 
     # ---- reading: asked again when the Hub is busy
 
-    def refs(self, repo: str) -> Refs:
+    def refs(self, repo: str) -> HubRefs:
         """Branches and tags of a repository."""
 
-        def ask() -> Refs:
+        def ask() -> HubRefs:
             found = self._api.list_repo_refs(repo)
             branches, tags = (
                 {str(ref.name): _checked(SHA1, ref.target_commit) for ref in kind}
                 for kind in (found.branches, found.tags)
             )
-            return Refs(branches=branches, tags=tags)
+            return HubRefs(branches=branches, tags=tags)
 
         return self.patiently(repo, ask)
 

@@ -20,7 +20,7 @@ from ..record import UTC_TIME, Commit, first_fault, utc_now
 from ..store.attestations import SEEN_FILE, read_json
 from ..store.store import Store
 from ..trust.statements import REVOKED, Statement
-from .places import Place
+from .places import HubLocation
 from .remote import Remote
 
 MAX_REPOSITORIES = 1000
@@ -120,7 +120,7 @@ def freshness(remote: Remote, repo: str, before: Seen | None) -> Freshness:
     return replace(known, state="older" if older else "rewritten")
 
 
-def behind(remote: Remote, place: Place) -> str:
+def behind(remote: Remote, place: HubLocation) -> str:
     """A line for people where an adapter is asked for by a commit that is not the newest; else empty.
 
     Raises:

@@ -19,8 +19,8 @@ from ..record import RECORD_FILE
 from ..store.objects import PICKLES
 from ..store.store import Entry, Store
 from .client import HubClient, RemoteFile
-from .places import Place, attest_location, held, location
-from .references import Looked, find_places
+from .places import HubLocation, attest_location, known_locations, location
+from .references import PullContext, find_places
 from .remote import Remote
 
 MAX_WEIGHTS_BYTES = 64_000_000_000
@@ -48,7 +48,7 @@ class _Source:
     """An adapter's folder at one commit."""
 
     client: HubClient
-    place: Place
+    place: HubLocation
     files: dict[str, RemoteFile]
     """Path in the repository -> what the Hub lists."""
 
@@ -98,8 +98,8 @@ def import_from_hub(
     """
     store.require_writable()
     client = client or HubClient()
-    known = held(store)
-    (place,) = find_places(Looked(store=store, remote=Remote(client), held=known), ref)
+    known = known_locations(store)
+    (place,) = find_places(PullContext(store=store, remote=Remote(client), held=known), ref)
     title = name or fit_name(PurePosixPath(place.folder or place.repo).name)
     check_name(title)
     said: dict[str, Any] = {"curriculum": curriculum, "name": title, "stage": stage, "base": base}
@@ -112,7 +112,7 @@ def import_from_hub(
             "licence": licence or (was.licence if was.licence != UNKNOWN else None),
             "quantisation": quantisation or ("nf4" if was.base.quantisation else None),
         }
-        entry = import_adapter(store, store.peek(str(digest)).path, **said)
+        entry = import_adapter(store, store.read_record(str(digest)).path, **said)
     else:
         source = _look(client, place)
         _refuse_taken(store, curriculum, title, stage)
@@ -124,7 +124,7 @@ def import_from_hub(
     return Imported(entry=entry, location=place.location, fetched=not here)
 
 
-def _look(client: HubClient, place: Place) -> _Source:
+def _look(client: HubClient, place: HubLocation) -> _Source:
     """What lies at a place, if it is an adapter of another tool."""
     from ...adapters.spec import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME
 
@@ -159,7 +159,7 @@ def _look(client: HubClient, place: Place) -> _Source:
 def _refuse_taken(store: Store, curriculum: str, name: str, stage: int | None) -> None:
     """Refuse before the weights are fetched what could not be named; another foreign adapter may be the same one."""
     digest = store.merges(curriculum).get(name) if stage is None else store.stages(curriculum).get(stage)
-    if digest in store.digests() and store.peek(str(digest)).record.kind != "foreign":
+    if digest in store.digests() and store.read_record(str(digest)).record.kind != "foreign":
         raise ConflictError(
             "another adapter has that name" if stage is None else "another adapter has that stage",
             where=f"{curriculum} {name if stage is None else stage}",
@@ -234,7 +234,7 @@ def licence_of(card: Path) -> str | None:
     return licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else None
 
 
-def _own(place: Place) -> ConfigError:
+def _own(place: HubLocation) -> ConfigError:
     return ConfigError(
         "this adapter has a record of its own, which an import would lose",
         where=f"{place.location}/{RECORD_FILE}",

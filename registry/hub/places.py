@@ -79,7 +79,7 @@ def locations(store: Store, digest: str) -> list[str]:
     return [place for place in places if place.startswith("hf://")]
 
 
-def held(store: Store) -> dict[str, str]:
+def known_locations(store: Store) -> dict[str, str]:
     """Location -> digest of every object whose place on the Hub is known."""
     return {place: digest for digest in store.digests() for place in locations(store, digest)}
 
@@ -149,7 +149,7 @@ def check_shareable(folder: Path, record: Record) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class HubLocation:
     """One adapter on the Hub, and what is known of it before it is read."""
 
     repo: str
@@ -168,11 +168,11 @@ class Place:
         return location(self.repo, self.sha, self.folder) if self.repo else ""
 
 
-def parse_location(text: str, *, stage: tuple[str, int] | None = None, digest: str | None = None) -> Place:
+def parse_location(text: str, *, stage: tuple[str, int] | None = None, digest: str | None = None) -> HubLocation:
     """The place that a location names by its commit."""
     repo, _, rest = text.removeprefix("hf://").partition("@")
     sha, _, folder = rest.partition("/")
-    return Place(repo=repo, sha=sha, folder=folder, stage=stage, digest=digest, pinned=True)
+    return HubLocation(repo=repo, sha=sha, folder=folder, stage=stage, digest=digest, pinned=True)
 
 
 def namespace_of(place: str) -> str:

@@ -14,8 +14,8 @@ from ...core.errors import ConfigError, IntegrityError, NotFoundError
 from ..record import check_file_name
 from ..store.store import Store
 from .client import switched_off
-from .places import Place, checked_repo, locations, parse_location, stage_repos
-from .remote import MAIN, Found, Remote
+from .places import HubLocation, checked_repo, locations, parse_location, stage_repos
+from .remote import MAIN, Remote, RemoteRecord
 
 ALL = "all"
 MAX_MERGES = 200
@@ -23,7 +23,7 @@ MAX_MERGES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
+class PullContext:
     """Where references are looked up."""
 
     store: Store
@@ -46,8 +46,8 @@ class Looked:
 
 
 def find_places(
-    looked: Looked, ref: str, stages: Sequence[int] | None = None, merges: Sequence[str] | None = None
-) -> list[Place]:
+    looked: PullContext, ref: str, stages: Sequence[int] | None = None, merges: Sequence[str] | None = None
+) -> list[HubLocation]:
     """The adapters that `hf://org/repo[@revision][/folder]` or `NAMESPACE/CURRICULUM` means, each at one commit.
 
     With the Hub switched off, names are looked up among what was pulled from them before.
@@ -86,7 +86,7 @@ def find_places(
 # ---- one repository
 
 
-def _by_uri(looked: Looked, ref: str) -> Place:
+def _by_uri(looked: PullContext, ref: str) -> HubLocation:
     from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
 
@@ -104,13 +104,13 @@ def _by_uri(looked: Looked, ref: str) -> Place:
         check_file_name(folder)
     revision = uri.revision or MAIN
     if re.fullmatch(r"[0-9a-f]{40}", revision):
-        return Place(repo=uri.id, sha=revision, folder=folder, pinned=True)
+        return HubLocation(repo=uri.id, sha=revision, folder=folder, pinned=True)
     if switched_off() and (place := _last_pulled(looked, uri.id, folder)):
         return place
-    return Place(repo=uri.id, sha=looked.remote.resolve(uri.id, revision), folder=folder)
+    return HubLocation(repo=uri.id, sha=looked.remote.resolve(uri.id, revision), folder=folder)
 
 
-def _last_pulled(looked: Looked, repo: str, folder: str) -> Place | None:
+def _last_pulled(looked: PullContext, repo: str, folder: str) -> HubLocation | None:
     """The one place of a repository that something here was pulled from, or the one of a stage's `latest`."""
     known = {name for name in looked.held if (place := parse_location(name)).repo == repo and place.folder == folder}
     if len(known) > 1:
@@ -122,7 +122,7 @@ def _last_pulled(looked: Looked, repo: str, folder: str) -> Place | None:
 # ---- the repositories of a curriculum
 
 
-def _stages_of(looked: Looked, namespace: str, curriculum: str, stages: Sequence[int] | None) -> list[Place]:
+def _stages_of(looked: PullContext, namespace: str, curriculum: str, stages: Sequence[int] | None) -> list[HubLocation]:
     ref = f"{namespace}/{curriculum}"
     if switched_off() and (places := _held_stages(looked, namespace, curriculum, stages)):
         return places
@@ -144,11 +144,13 @@ def _stages_of(looked: Looked, namespace: str, curriculum: str, stages: Sequence
                 next_step=f"name one: plyfold pull hf://{repos[number][0]}",
             )
         repo = repos[number][0]
-        places.append(Place(repo=repo, sha=looked.remote.resolve(repo, MAIN), stage=(curriculum, number)))
+        places.append(HubLocation(repo=repo, sha=looked.remote.resolve(repo, MAIN), stage=(curriculum, number)))
     return places
 
 
-def _held_stages(looked: Looked, namespace: str, curriculum: str, stages: Sequence[int] | None) -> list[Place]:
+def _held_stages(
+    looked: PullContext, namespace: str, curriculum: str, stages: Sequence[int] | None
+) -> list[HubLocation]:
     """The stages as last pulled from this namespace; empty unless all that are asked for are here."""
     here = looked.store.stages(curriculum)
     places = []
@@ -161,7 +163,7 @@ def _held_stages(looked: Looked, namespace: str, curriculum: str, stages: Sequen
     return places
 
 
-def _merges_of(looked: Looked, namespace: str, curriculum: str, slugs: Sequence[str]) -> list[Place]:
+def _merges_of(looked: PullContext, namespace: str, curriculum: str, slugs: Sequence[str]) -> list[HubLocation]:
     """Merges by the names their records give them, the newest first; two requests and their records each."""
     if switched_off() and (places := _held_merges(looked, namespace, curriculum, slugs)):
         return places
@@ -176,9 +178,9 @@ def _merges_of(looked: Looked, namespace: str, curriculum: str, slugs: Sequence[
             found=len(repos),
             next_step=f"name them: plyfold pull hf://{next(iter(repos))}",
         )
-    found: list[tuple[Found, Place]] = []
+    found: list[tuple[RemoteRecord, HubLocation]] = []
     for repo, start in repos.items():
-        place = Place(repo=repo, sha=looked.remote.resolve(repo, MAIN), stage=(curriculum, 0))
+        place = HubLocation(repo=repo, sha=looked.remote.resolve(repo, MAIN), stage=(curriculum, 0))
         merge = looked.remote.record(place)
         if not merge.digest.startswith(PREFIX + start):
             raise IntegrityError(
@@ -191,7 +193,7 @@ def _merges_of(looked: Looked, namespace: str, curriculum: str, slugs: Sequence[
     found.sort(key=lambda pair: (pair[0].record.created, pair[0].digest), reverse=True)
     if not slugs and found:
         return [place for _, place in found]
-    named: dict[str, list[Place]] = {}
+    named: dict[str, list[HubLocation]] = {}
     for merge, place in found:
         named.setdefault(str(merge.record.recipe.details.get("slug", "")), []).append(place)
     for slug in slugs or [""]:
@@ -200,7 +202,7 @@ def _merges_of(looked: Looked, namespace: str, curriculum: str, slugs: Sequence[
     return [named[slug][0] for slug in slugs]
 
 
-def _not_one(ref: str, slug: str, named: dict[str, list[Place]], endpoint: str) -> ConfigError | NotFoundError:
+def _not_one(ref: str, slug: str, named: dict[str, list[HubLocation]], endpoint: str) -> ConfigError | NotFoundError:
     if slug in named:
         repos = [place.repo for place in named[slug]]
         step = f"name one: plyfold pull hf://{repos[0]}"
@@ -214,7 +216,7 @@ def _not_one(ref: str, slug: str, named: dict[str, list[Place]], endpoint: str) 
     )
 
 
-def _held_merges(looked: Looked, namespace: str, curriculum: str, slugs: Sequence[str]) -> list[Place]:
+def _held_merges(looked: PullContext, namespace: str, curriculum: str, slugs: Sequence[str]) -> list[HubLocation]:
     """The merges as last pulled from this namespace; empty unless all that are asked for are here."""
     here = looked.store.merges(curriculum)
     start = f"hf://{namespace}/{curriculum}-merge-"

@@ -9,14 +9,14 @@ from pathlib import Path
 from ...core.disk.digest import sha256_bytes
 from ...core.errors import IntegrityError, NotFoundError
 from ..record import MAX_RECORD_BYTES, RECORD_FILE, Record, parse_record
-from .client import Commit, HubClient, Refs, RemoteFile
-from .places import DIGEST_LINE, Place, location
+from .client import Commit, HubClient, HubRefs, RemoteFile
+from .places import DIGEST_LINE, HubLocation, location
 
 MAIN = "main"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class RemoteRecord:
     """A record as it lies on the Hub."""
 
     digest: str
@@ -33,12 +33,12 @@ class Remote:
 
     def __init__(self, client: HubClient) -> None:
         self.client = client
-        self._refs: dict[str, Refs] = {}
+        self._refs: dict[str, HubRefs] = {}
         self._commits: dict[tuple[str, str], list[Commit]] = {}
         self._brought: dict[str, dict[str, str]] = {}
         self._files: dict[tuple[str, str], dict[str, RemoteFile]] = {}
         self._repos: dict[tuple[str, str], list[str]] = {}
-        self._records: dict[str, Found] = {}
+        self._records: dict[str, RemoteRecord] = {}
 
     @property
     def endpoint(self) -> str:
@@ -99,7 +99,7 @@ class Remote:
                 last = None
         return None
 
-    def record(self, place: Place) -> Found:
+    def record(self, place: HubLocation) -> RemoteRecord:
         """The record at a place; nothing else is fetched.
 
         Raises:
@@ -116,7 +116,7 @@ class Remote:
                     next_step=f"an adapter of another tool: plyfold import {place.location}",
                 )
             record = parse_record(data, f"{place.location}/{RECORD_FILE}")
-            self._records[place.location] = Found(digest=sha256_bytes(data), data=data, record=record)
+            self._records[place.location] = RemoteRecord(digest=sha256_bytes(data), data=data, record=record)
         return self._records[place.location]
 
     def small_file(self, repo: str, sha: str, name: str, max_bytes: int) -> bytes | None:
@@ -158,7 +158,7 @@ class Remote:
             self.client.fetch(repo, sha, name, path, max_bytes=max_bytes, fresh=fresh)
             return path.read_bytes()
 
-    def _refs_of(self, repo: str) -> Refs:
+    def _refs_of(self, repo: str) -> HubRefs:
         if repo not in self._refs:
             self._refs[repo] = self.client.refs(repo)
         return self._refs[repo]

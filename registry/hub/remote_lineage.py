@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from ...core.disk.digest import PREFIX
 from ...core.errors import AuthError, IntegrityError, NotFoundError
 from ..record import Record
-from .places import Place, locations, namespace_of, parse_location
-from .references import Looked
-from .remote import Found, Remote
+from .places import HubLocation, locations, namespace_of, parse_location
+from .references import PullContext
+from .remote import Remote, RemoteRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class PullItem:
     """One adapter that is to be in the registry."""
 
     digest: str
     record: Record
-    place: Place
+    place: HubLocation
     data: bytes | None
     """The record's bytes; None where the adapter is held already."""
     asked_for: bool
@@ -39,18 +39,20 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestor:
+class RemoteAncestor:
     """An adapter that others came from."""
 
     record: Record | None
     """None where it is neither held nor found."""
-    place: Place | None
+    place: HubLocation | None
     """Where the namespace of its child holds it, as far as that was asked; without a record, only by its own word."""
-    found: Found | None
+    found: RemoteRecord | None
     """Its record as it lies there, unless it is held."""
 
 
-def walk(looked: Looked, wanted: Sequence[Wanted], here: Iterable[str], *, insist: bool) -> dict[str, Ancestor]:
+def resolve_ancestors(
+    looked: PullContext, wanted: Sequence[PullItem], here: Iterable[str], *, insist: bool
+) -> dict[str, RemoteAncestor]:
     """All ancestors of adapters that are not among these themselves, children before their parents.
 
     An ancestor is looked for in the repositories of the namespace its child came from that are named after the child's
@@ -68,7 +70,7 @@ def walk(looked: Looked, wanted: Sequence[Wanted], here: Iterable[str], *, insis
         OfflineError, AuthError: The Hub cannot be reached, or does not allow it.
     """
     held, own = set(here), {each.digest for each in wanted}
-    found: dict[str, Ancestor] = {}
+    found: dict[str, RemoteAncestor] = {}
     for asks in (True, False):
         waiting = [
             (digest, each.record, namespace_of(each.place.repo))
@@ -105,17 +107,17 @@ def parents_first(records: Mapping[str, Record]) -> list[str]:
 
 
 def _ancestor(
-    looked: Looked, digest: str, child: Record, namespace: str, held: bool, asks: bool, insist: bool
-) -> Ancestor:
+    looked: PullContext, digest: str, child: Record, namespace: str, held: bool, asks: bool, insist: bool
+) -> RemoteAncestor:
     if held:
-        record = looked.store.peek(digest).record
+        record = looked.store.read_record(digest).record
         known = [place for place in locations(looked.store, digest) if namespace_of(place) == namespace]
         place = parse_location(known[0], digest=digest) if known else None
         if asks and place is None:
             place = _place_of(looked.remote, digest, child.curriculum, namespace)
-        return Ancestor(record=record, place=place if asks else None, found=None)
+        return RemoteAncestor(record=record, place=place if asks else None, found=None)
     if not asks and not insist:
-        return Ancestor(record=None, place=None, found=None)
+        return RemoteAncestor(record=None, place=None, found=None)
     place = _place_of(looked.remote, digest, child.curriculum, namespace)
     if place is None and insist:
         raise NotFoundError(
@@ -130,11 +132,11 @@ def _ancestor(
     except AuthError:
         if insist:
             raise
-        return Ancestor(record=None, place=place, found=None)
-    return Ancestor(record=found.record if found else None, place=place if found else None, found=found)
+        return RemoteAncestor(record=None, place=place, found=None)
+    return RemoteAncestor(record=found.record if found else None, place=place if found else None, found=found)
 
 
-def _place_of(remote: Remote, digest: str, curriculum: str, namespace: str) -> Place | None:
+def _place_of(remote: Remote, digest: str, curriculum: str, namespace: str) -> HubLocation | None:
     """Where a namespace holds an adapter, by what the commits of its repositories say they brought."""
     for repo in remote.repos(namespace, curriculum) if namespace else ():
         only = re.search(r"-(?:merge|foreign)-([0-9a-f]{12})\Z", repo)
@@ -145,11 +147,11 @@ def _place_of(remote: Remote, digest: str, curriculum: str, namespace: str) -> P
         except (AuthError, NotFoundError):
             continue  # listed, and not for this token, or gone since
         if sha:
-            return Place(repo=repo, sha=sha, digest=digest)
+            return HubLocation(repo=repo, sha=sha, digest=digest)
     return None
 
 
-def _record_at(remote: Remote, place: Place, insist: bool) -> Found | None:
+def _record_at(remote: Remote, place: HubLocation, insist: bool) -> RemoteRecord | None:
     """The record where a commit says it brought an adapter; what only claims to be it is passed over."""
     try:
         found = remote.record(place)

@@ -10,7 +10,7 @@ from ...core.disk.digest import short
 from ...core.errors import IntegrityError
 from ..lineage.shared_scores import EVALUATIONS, parse_evaluations
 from ..store.store import Store
-from ..trust.shared_statements import MAX_TRAVEL_BYTES, Known, Sort, Travelling, fresh, joined, to_bytes
+from ..trust.shared_statements import MAX_TRAVEL_BYTES, Known, SharedStatement, Sort, fresh, joined, to_bytes
 from ..trust.signing import signature_of
 from ..trust.statements import STATEMENTS, parse_statements
 from ..trust.trust import Trust
@@ -22,7 +22,7 @@ MAX_COMPANION_BYTES = MAX_TRAVEL_BYTES
 """Largest companion fetched."""
 
 
-T = TypeVar("T", bound=Travelling)
+T = TypeVar("T", bound=SharedStatement)
 
 
 def companions(

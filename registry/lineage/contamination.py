@@ -133,7 +133,7 @@ def _ancestors_first(store: Store, digests: Iterable[str]) -> Iterator[tuple[str
         elif digest not in seen:
             seen.add(digest)
             try:
-                record = store.peek(digest).record
+                record = store.read_record(digest).record
             except (NotFoundError, IntegrityError):
                 continue
             waiting.append((digest, record))

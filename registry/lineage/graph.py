@@ -14,7 +14,7 @@ from ..store.cached_store import Snapshot
 from ..store.store import Entry, Store
 from ..trust.revocation import revocations
 from .contamination import Overlap, nearest
-from .scores import BASE_VARIANT, Score, Terms, scored, variant_name
+from .scores import BASE_VARIANT, RecordedScore, Terms, scored, variant_name
 
 MAX_DEPTH = 40
 """Levels of stages drawn below each other; readers of JSON have limits too."""
@@ -103,7 +103,7 @@ def find(store: Store, ref: str, curriculum: str | None = None) -> Entry:
         NotFoundError: Nothing of that name; the known stages are listed.
         IntegrityError: Its record is damaged.
     """
-    return store.peek(locate(store, ref, curriculum))
+    return store.read_record(locate(store, ref, curriculum))
 
 
 def locate(store: Store, ref: str, curriculum: str | None = None) -> str:
@@ -138,7 +138,7 @@ def chain(store: Store, digest: str) -> list[Ancestor]:
         IntegrityError: A record on the way is damaged.
     """
     store = Snapshot.of(store)
-    start = store.peek(digest)
+    start = store.read_record(digest)
     seen = {start.digest}
     done: list[Ancestor] = []
     path: list[tuple[Ancestor, Iterator[Parent]]] = [
@@ -152,7 +152,7 @@ def chain(store: Store, digest: str) -> list[Ancestor]:
             continue
         seen.add(parent.digest)
         try:
-            entry = store.peek(parent.digest)
+            entry = store.read_record(parent.digest)
         except NotFoundError:
             entry = None
         above = iter(entry.record.parents if entry else ())
@@ -191,7 +191,7 @@ def _reasons(
     wanted: str | None,
 ) -> list[str]:
     try:
-        entry = store.peek(digest)
+        entry = store.read_record(digest)
     except NotFoundError:
         return ["its files are not in the registry"]
     except IntegrityError:
@@ -216,7 +216,7 @@ def _number_of(store: Store, curriculum: str, digest: str, numbers: Mapping[str,
     if digest in numbers:
         return numbers[digest]
     try:
-        record = store.peek(digest).record
+        record = store.read_record(digest).record
     except (NotFoundError, IntegrityError):
         return None
     return record.stage.number if record.stage and record.curriculum == curriculum else None
@@ -230,7 +230,7 @@ def parent_numbers(store: Store, curriculum: str, digest: str) -> tuple[int, ...
     """
     snapshot = Snapshot.of(store)
     numbers = {known: number for number, known in snapshot.stages(curriculum).items()}
-    record = snapshot.peek(digest).record
+    record = snapshot.read_record(digest).record
     found = _parent_numbers(snapshot, curriculum, record, numbers)
     return tuple(found) if len(found) == len(record.parents) else None
 
@@ -309,7 +309,7 @@ def tree(store: Store, curriculum: str) -> TreeNode:
     return root
 
 
-def _overlapping(store: Store, measured: Mapping[str, Score]) -> dict[str, Overlap]:
+def _overlapping(store: Store, measured: Mapping[str, RecordedScore]) -> dict[str, Overlap]:
     """Variant -> an adapter of it, or below, that was trained on what the variant's score is of."""
     found: dict[str, Overlap] = {}
     sets = {score.data.model_dump_json(): score.data for score in measured.values() if score.data}
@@ -347,7 +347,7 @@ def _is_plain_sum(record: Record) -> bool:
 def _node(store: Snapshot, kind: str, label: str, digest: str) -> TreeNode:
     node = TreeNode(kind=kind, label=label, digest=digest)
     try:
-        entry = store.peek(digest)
+        entry = store.read_record(digest)
     except NotFoundError:
         node.marks.append("missing")
     except IntegrityError as error:

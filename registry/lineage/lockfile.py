@@ -70,7 +70,7 @@ def make_lock(store: Store, curriculum: str) -> Lock:
     store.default_curriculum(curriculum)
     stages = {}
     for number, digest in store.stages(curriculum).items():
-        record = store.peek(digest).record
+        record = store.read_record(digest).record
         said = (str(item.payload.get("location", "")) for item in store.attestations(digest, LOCATION))
         places = [place for place in said if re.fullmatch(PLACE, place)]
         stages[number] = LockedStage(
@@ -113,7 +113,7 @@ def read_lock(path: Path) -> Lock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class LockDifference:
     """A stage that the registry does not have as the lock says."""
 
     stage: int
@@ -127,7 +127,7 @@ class Difference:
         return {"stage": self.stage, "locked": self.locked, "now": self.now, "what": self.what}
 
 
-def differences(lock: Lock, store: Store) -> list[Difference]:
+def differences(lock: Lock, store: Store) -> list[LockDifference]:
     """Where the registry departs from a lock, in the order of the stages; where they lie on the Hub does not count."""
     stages = store.stages(lock.curriculum)
     held = set(store.digests())
@@ -144,5 +144,5 @@ def differences(lock: Lock, store: Store) -> list[Difference]:
             what = "its adapter is not held"
         else:
             continue
-        found.append(Difference(stage=number, locked=locked.digest if locked else None, now=now, what=what))
+        found.append(LockDifference(stage=number, locked=locked.digest if locked else None, now=now, what=what))
     return found

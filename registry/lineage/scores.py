@@ -76,7 +76,7 @@ class Terms:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class RecordedScore:
     """One measurement of one variant."""
 
     variant: str
@@ -135,7 +135,7 @@ def attest_scores(
     inputs = {str(number): store.ref(curriculum, number) for number in stages}
     if not known:
         raise NotFoundError(f"no stage of {curriculum} to attest scores to", where=store.root)
-    entry = store.peek(known[max(stages) if stages else min(known)])
+    entry = store.read_record(known[max(stages) if stages else min(known)])
     payload = {
         **(details or {}),
         "curriculum": curriculum,
@@ -148,7 +148,7 @@ def attest_scores(
     store.attest(entry.digest, EVAL, payload)
 
 
-def read_score(statement: Attestation) -> Score | None:
+def read_score(statement: Attestation) -> RecordedScore | None:
     """The score that a statement holds; None where it is another tool's.
 
     Raises:
@@ -159,7 +159,7 @@ def read_score(statement: Attestation) -> Score | None:
     if statement.kind != EVAL or not isinstance(inputs, dict) or not all(str(key).isdecimal() for key in inputs):
         return None
     try:
-        return Score(
+        return RecordedScore(
             variant=variant_name([int(number) for number in inputs]),  # whatever name it gives itself
             inputs={str(number): str(digest) for number, digest in inputs.items()},
             metrics=[Metric.model_validate(item) for item in payload.get("metrics") or []],
@@ -182,13 +182,13 @@ class Scores:
 
     terms: Terms
     """Those of every score in `shown`."""
-    shown: Mapping[str, Score]
+    shown: Mapping[str, RecordedScore]
     """Variant -> its score."""
-    apart: Mapping[str, tuple[Score, ...]]
+    apart: Mapping[str, tuple[RecordedScore, ...]]
     """Variant -> scores on other terms, the latest of each, which cannot be compared with those shown."""
 
 
-def beside(found: Iterable[Score], preferred: Terms | None = None) -> Scores:
+def beside(found: Iterable[RecordedScore], preferred: Terms | None = None) -> Scores:
     """Choose the terms on which scores are shown side by side.
 
     Own scores come before pulled ones, known graders before unknown ones; then the terms on which most variants were
@@ -198,7 +198,7 @@ def beside(found: Iterable[Score], preferred: Terms | None = None) -> Scores:
         found: Scores of any variants on any terms.
         preferred: Terms that are taken where a score is on them, such as those of the whole curriculum.
     """
-    groups: dict[Terms, dict[str, Score]] = {}
+    groups: dict[Terms, dict[str, RecordedScore]] = {}
     for score in found:
         group = groups.setdefault(score.terms, {})
         best = group.get(score.variant)
@@ -213,7 +213,7 @@ def beside(found: Iterable[Score], preferred: Terms | None = None) -> Scores:
 
     terms = max(groups, key=rank, default=Terms())
     shown = groups.pop(terms, {})
-    apart: dict[str, tuple[Score, ...]] = {}
+    apart: dict[str, tuple[RecordedScore, ...]] = {}
     for other in sorted(groups, key=rank, reverse=True):
         for variant, score in groups[other].items():
             apart[variant] = (*apart.get(variant, ()), score)
@@ -233,7 +233,7 @@ def scored(store: Store, curriculum: str) -> Scores:
     bases = set()
     for digest in stages.values():
         with suppress(IntegrityError, NotFoundError):  # `tree` marks it as damaged or missing
-            bases.add(_base_name(store.peek(digest)))
+            bases.add(_base_name(store.read_record(digest)))
     said = (item for item in store.statements(EVAL, curriculum) if str(item.payload.get("base")) in bases)
     known = (score for item in said if trust.believes(item) and (score := read_score(item)))
     return beside(score for score in known if all(stages.get(key) == digest for key, digest in score.inputs.items()))
@@ -244,7 +244,7 @@ def scores(store: Store, curriculum: str) -> dict[str, list[Metric]]:
     return {variant: score.metrics for variant, score in scored(store, curriculum).shown.items()}
 
 
-def overlapping_scores(store: Store, digest: str) -> list[tuple[Score, list[Overlap]]]:
+def overlapping_scores(store: Store, digest: str) -> list[tuple[RecordedScore, list[Overlap]]]:
     """Scores attested beside an adapter that are of rows its variant was trained on, with who was.
 
     Raises:

@@ -16,7 +16,7 @@ from ...core.errors import ConfigError
 from ..record import DataRef, Digest, Metric, Record, check_portable
 from ..store.attestations import Attestation
 from ..store.store import Store
-from ..trust.shared_statements import Known, Sort, Travelling, joined, keep, parse
+from ..trust.shared_statements import Known, SharedStatement, Sort, joined, keep, parse
 from .scores import EVAL
 
 
@@ -33,7 +33,7 @@ class _Measured(BaseModel):
     metrics: list[Metric] = Field(min_length=1, max_length=100)
 
 
-class Evaluation(Travelling):
+class SharedScore(SharedStatement):
     """One measurement of a variant, kept with its last stage (the base's with the first stage)."""
 
     kind: Literal["eval"] = "eval"
@@ -68,7 +68,7 @@ class Evaluation(Travelling):
         )
 
 
-def evaluations(store: Store, digest: str) -> list[Evaluation]:
+def evaluations(store: Store, digest: str) -> list[SharedScore]:
     """The evaluations kept with an adapter that can travel, oldest first; those of other tools stay where they are.
 
     Raises:
@@ -77,7 +77,7 @@ def evaluations(store: Store, digest: str) -> list[Evaluation]:
     return [item.said for item in EVALUATIONS.known(store, digest)]
 
 
-def adopt_evaluations(store: Store, said: Iterable[Evaluation], *, own: bool = False) -> list[Evaluation]:
+def adopt_evaluations(store: Store, said: Iterable[SharedScore], *, own: bool = False) -> list[SharedScore]:
     """Keep evaluations; return those that were not known.
 
     Args:
@@ -88,23 +88,23 @@ def adopt_evaluations(store: Store, said: Iterable[Evaluation], *, own: bool = F
     return keep(store, said, EVALUATIONS, own=own)
 
 
-def parse_evaluations(data: bytes, where: object = "") -> list[Evaluation]:
+def parse_evaluations(data: bytes, where: object = "") -> list[SharedScore]:
     """Read evaluations from untrusted bytes.
 
     Raises:
         IntegrityError: Too large, not JSON, or not evaluations this version understands.
     """
-    return list(parse(data, Evaluation, "evaluations.json", where))
+    return list(parse(data, SharedScore, "evaluations.json", where))
 
 
-def _read(item: Attestation) -> Evaluation | None:
+def _read(item: Attestation) -> SharedScore | None:
     try:
-        return Evaluation.model_validate(item.to_json())
+        return SharedScore.model_validate(item.to_json())
     except (ValidationError, ConfigError):
         return None  # another tool's
 
 
-def _rank(known: Sequence[Known[Evaluation]], keys: Collection[str]) -> list[int]:
+def _rank(known: Sequence[Known[SharedScore]], keys: Collection[str]) -> list[int]:
     """Others' oldest go first."""
     age = {item.name: number for number, item in enumerate(reversed(joined(known)))}
     return [age.get(item.name, len(known)) + (0 if item.counts(keys) else len(known)) for item in known]

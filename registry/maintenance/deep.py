@@ -13,7 +13,7 @@ from ...core.errors import IntegrityError, NotFoundError, PlyfoldError
 from ...core.reading.strict_json import read_json
 from ..lineage.scores import overlapping_scores
 from ..record import Parent, Record
-from ..store.objects import PICKLES, Entry, Problem
+from ..store.objects import PICKLES, Entry, FileProblem
 from ..store.store import Store
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ CANONICAL_METADATA = {"format": "pt"}
 MAX_COMPOSITION_BYTES = 16_000_000
 
 
-def content_problems(entry: Entry) -> list[Problem]:
+def content_problems(entry: Entry) -> list[FileProblem]:
     """Compare the tensors and configs of an object, whose files are those of its record, with what the record says.
 
     Base, rank, alpha, targets, dtype and tensor digest; NaN and infinity; the inputs that `composition.json` names;
@@ -35,7 +35,7 @@ def content_problems(entry: Entry) -> list[Problem]:
 
     record = entry.record
     problems = [
-        Problem(path=item.path, fault="unsound", expected="no pickle, which can run any code")
+        FileProblem(path=item.path, fault="unsound", expected="no pickle, which can run any code")
         for item in record.files
         if _is_pickle(entry.path / item.path)
     ]
@@ -45,7 +45,7 @@ def content_problems(entry: Entry) -> list[Problem]:
         digest = tensor_digest(entry.path)
     except PlyfoldError as error:
         name = Path(error.where).name or "adapter"
-        return [*problems, Problem(path=name, fault="unsound", expected=error.expected, found=_said(error))]
+        return [*problems, FileProblem(path=name, fault="unsound", expected=error.expected, found=_said(error))]
     weights, targets = record.weights, spec.config.get("target_modules")
     pairs = [
         ("base", f"{record.base.repo}@{record.base.revision}", f"{spec.base_repo}@{spec.base_revision}"),
@@ -57,26 +57,26 @@ def content_problems(entry: Entry) -> list[Problem]:
     if isinstance(targets, list):
         pairs.append(("targets", ", ".join(sorted(weights.targets)), ", ".join(sorted(targets))))
     problems += [
-        Problem(path=name, fault="record", expected=want, found=got) for name, want, got in pairs if want != got
+        FileProblem(path=name, fault="record", expected=want, found=got) for name, want, got in pairs if want != got
     ]
     return [*problems, *_composition_problems(entry)]
 
 
-def lineage_problems(store: Store, record: Record) -> Iterator[Problem]:
+def lineage_problems(store: Store, record: Record) -> Iterator[FileProblem]:
     """What contradicts itself between an adapter and those it names, as far as the store holds them."""
     needed = [*record.parents, *(Parent(role="active_during_training", digest=each) for each in record.requires)]
     for parent in {item.digest: item for item in reversed(needed) if item.role != "teacher"}.values():
         try:
-            other = store.peek(parent.digest).record
+            other = store.read_record(parent.digest).record
         except (NotFoundError, IntegrityError):
             continue  # the one is noted, the other is told with the object itself
         name = f"{other.label} ({short(parent.digest)})"
         bases = [f"{item.base.repo}@{item.base.revision}" for item in (record, other)]
         if bases[0] != bases[1]:
-            yield Problem(path=f"base of {name}", fault="record", expected=bases[0], found=bases[1])
+            yield FileProblem(path=f"base of {name}", fault="record", expected=bases[0], found=bases[1])
         below = parent.role == "active_during_training" and other.curriculum == record.curriculum
         if below and record.stage and other.stage and other.stage.number >= record.stage.number:
-            yield Problem(path=f"stage of {name}", fault="record", expected=f"below {record.stage.number}")
+            yield FileProblem(path=f"stage of {name}", fault="record", expected=f"below {record.stage.number}")
 
 
 def notes(store: Store, entry: Entry) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _uncanonical(spec: AdapterSpec) -> Iterator[str]:
         yield f"not canonical: {', '.join(unsorted)} not sorted"
 
 
-def _composition_problems(entry: Entry) -> list[Problem]:
+def _composition_problems(entry: Entry) -> list[FileProblem]:
     """Does `composition.json` name the inputs and weights that the record names as parents?"""
     path = entry.path / COMPOSITION_FILE
     if entry.record.kind != "merge" or not path.is_file():
@@ -115,11 +115,11 @@ def _composition_problems(entry: Entry) -> list[Problem]:
         inputs = read_json(path, max_bytes=MAX_COMPOSITION_BYTES)["inputs"]
         found = [(item["record"], float(item["weight"])) for item in inputs]
     except (OSError, ValueError, KeyError, TypeError):
-        return [Problem(path=COMPOSITION_FILE, fault="unsound", expected="a composition's inputs")]
+        return [FileProblem(path=COMPOSITION_FILE, fault="unsound", expected="a composition's inputs")]
     want = [(parent.digest, parent.scale) for parent in entry.record.parents]
     if found == want:
         return []
-    return [Problem(path=COMPOSITION_FILE, fault="record", expected=_inputs(want), found=_inputs(found))]
+    return [FileProblem(path=COMPOSITION_FILE, fault="record", expected=_inputs(want), found=_inputs(found))]
 
 
 def _inputs(pairs: list[tuple[Any, float]]) -> str:

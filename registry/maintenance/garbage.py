@@ -24,7 +24,7 @@ from typing import Any
 
 from ...core.disk.files import is_beside
 from ...core.disk.links import is_folder, open_folder
-from ...core.disk.locks import held, take_lock
+from ...core.disk.locks import file_lock, take_lock
 from ...core.errors import ConflictError, IntegrityError
 from ..store.objects import TMP_MAX_AGE_S, is_scratch
 from ..store.store import Store
@@ -85,7 +85,7 @@ def take_cached(store: Store, item: Garbage, grace_s: float) -> Path | None:
     aside = store.root / "tmp" / f"gc-{item.path.name}-{uuid.uuid4().hex[:8]}"
     try:
         # Who makes a folder holds it meanwhile.
-        with held(item.path, "it is being made") if is_folder(item.path) else nullcontext():
+        with file_lock(item.path, "it is being made") if is_folder(item.path) else nullcontext():
             if time.time() - item.path.lstat().st_mtime <= grace_s:
                 return None
             _move(item.path, aside)

@@ -195,7 +195,7 @@ def reachable(store: Store, names: Iterable[str]) -> set[str]:
             continue
         seen.add(digest)
         try:
-            record = store.peek(digest).record
+            record = store.read_record(digest).record
         except NotFoundError:  # an ancestor that was never fetched, of which at least the record may have come
             known = known_record(store, digest)
             if known is None:
@@ -275,7 +275,7 @@ def _age_s(path: Path, touched: float) -> float:
 
 def _label(store: Store, digest: str) -> str:
     try:
-        record = store.peek(digest).record
+        record = store.read_record(digest).record
     except IntegrityError:
         return "(unreadable record)"
     return f"{record.curriculum} {record.label}"

@@ -16,7 +16,7 @@ from ..lineage.shared_scores import evaluations
 from ..record import RECORD_FILE
 from ..store import attestations
 from ..store.cached_store import Snapshot
-from ..store.objects import Problem, find_problems
+from ..store.objects import FileProblem, find_problems
 from ..store.refs import MERGES
 from ..store.store import Store
 from ..trust.statements import statements
@@ -34,7 +34,7 @@ class Check:
     digest: str
     num_files: int = 0
     size_bytes: int = 0
-    problems: list[Problem]
+    problems: list[FileProblem]
     """Faults; empty when sound."""
     notes: list[str]
     """What is no fault of the bytes, such as an ancestor this store does not hold."""
@@ -86,7 +86,7 @@ def with_ancestors(store: Snapshot, digests: Iterable[str]) -> set[str]:
             continue
         found.add(digest)
         try:
-            record = store.peek(digest).record
+            record = store.read_record(digest).record
         except PlyfoldError:
             continue  # its own check says so
         waiting += [above for above in record.above if store.holds(above)]
@@ -95,9 +95,9 @@ def with_ancestors(store: Snapshot, digests: Iterable[str]) -> set[str]:
 
 def _check_object(store: Snapshot, deep: bool, digest: str) -> Check:
     try:
-        entry = store.peek(digest)
+        entry = store.read_record(digest)
     except PlyfoldError as error:
-        fault = Problem(path=RECORD_FILE, fault="record", expected=error.expected or digest, found=error.found)
+        fault = FileProblem(path=RECORD_FILE, fault="record", expected=error.expected or digest, found=error.found)
         return Check(name="(unreadable)", digest=digest, problems=[fault], notes=[])
     record = entry.record
     gone = [f"ancestor {short(above)} is not in this registry" for above in record.above if not store.holds(above)]
@@ -110,7 +110,7 @@ def _check_object(store: Snapshot, deep: bool, digest: str) -> Check:
             problems += deeper.lineage_problems(store, record)
             gone += deeper.notes(store, entry)
     except OSError as error:
-        problems = [Problem(path=_name(error), fault="unreadable", found=error.strerror or str(error))]
+        problems = [FileProblem(path=_name(error), fault="unreadable", found=error.strerror or str(error))]
     return Check(
         name=f"{record.curriculum} {record.label}",
         digest=digest,
@@ -139,16 +139,18 @@ def _check_refs(store: Snapshot) -> Iterator[Check]:
             yield Check(name=name, digest=digest or "", problems=[problem], notes=[])
 
 
-def _check_ref(store: Store, curriculum: str, slot: str, digest: str) -> Problem | None:
+def _check_ref(store: Store, curriculum: str, slot: str, digest: str) -> FileProblem | None:
     try:
-        record = store.peek(digest).record
+        record = store.read_record(digest).record
     except NotFoundError:
-        return Problem(path=slot, fault="missing", expected=digest, found="no such object")
+        return FileProblem(path=slot, fault="missing", expected=digest, found="no such object")
     except IntegrityError:
         return None  # told with the object itself
     own = str(record.stage.number) if record.stage else MERGES
     if record.curriculum != curriculum or own != slot:
-        return Problem(path=slot, fault="record", expected=f"{curriculum} {slot}", found=f"{record.curriculum} {own}")
+        return FileProblem(
+            path=slot, fault="record", expected=f"{curriculum} {slot}", found=f"{record.curriculum} {own}"
+        )
     return None
 
 
@@ -164,7 +166,7 @@ def _check_statements(store: Snapshot, chosen: set[str] | None) -> Iterator[Chec
                     raise IntegrityError(
                         "a statement was changed: its signature is not of its key", where=f"attest/{short(digest)}"
                     )
-            for item in store.said(digest):
+            for item in store.attestations_of(digest):
                 read_score(item)
 
         problem = _readable(folder.name, read)
@@ -172,11 +174,11 @@ def _check_statements(store: Snapshot, chosen: set[str] | None) -> Iterator[Chec
             yield Check(name=f"attest/{short(folder.name)}", digest=digest, problems=[problem], notes=[])
 
 
-def _readable(name: str, read: Callable[[], object]) -> Problem | None:
+def _readable(name: str, read: Callable[[], object]) -> FileProblem | None:
     try:
         read()
     except PlyfoldError as error:
-        return Problem(path=os.path.basename(error.where) or name, fault="unreadable", found=error.what)
+        return FileProblem(path=os.path.basename(error.where) or name, fault="unreadable", found=error.what)
     except OSError as error:
-        return Problem(path=_name(error), fault="unreadable", found=error.strerror or str(error))
+        return FileProblem(path=_name(error), fault="unreadable", found=error.strerror or str(error))
     return None

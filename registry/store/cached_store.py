@@ -16,7 +16,7 @@ from ...core.errors import PlyfoldError
 from ..record import RECORD_FILE, Record
 from . import objects
 from .attestations import Attestation
-from .objects import Entry, Problem, find_problems
+from .objects import Entry, FileProblem, find_problems
 from .store import Store
 
 
@@ -28,7 +28,7 @@ class Snapshot(Store):
         self._entries: dict[str, Entry | PlyfoldError] = {}
         self._statements: dict[str, list[Attestation]] = {}
         self._by_kind: dict[str, dict[str, list[Attestation]]] = {}
-        self._problems: dict[str, list[Problem]] = {}
+        self._problems: dict[str, list[FileProblem]] = {}
         self._stages: dict[str, dict[int, str]] = {}
 
     @cached_property
@@ -51,12 +51,12 @@ class Snapshot(Store):
         """The snapshot itself, or a new one of a store."""
         return store if isinstance(store, cls) else cls(store.root)
 
-    def peek(self, digest: str) -> Entry:
-        """As `Store.peek`."""
+    def read_record(self, digest: str) -> Entry:
+        """As `Store.read_record`."""
         known = self._entries.get(digest)
         if known is None:
             try:
-                known = self._read(digest) if digest in self._held else super().peek(digest)
+                known = self._read(digest) if digest in self._held else super().read_record(digest)
             except PlyfoldError as error:
                 known = error
             self._entries[digest] = known
@@ -68,7 +68,7 @@ class Snapshot(Store):
         path = self.objects / digest.removeprefix(PREFIX)
         return Entry(digest=digest, path=path, record=objects.read_record(path))
 
-    def damage(self, entry: Entry) -> list[Problem]:
+    def damage(self, entry: Entry) -> list[FileProblem]:
         """What names and sizes of an object's files show, as `find_problems` without hashes."""
         if entry.digest not in self._problems:
             fits = _fits(entry.path, entry.record)
@@ -93,17 +93,19 @@ class Snapshot(Store):
             self._stages[curriculum] = super().stages(curriculum)
         return self._stages[curriculum]
 
-    def said(self, digest: str) -> list[Attestation]:
+    def attestations_of(self, digest: str) -> list[Attestation]:
         """As `Store.said`."""
         if digest not in self._statements:
-            self._statements[digest] = super().said(digest) if digest in self._attested else []
+            self._statements[digest] = super().attestations_of(digest) if digest in self._attested else []
         return self._statements[digest]
 
     def statements(self, kind: str, curriculum: str) -> list[Attestation]:
         """Statements of a kind about objects held that say a curriculum, by the objects' digests, oldest first."""
         if kind not in self._by_kind:
             named = self._by_kind[kind] = {}
-            for item in (item for digest in self.digests() for item in self.said(digest) if item.kind == kind):
+            for item in (
+                item for digest in self.digests() for item in self.attestations_of(digest) if item.kind == kind
+            ):
                 named.setdefault(str(item.payload.get("curriculum")), []).append(item)
         return self._by_kind[kind].get(curriculum, [])
 

@@ -44,7 +44,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class FileProblem:
     """One way in which an object differs from its record."""
 
     path: str
@@ -178,7 +178,7 @@ def _record_bytes(where: Path) -> bytes:
         ) from error
 
 
-def find_problems(path: Path, record: Record, *, hashes: bool = True) -> list[Problem]:
+def find_problems(path: Path, record: Record, *, hashes: bool = True) -> list[FileProblem]:
     """Compare an object's files with its record.
 
     Args:
@@ -193,28 +193,28 @@ def find_problems(path: Path, record: Record, *, hashes: bool = True) -> list[Pr
         try:
             status = file.lstat()
         except OSError:
-            problems.append(Problem(path=name, fault="missing"))
+            problems.append(FileProblem(path=name, fault="missing"))
             continue
         if not stat.S_ISREG(status.st_mode):
-            problems.append(Problem(path=name, fault="missing", expected="a plain file", found="a link or folder"))
+            problems.append(FileProblem(path=name, fault="missing", expected="a plain file", found="a link or folder"))
         elif status.st_size != entry.size:
             sizes = f"{entry.size:,} bytes", f"{status.st_size:,} bytes"
-            problems.append(Problem(path=name, fault="size", expected=sizes[0], found=sizes[1]))
+            problems.append(FileProblem(path=name, fault="size", expected=sizes[0], found=sizes[1]))
         elif hashes and (found := sha256_file(file)) != entry.sha256:
-            problems.append(Problem(path=name, fault="digest", expected=entry.sha256, found=found))
+            problems.append(FileProblem(path=name, fault="digest", expected=entry.sha256, found=found))
     try:
         found_files = sorted(path.rglob("*"))
     except FileNotFoundError:  # a sweep beside this takes the object
         found_files = []
-        problems.append(Problem(path=RECORD_FILE, fault="missing"))
+        problems.append(FileProblem(path=RECORD_FILE, fault="missing"))
     for file in found_files:
         name = file.relative_to(path).as_posix()
         if name not in declared and name != RECORD_FILE and (file.is_symlink() or not file.is_dir()):
-            problems.append(Problem(path=name, fault="extra"))
+            problems.append(FileProblem(path=name, fault="extra"))
     return problems
 
 
-def raise_problems(path: Path, record: Record, problems: list[Problem]) -> None:
+def raise_problems(path: Path, record: Record, problems: list[FileProblem]) -> None:
     """Refuse a damaged object, naming its first fault in full and counting the rest.
 
     Raises:

@@ -37,7 +37,7 @@ class Refs:
     _refs: Path
     _log: Path
 
-    def peek(self, digest: str) -> Entry:
+    def read_record(self, digest: str) -> Entry:
         """The object of a digest, its record verified."""
         raise NotImplementedError
 
@@ -66,7 +66,7 @@ class Refs:
             NotFoundError: No such object.
         """
         with self._locked():  # from before the look at the object, so that no sweep comes between
-            entry = self.peek(digest)
+            entry = self.read_record(digest)
             slot = self._slot(entry.record, curriculum, stage)
             path = self._ref_path(curriculum, slot, alias)
             now = attestations.read_ref(path)
@@ -169,7 +169,7 @@ class Refs:
 
     def _stage_name(self, digest: str) -> str | None:
         try:
-            stage = self.peek(digest).record.stage
+            stage = self.read_record(digest).record.stage
         except (NotFoundError, IntegrityError):
             return None  # the number still names it
         return stage.name if stage else None

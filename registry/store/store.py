@@ -203,11 +203,11 @@ class Store(Refs):
             ConfigError: Not a digest, or an ambiguous prefix.
             IntegrityError: A file is missing, extra or changed.
         """
-        entry = self.peek(digest)
+        entry = self.read_record(digest)
         objects.raise_problems(entry.path, entry.record, objects.find_problems(entry.path, entry.record))
         return entry
 
-    def peek(self, digest: str) -> Entry:
+    def read_record(self, digest: str) -> Entry:
         """As `load`, but only the record is verified: for listings, never before using the weights."""
         full = self.resolve(digest)
         path = self.objects / full.removeprefix(PREFIX)
@@ -247,7 +247,7 @@ class Store(Refs):
             IntegrityError: A record is damaged.
         """
         for digest in self.digests():
-            yield self.peek(digest)
+            yield self.read_record(digest)
 
     # ---- what is learnt later, and what only this machine knows
 
@@ -273,9 +273,9 @@ class Store(Refs):
             NotFoundError: No such object.
             IntegrityError: An attestation is not readable.
         """
-        return [statement for statement in self.said(self.resolve(digest)) if kind in (None, statement.kind)]
+        return [statement for statement in self.attestations_of(self.resolve(digest)) if kind in (None, statement.kind)]
 
-    def said(self, digest: str) -> list[Attestation]:
+    def attestations_of(self, digest: str) -> list[Attestation]:
         """All that was attested about a whole digest, held or not, oldest first.
 
         Raises:

@@ -21,7 +21,7 @@ from ...core.errors import ConfigError, IntegrityError, NotFoundError
 from ..record import Record, check_portable, utc_now
 from ..store.ancestor_records import known_record
 from ..store.store import Store
-from .statements import REVOKED, STATEMENTS, WITHDRAWN, Said, Statement, adopt, standing_here, statements
+from .statements import REVOKED, STATEMENTS, WITHDRAWN, RevocationPayload, Statement, adopt, standing_here, statements
 from .trust import Signer, Trust
 
 
@@ -58,7 +58,7 @@ def revoke(store: Store, digest: str, reason: str, signer: Signer | None = None)
         ConfigError: No reason, or one that holds a local path; or not a private key.
         AuthError: The key is encrypted and the password missing or wrong.
     """
-    entry = store.peek(digest)
+    entry = store.read_record(digest)
     said = _said(entry.record, reason)
     known = statements(store, entry.digest)
     new = next((item for item in standing_here(store, entry.digest) if item.payload.reason == said.reason), None)
@@ -97,7 +97,7 @@ def withdraw(store: Store, digest: str, reason: str, signer: Signer | None = Non
             another key can take it back. Nothing is said then.
         AuthError: The key is encrypted and the password missing or wrong.
     """
-    entry, trust = store.peek(digest), Trust()
+    entry, trust = store.read_record(digest), Trust()
     said = _said(entry.record, reason)
     revoked = standing_here(store, entry.digest, trust=trust)
     if not revoked:
@@ -235,11 +235,11 @@ def _own(store: Store, digest: str, record: Record | None, trust: Trust) -> list
     ]
 
 
-def _said(record: Record, reason: str) -> Said:
+def _said(record: Record, reason: str) -> RevocationPayload:
     text = " ".join(reason.split())
     try:
         check_portable(text)
-        return Said(reason=text, label=f"{record.curriculum} {record.label}")
+        return RevocationPayload(reason=text, label=f"{record.curriculum} {record.label}")
     except ValidationError as error:
         raise ConfigError(
             "a revocation needs a reason",
@@ -251,7 +251,7 @@ def _said(record: Record, reason: str) -> Said:
 
 def _record(store: Store, digest: str) -> Record | None:
     try:
-        return store.peek(digest).record
+        return store.read_record(digest).record
     except NotFoundError:
         return known_record(store, digest)
     except IntegrityError:

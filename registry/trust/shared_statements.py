@@ -31,7 +31,7 @@ MEND_FILE = (
 """The next step where a repository's file of statements cannot be read."""
 
 
-class Travelling(BaseModel):
+class SharedStatement(BaseModel):
     """One thing said about one adapter."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,7 +78,7 @@ class Travelling(BaseModel):
         return canonical_json(self.model_dump(mode="json", exclude={"signature"}))
 
 
-T = TypeVar("T", bound=Travelling)
+T = TypeVar("T", bound=SharedStatement)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Sort(Generic[T]):
 
     def known(self, store: Store, digest: str) -> list[Known[T]]:
         """All that is known of an adapter, held or not, oldest first."""
-        return self._of(store.said(digest))
+        return self._of(store.attestations_of(digest))
 
     def _of(self, attested: Iterable[Attestation]) -> list[Known[T]]:
         chosen = [item for item in attested if item.kind in self.kinds]
@@ -212,7 +212,7 @@ def compact(store: Store, digest: str, *sorts: Sort[Any]) -> None:
 
 def remember_keys(store: Store, digest: str, keys: Collection[str]) -> None:
     """Note with which keys an adapter was pulled: only what they sign lifts something of it from then on."""
-    if named_before(store.said(digest)) != frozenset(keys):
+    if named_before(store.attestations_of(digest)) != frozenset(keys):
         with store._locked():
             attested = [item for item in _attested(store, digest) if item.kind != NAMED_KEYS]
             payload = {"keys": sorted(keys)}
@@ -270,7 +270,7 @@ def _write(store: Store, attested: Sequence[Attestation]) -> None:
         write_bytes(path, canonical_json({"schema": 2, "digest": digest, "statements": rows}) + b"\n")
 
 
-def to_bytes(said: Iterable[Travelling]) -> bytes:
+def to_bytes(said: Iterable[SharedStatement]) -> bytes:
     """As it travels: canonical JSON, equal sets giving equal bytes."""
     return canonical_json({"schema": 1, "statements": [item.to_json() for item in in_order(said)]})
 

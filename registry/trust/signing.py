@@ -99,7 +99,7 @@ def signs(store: Store, digest: str, data: bytes, where: object = "") -> bool:
         NotFoundError: No such object.
         IntegrityError: Not a signature this version understands.
     """
-    entry = store.peek(digest)
+    entry = store.read_record(digest)
     return _difference(parse_bundle(data, where), entry.record, entry.digest) is None
 
 
@@ -118,7 +118,7 @@ def keep_signature(store: Store, digest: str, data: bytes, where: object = "", *
         IntegrityError: Too large, not a signature this version understands, or one over other files; or one of nobody
             knows whom where enough are kept: a repository can have a new one every day.
     """
-    entry = store.peek(digest)
+    entry = store.read_record(digest)
     bundle = parse_bundle(data, where)
     if difference := _difference(bundle, entry.record, entry.digest):
         raise IntegrityError(
@@ -191,7 +191,7 @@ def verify_signature(store: Store, digest: str, *public_keys: Path) -> Signature
     _require_extra()
     full = store.resolve(digest)
     try:
-        entry, signatures = store.peek(full), [bundle.to_bytes() for bundle in _kept(store, full)]
+        entry, signatures = store.read_record(full), [bundle.to_bytes() for bundle in _kept(store, full)]
     except IntegrityError as error:  # the record or what is kept beside it, told like any other changed file
         load_public_keys(public_keys)
         return SignatureCheck(digest=full, verdict="bad", expected=error.expected, found=error.found or error.what)

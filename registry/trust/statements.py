@@ -16,7 +16,7 @@ from ...core.errors import ConfigError, IntegrityError
 from ..record import check_portable, first_fault
 from ..store.attestations import Attestation
 from ..store.store import Store
-from .shared_statements import Known, Sort, Travelling, in_order, keep, parse
+from .shared_statements import Known, SharedStatement, Sort, in_order, keep, parse
 from .trust import Trust, lifts
 
 REVOKED: Final = "revoked"
@@ -32,7 +32,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Said(_Part):
+class RevocationPayload(_Part):
     """What a statement says."""
 
     reason: _Text
@@ -42,11 +42,11 @@ class Said(_Part):
     """Ids of the revocations it takes back."""
 
 
-class Statement(Travelling):
+class Statement(SharedStatement):
     """One statement about one adapter."""
 
     kind: Literal["revoked", "withdrawn"]
-    payload: Said
+    payload: RevocationPayload
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -135,7 +135,7 @@ class Trust:
 
     def keys(self, store: Store, digest: str) -> frozenset[str]:
         """Fingerprints of the keys that count for an adapter: those named now, else those named when it was pulled."""
-        return self.named or named_before(store.said(digest))
+        return self.named or named_before(store.attestations_of(digest))
 
     def vouches(self, item: Attestation) -> bool:
         """Was this said or measured here, or did a key that is named now sign it?"""

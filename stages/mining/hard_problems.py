@@ -33,9 +33,9 @@ from ...registry.record import DataRef
 from ..plan.stage_plan import CurriculumPlan, StagePlan
 from ..rollouts.sampling import BATCH, Sampler
 from ..training.metrics import METRICS, read_metrics
-from .mining import DECIDING, OUTCOMES, Mined, mine, mining_cost
+from .mining import DECIDING, OUTCOMES, MiningResult, mine, mining_cost
 from .pass_at_k import PassRates, measure
-from .report import SETS, compare, summarise, tell, tell_change
+from .report import SETS, compare, describe, summarise, tell_change
 from .sample_log import Draws, verifier
 
 MINED = "mined.json"
@@ -136,7 +136,7 @@ def find_failures(
     earlier = {question_hash(item.question) for other in plan.stages if other.number < stage.number
                for item in other.rationales}  # fmt: skip
     summary = summarise(mined, uses, [digest in earlier for digest in hashes], digest_json(manifest), len(rehearsed))
-    for line in tell(summary):
+    for line in describe(summary):
         say(f"stage {label}: {line}")
     say(f"stage {label}: {told}")
     _require_enough(stage, summary)
@@ -170,7 +170,7 @@ def _cost(rows: int, config: MiningConfig) -> str:
     return f"{text}, {cost['k']} where none of them is right" if cost["k"] > cost["samples"] else text
 
 
-def _uses(mined: Mined, hashes: Sequence[str], share: float, seed: int) -> dict[int, str]:
+def _uses(mined: MiningResult, hashes: Sequence[str], share: float, seed: int) -> dict[int, str]:
     """Which failures are trained on; rows with one question are kept together."""
     questions = sorted({hashes[index] for index in mined.failures}, key=lambda digest: digest_json([seed, digest]))
     apart = set(questions[: round(share * len(questions))])
@@ -178,7 +178,7 @@ def _uses(mined: Mined, hashes: Sequence[str], share: float, seed: int) -> dict[
 
 
 def _rehearsed(
-    stage: StagePlan, mined: Mined, hashes: Sequence[str], failures: int, seed: int
+    stage: StagePlan, mined: MiningResult, hashes: Sequence[str], failures: int, seed: int
 ) -> tuple[Rationale, ...]:
     """As many solved problems as `mining.rehearsal_share` asks for beside the failures, or as many as there are."""
     share = stage.stage.mining.rehearsal_share
@@ -199,7 +199,7 @@ def _spread(rationales: Sequence[Rationale], seed: int) -> tuple[Rationale, ...]
 def _manifest(
     plan: CurriculumPlan,
     stage: StagePlan,
-    mined: Mined,
+    mined: MiningResult,
     uses: dict[int, str],
     hashes: Sequence[str],
     policy: str,
@@ -225,7 +225,7 @@ def _manifest(
     }
 
 
-def _on_file(path: Path, problems: int, config: MiningConfig) -> Mined:
+def _on_file(path: Path, problems: int, config: MiningConfig) -> MiningResult:
     """What the outcomes in a manifest come to; whether they are those of this run is seen once they are written out."""
     try:
         outcomes = [problem["outcomes"] for problem in read_json(path, max_bytes=MAX_MINED_BYTES)["problems"]]
@@ -236,7 +236,7 @@ def _on_file(path: Path, problems: int, config: MiningConfig) -> Mined:
         sound = False
     if not sound:
         raise _others(path, f"not the outcomes of {problems} problems")
-    return Mined.of(outcomes, config)
+    return MiningResult.of(outcomes, config)
 
 
 def _keep(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:

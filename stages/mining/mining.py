@@ -37,7 +37,7 @@ the place of the first of them in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mined:
+class MiningResult:
     """How a policy did on a pool of problems."""
 
     outcomes: tuple[Mapping[str, int], ...]
@@ -50,7 +50,7 @@ class Mined:
     """Samples of a failure."""
 
     @classmethod
-    def of(cls, outcomes: Sequence[Mapping[str, int]], config: MiningConfig) -> Mined:
+    def of(cls, outcomes: Sequence[Mapping[str, int]], config: MiningConfig) -> MiningResult:
         """What outcomes come to, in the order of the problems."""
         return cls(
             outcomes=tuple(dict(found) for found in outcomes),
@@ -160,7 +160,7 @@ def verdict(outcomes: Mapping[str, int], wrong_share: float) -> str:
     return "truncated" if outcomes.get("truncated", 0) >= outcomes.get("unanswered", 0) else "unanswered"
 
 
-def mine(rationales: Sequence[Rationale], config: MiningConfig, ask: Ask, batch: int) -> Mined:
+def mine(rationales: Sequence[Rationale], config: MiningConfig, ask: Ask, batch: int) -> MiningResult:
     """Find the problems that a policy never solves.
 
     Args:
@@ -195,4 +195,4 @@ def mine(rationales: Sequence[Rationale], config: MiningConfig, ask: Ask, batch:
             rounds_left = config.samples - 1 - number
             task.total(done + len(unsolved) * (rounds_left or k - config.samples))
         draw([index for index in unsolved for _ in range(k - config.samples)], "confirm")
-    return Mined.of(outcomes, config)
+    return MiningResult.of(outcomes, config)

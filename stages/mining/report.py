@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .mining import VERDICTS, Mined, pass_rate_bound
+from .mining import VERDICTS, MiningResult, pass_rate_bound
 from .pass_at_k import PassRates, difference
 
 SETS = {"trained": "trained on", "held_out": "held out"}
@@ -14,7 +14,7 @@ SETS = {"trained": "trained on", "held_out": "held out"}
 
 
 def summarise(
-    mined: Mined, uses: Mapping[int, str], seen: Sequence[bool], manifest: str, rehearsed: int
+    mined: MiningResult, uses: Mapping[int, str], seen: Sequence[bool], manifest: str, rehearsed: int
 ) -> dict[str, Any]:
     """What was mined, as plain values for a record.
 
@@ -43,7 +43,7 @@ def summarise(
     }
 
 
-def tell(summary: Mapping[str, Any]) -> list[str]:
+def describe(summary: Mapping[str, Any]) -> list[str]:
     """What `summarise` says, in sentences."""
     problems, k, bounds = summary["problems"], summary["k"], summary["bounds"]
     first = next(iter(bounds))

@@ -53,7 +53,7 @@ Rows = tuple[list[Rationale], LoadReport, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Known:
+class _PlanContext:
     """What every stage of a plan rests on."""
 
     config: CurriculumConfig
@@ -102,7 +102,7 @@ def plan_curriculum(
     held_out, scored, eval_note = held_out_questions(config.eval.data, only_show)
     if scored and (said := held_out_share(config.eval.data)):
         say(f"{said}: {len(held_out)} of {scored.id}")
-    known = _Known(
+    known = _PlanContext(
         config=config,
         base=base,
         base_note=base_note,
@@ -144,7 +144,7 @@ def plan_curriculum(
 
 
 def _plan_stage(
-    known: _Known, name: str, full: StageConfig, rows: Rows, before: Sequence[StagePlan], *, selected: bool
+    known: _PlanContext, name: str, full: StageConfig, rows: Rows, before: Sequence[StagePlan], *, selected: bool
 ) -> StagePlan:
     """A stage with its data and adapter filled in, as if the registry were empty."""
     config, base, shape = known.config, known.base, known.shape
@@ -178,7 +178,7 @@ def _plan_stage(
     )
 
 
-def _with_lengths(known: _Known, plan: StagePlan, before: Sequence[StagePlan]) -> StagePlan:
+def _with_lengths(known: _PlanContext, plan: StagePlan, before: Sequence[StagePlan]) -> StagePlan:
     """A stage with its memory, as far as shape and rows are at hand; refuses one for which too few rows fit.
 
     Reads every prompt, which takes seconds for some thousands.
@@ -199,7 +199,7 @@ def _with_lengths(known: _Known, plan: StagePlan, before: Sequence[StagePlan]) -
     return replace(plan, memory=memory)
 
 
-def _longest_prompt(known: _Known, plan: StagePlan, context: int) -> int | None:
+def _longest_prompt(known: _PlanContext, plan: StagePlan, context: int) -> int | None:
     """Tokens of the longest prompt that is sampled from, None without rollouts; refuses where too few rows fit."""
     assert known.counter is not None
     stage, arguments, rationales = plan.stage, plan.arguments, plan.rationales
@@ -244,7 +244,7 @@ def _trainable(base: BaseRef, base_note: str, shape: ModelShape | None, adapter:
     return count_adapter(shape, adapter) if shape else None
 
 
-def _with_state(plans: list[StagePlan], about: _Known, store: Store) -> list[StagePlan]:
+def _with_state(plans: list[StagePlan], about: _PlanContext, store: Store) -> list[StagePlan]:
     curriculum = about.config.curriculum
     known = store.stages(curriculum)
     outdated = stale(store, curriculum, {plan.number: plan.config_digest for plan in plans if not plan.unknown})
@@ -273,10 +273,10 @@ def _with_state(plans: list[StagePlan], about: _Known, store: Store) -> list[Sta
     return done
 
 
-def _changed(plan: StagePlan, about: _Known, store: Store, digest: str) -> str:
+def _changed(plan: StagePlan, about: _PlanContext, store: Store, digest: str) -> str:
     base = (about.base.repo, about.base.revision)
     wanted = recipe(plan.stage, about.config, base, about.quantisation, plan.report.sha256)
-    found = what_changed(store.peek(digest).record, wanted)
+    found = what_changed(store.read_record(digest).record, wanted)
     return f"{CHANGED}: {', '.join(found)}" if found else "another version of plyfold trained it by other rules"
 
 
@@ -294,7 +294,7 @@ def _other_parents(plan: StagePlan, store: Store, curriculum: str, digest: str) 
 
 def _held(store: Store, digest: str | None) -> bool:
     try:
-        return digest is not None and bool(store.peek(digest))
+        return digest is not None and bool(store.read_record(digest))
     except NotFoundError:
         return False
 
@@ -348,7 +348,7 @@ def _check_recordable(config: BaseConfig, base: BaseRef) -> None:
 def _check_base(config: CurriculumConfig, store: Store, base: BaseRef, quantisation: Quantisation) -> None:
     for number, digest in store.stages(config.curriculum).items():
         try:
-            known = store.peek(digest).record.base
+            known = store.read_record(digest).record.base
         except NotFoundError:
             continue  # counted as stale
         for what, found, expected in (

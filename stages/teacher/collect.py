@@ -22,7 +22,7 @@ from ...core.console import Task, progress, warn
 from ...core.disk.digest import digest_json
 from ...core.disk.files import disk_errors
 from ...core.disk.links import refuse_link
-from ...core.disk.locks import held
+from ...core.disk.locks import file_lock
 from ...core.errors import ConfigError, FailedError
 from ...data.answers.reader import extract_solution, normalise
 from ...data.dataset import Row, data_of, load_rows, question_hash, require_disjoint, revision_of, source_name
@@ -52,7 +52,7 @@ MOST_MALFORMED = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class SamplingOptions:
     """How a problem is asked for."""
 
     attempts: int = 4
@@ -107,7 +107,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Problem:
+class UnansweredRow:
     """A question to be asked."""
 
     row: Row
@@ -130,9 +130,9 @@ class RationalesPlan:
     """Rows that used all attempts."""
     skipped: dict[str, int]
     """Reason -> rows that cannot be asked."""
-    problems: tuple[Problem, ...] = field(repr=False)
+    problems: tuple[UnansweredRow, ...] = field(repr=False)
     """To be asked."""
-    asking: Asking
+    asking: SamplingOptions
     about: dict[str, Any] = field(repr=False)
     """What the manifest says of teacher and questions."""
 
@@ -192,7 +192,7 @@ def find_questions(config: CurriculumConfig, stage: str | None = None) -> DataCo
     return data
 
 
-def plan_rationales(data: DataConfig, out: Path, endpoint: Endpoint, asking: Asking) -> RationalesPlan:
+def plan_rationales(data: DataConfig, out: Path, endpoint: Endpoint, asking: SamplingOptions) -> RationalesPlan:
     """Decide what has to be asked; reads what is on file and changes nothing.
 
     Args:
@@ -231,7 +231,7 @@ def plan_rationales(data: DataConfig, out: Path, endpoint: Endpoint, asking: Ask
         elif used[key] >= asking.attempts:
             given_up += 1
         else:
-            problems.append(Problem(row, gold, used[key]))
+            problems.append(UnansweredRow(row, gold, used[key]))
         seen.add(key)
     if not (problems or kept or given_up):
         raise ConfigError("not one row can be asked", where=source_name(data), found=dict(skipped))
@@ -271,7 +271,7 @@ def collect_rationales(plan: RationalesPlan, endpoint: Endpoint) -> dict[str, An
     if endpoint.tells_key:
         warn(f"the key goes to {endpoint.host} over http, for everybody between to read")
     refuse_link(rejected_path(plan.out))
-    with held(plan.out, "another process writes rationales to this file"):
+    with file_lock(plan.out, "another process writes rationales to this file"):
         for path in (plan.out, rejected_path(plan.out)):
             cut_last_line(path)
         write_manifest(plan.out, plan.about, complete=False)
@@ -290,7 +290,7 @@ def collect_rationales(plan: RationalesPlan, endpoint: Endpoint) -> dict[str, An
     return {**manifest, "requests": requests, "retries": retries, "wall_s": round(time.monotonic() - start_s, 1)}
 
 
-async def _ask_all(plan: RationalesPlan, problems: Sequence[Problem], endpoint: Endpoint) -> tuple[int, int]:
+async def _ask_all(plan: RationalesPlan, problems: Sequence[UnansweredRow], endpoint: Endpoint) -> tuple[int, int]:
     waiting = iter(problems)
     with (
         disk_errors(plan.out.parent),
@@ -319,7 +319,7 @@ class _Run:
         """Answers that were no completions since the last one that was."""
         self.last_malformed = ""
 
-    async def work(self, waiting: Iterator[Problem]) -> None:
+    async def work(self, waiting: Iterator[UnansweredRow]) -> None:
         for problem in waiting:
             for attempt in range(problem.used + 1, self.asking.attempts + 1):
                 reason = await self._try(problem, attempt)
@@ -330,7 +330,7 @@ class _Run:
             self.taken += 1
             self.task.advance(note=f"{self.solved} of {self.taken} solved")
 
-    async def _try(self, problem: Problem, attempt: int) -> str:
+    async def _try(self, problem: UnansweredRow, attempt: int) -> str:
         """Ask once and write down what came; why it was not kept, empty if it was."""
         question, gold = problem.row.question, problem.gold
         sampling = self.asking.sampling()

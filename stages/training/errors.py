@@ -21,7 +21,9 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL"
 
 
 @contextmanager
-def explained_training(number: int, name: str, recorder: RunRecorder, arguments: TrainingArguments) -> Iterator[None]:
+def translate_training_errors(
+    number: int, name: str, recorder: RunRecorder, arguments: TrainingArguments
+) -> Iterator[None]:
     """Turn what torch says of no memory, of numbers that blew up and of a lost process into one clear error each.
 
     Args:
@@ -58,7 +60,7 @@ def explained_training(number: int, name: str, recorder: RunRecorder, arguments:
 
 
 @contextmanager
-def explained_loading(number: int, name: str) -> Iterator[None]:
+def translate_loading_errors(number: int, name: str) -> Iterator[None]:
     """The same of the base with its adapters, before anything is computed.
 
     Raises:
@@ -78,7 +80,7 @@ def explained_loading(number: int, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def explained_sampling(number: int, name: str) -> Iterator[None]:
+def translate_sampling_errors(number: int, name: str) -> Iterator[None]:
     """The same for mining, and for what is measured before and after training.
 
     Args:

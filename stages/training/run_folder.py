@@ -21,7 +21,7 @@ from ...core.console import say, warn
 from ...core.disk.digest import digest_json, short
 from ...core.disk.files import staged_folder, sweep_staged, write_json
 from ...core.disk.links import refuse_link, refuse_links_in
-from ...core.disk.locks import held
+from ...core.disk.locks import file_lock
 from ...core.errors import IncompatibleError, IntegrityError, NotFoundError, PlyfoldError
 from ...core.reading.strict_json import read_json
 from ..plan.stage_plan import CurriculumPlan, StagePlan
@@ -66,7 +66,7 @@ class RunFolder:
             IntegrityError: A link in it, or in the place of its curriculum's folder.
         """
         refuse_link(self.path.parent)
-        with held(self.path, "another process trains in this folder"):
+        with file_lock(self.path, "another process trains in this folder"):
             self._take_over()
             yield
 
@@ -155,7 +155,7 @@ def unfinished(plan: CurriculumPlan, store: Store, runs_dir: Path) -> dict[int, 
         if stage.will_train or stage.digest is None:
             break
         try:
-            parents.append(store.peek(stage.digest).record.weights.digest)
+            parents.append(store.read_record(stage.digest).record.weights.digest)
         except (NotFoundError, IntegrityError):  # what is above it cannot be gone on with
             break
     return found

@@ -35,7 +35,7 @@ from ..prompts.tasks import SUPERVISED, Row, make_rows
 from ..rollouts.factory import rollout_engine
 from .checkpoints import last_checkpoint, sweep_checkpoints
 from .distributed import Processes, join
-from .errors import explained_loading, explained_sampling, explained_training
+from .errors import translate_loading_errors, translate_sampling_errors, translate_training_errors
 from .library_logging import quiet_libraries
 from .metrics import final_means, read_metrics, rollout_totals
 from .reports import own_report
@@ -88,7 +88,7 @@ def run_stage(
 def _train(
     plan: CurriculumPlan, stage: StagePlan, prior: Path | None, folder: RunFolder, processes: Processes
 ) -> StageRun:
-    training = _Training(plan, stage, prior, folder, processes)
+    training = _StageRunner(plan, stage, prior, folder, processes)
     with rollout_engine(plan, stage, training.needed_context, training.arguments, folder.path) as engine:
         chosen: Sequence[Rationale] = stage.rationales
         if stage.stage.task == "rewrite":
@@ -98,7 +98,7 @@ def _train(
         return processes.on_first(lambda: training.finish(steps, engine))
 
 
-class _Training:
+class _StageRunner:
     """A stage on its base: what its acts share, in the order they are called."""
 
     recorder: RunRecorder
@@ -122,7 +122,7 @@ class _Training:
         if config.rollout.engine == "vllm" and stage.stage.task not in SUPERVISED:
             ensure_twin(plan.base, plan.quantisation, plan.cache)  # before the base is there a second time
         seed = draw_seed(config.seed, f"A of stage {stage.number}")
-        with explained_loading(stage.number, stage.name):
+        with translate_loading_errors(stage.number, stage.name):
             self.model = attach(load_nf4(plan.base, plan.quantisation), stage.adapter, prior, seed)
         self.context = int(self.model.config.get_text_config().max_position_embeddings)
         self.frozen = frozen_digest(self.model)
@@ -152,7 +152,7 @@ class _Training:
         require_askable(len(pool), stage.name, stage.stage, self.context)
         mined = replace(stage, rationales=pool)
         sampling = policy_sampler(plan, mined, self.model, self.tokenizer, engine, self.folder.path)
-        with explained_sampling(stage.number, stage.name), sampling as sampler:
+        with translate_sampling_errors(stage.number, stage.name), sampling as sampler:
             self.failures = find_failures(plan, mined, self.prior, sampler, self.folder.path, batch_of(engine))
         return self.failures.rationales
 
@@ -173,7 +173,7 @@ class _Training:
             # Several processes would stop at different steps; and vLLM beside the trainer ends with the same Ctrl-C.
             alone = self.processes.count == 1 and (engine is None or self.plan.config.rollout.engine != "vllm")
             with (
-                explained_training(stage.number, stage.name, self.recorder, self.arguments),
+                translate_training_errors(stage.number, stage.name, self.recorder, self.arguments),
                 stop.listening() if alone else nullcontext(),
                 own_report(self.arguments, self.plan.config.curriculum),
             ):
@@ -227,7 +227,7 @@ class _Training:
             save_default(self.model, staged, plan.base.repo, plan.base.revision)
         if self.failures:
             sampling = policy_sampler(plan, stage, self.model, self.tokenizer, engine, run_dir)
-            with explained_sampling(stage.number, stage.name), sampling as sampler:
+            with translate_sampling_errors(stage.number, stage.name), sampling as sampler:
                 details["mined"] = self.failures.report(sampler, run_dir / ADAPTER, steps)
         details["wall_s"] = round(self.recorder.wall_s(), 1)
         return self.folder.finish(steps, details)

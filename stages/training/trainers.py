@@ -111,7 +111,7 @@ class _StageTrainer:
         load_default(self.model, Path(resume_from_checkpoint))
 
 
-class _Passes(TrainerCallback):
+class _EpochReseed(TrainerCallback):
     """Gives each pass over the rows the order it has in a run that was not interrupted.
 
     TRL's sampler draws the orders one after another and keeps no state, so that a resumed run would begin with the
@@ -195,7 +195,7 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> RepeatSampler:
         sampler: RepeatSampler = super()._get_train_sampler(*args, **kwargs)
-        self.add_callback(_Passes(sampler))
+        self.add_callback(_EpochReseed(sampler))
         return sampler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

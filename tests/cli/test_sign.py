@@ -80,7 +80,7 @@ def test_sign_then_verify(store: Store, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_damaged_file_is_both_faults(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     run(["sign", "1", "2", "--key", "key.pem"])
-    path = store.peek(store.ref("toy", 2)).path / "adapter_config.json"
+    path = store.read_record(store.ref("toy", 2)).path / "adapter_config.json"
     path.chmod(0o644)
     path.write_text('{"r": 3}')
     capsys.readouterr()

@@ -17,7 +17,7 @@ from plyfold.cli.main import run
 from plyfold.core import errors
 from plyfold.core.disk.digest import canonical_json, digest_json, sha256_bytes, sha256_file, short
 from plyfold.core.disk.files import require_space, staged_folder, sweep_staged, write_bytes, write_json
-from plyfold.core.disk.locks import held
+from plyfold.core.disk.locks import file_lock
 from plyfold.registry.store.store import Store
 
 
@@ -134,10 +134,10 @@ def test_a_kill_while_a_folder_is_replaced_leaves_the_old_or_the_new(tmp_path: P
         if way == "exchange":
             assert target.is_dir()  # at once, whoever looks
         sweep_staged(target)  # what the next start does first
-        held = {name: (target / name).read_text() for name in "ab"}
-        assert held in ({"a": "old", "b": "old"}, {"a": "new", "b": "new"})
+        found = {name: (target / name).read_text() for name in "ab"}
+        assert found in ({"a": "old", "b": "old"}, {"a": "new", "b": "new"})
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        outcomes.append((done.returncode, held["a"]))
+        outcomes.append((done.returncode, file_lock["a"]))
     assert outcomes[0] == (-signal.SIGKILL, "old")
     assert outcomes[-1] == (0, "new")
     assert (-signal.SIGKILL, "new") in outcomes
@@ -202,7 +202,7 @@ def test_a_file_system_without_locks_is_one_clear_error(
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(errors.FailedError, match="no file locks"), staged_folder(tmp_path / "out"):
         pass
-    with pytest.raises(errors.FailedError, match="no file locks"), held(tmp_path / "out", ""):
+    with pytest.raises(errors.FailedError, match="no file locks"), file_lock(tmp_path / "out", ""):
         pass
     assert not list(tmp_path.glob(".out.tmp-*"))
     with pytest.raises(errors.FailedError, match="no file locks"):

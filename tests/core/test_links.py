@@ -15,7 +15,7 @@ from plyfold.cli.main import run
 from plyfold.core.disk.digest import sha256_bytes, short
 from plyfold.core.disk.files import staged_folder, sweep_staged
 from plyfold.core.disk.links import open_log, open_own, refuse_links_in
-from plyfold.core.disk.locks import held
+from plyfold.core.disk.locks import file_lock
 from plyfold.core.errors import IntegrityError
 from plyfold.merge.fold.journal import resumable_folder
 from plyfold.registry.maintenance.gc import GRACE_S, delete
@@ -239,10 +239,10 @@ def test_a_log_is_a_new_file_and_never_a_link(tmp_path: Path, victim: Path) -> N
 
 def test_a_lock_is_never_a_link_and_keeps_its_bytes(tmp_path: Path, victim: Path) -> None:
     (tmp_path / ".a.lock").symlink_to(victim / "notes.txt")
-    with pytest.raises(IntegrityError, match="a link"), held(tmp_path / "a", ""):
+    with pytest.raises(IntegrityError, match="a link"), file_lock(tmp_path / "a", ""):
         pass
     os.link(victim / "notes.txt", tmp_path / ".b.lock")
-    with held(tmp_path / "b", ""):
+    with file_lock(tmp_path / "b", ""):
         pass
     assert (victim / "notes.txt").read_text() == "work"
 

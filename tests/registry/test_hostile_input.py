@@ -14,7 +14,7 @@ import pytest
 
 from plyfold.core.errors import IntegrityError, NotFoundError
 from plyfold.registry.hub.client import HubClient
-from plyfold.registry.hub.references import Looked
+from plyfold.registry.hub.references import PullContext
 from plyfold.registry.hub.remote import Remote
 from plyfold.registry.lineage import scores
 from plyfold.registry.lineage.lockfile import make_lock, read_lock, write_lock
@@ -68,7 +68,10 @@ def store(tmp_path: Path, make_record: Any) -> Store:
     [
         ("refs/toy/1/latest", lambda store: store.ref("toy", 1)),
         ("log.jsonl", lambda store: store.log()),
-        ("log.jsonl", lambda store: store.publish(store.root / "../source", store.peek(store.digests()[0]).record)),
+        (
+            "log.jsonl",
+            lambda store: store.publish(store.root / "../source", store.read_record(store.digests()[0]).record),
+        ),
         ("locations.json", lambda store: store.base_path("acme/tiny", "0" * 40)),
         ("objects/sha256/{}/lineage.json", lambda store: store.load(store.digests()[0])),
         ("attest/{}/0.json", lambda store: store.attestations(store.digests()[0])),
@@ -126,16 +129,16 @@ def test_a_log_beyond_what_is_read_is_refused_before_it_is_read(store: Store) ->
 def test_what_a_stage_was_at_is_told_by_the_log_whatever_else_it_says(store: Store) -> None:
     log, digest = store.root / "log.jsonl", store.digests()[0]
     log.write_bytes(log.read_bytes() + b'{"curriculum":"toy","stage":1,"digest":[]}\n{"stage":{"a":1}}\n')
-    looked = Looked(store=store, remote=Remote(HubClient()), held={})
+    looked = PullContext(store=store, remote=Remote(HubClient()), held={})
     assert digest in looked.came["toy", "1"]
     os.truncate(log, 1 << 30)
     with pytest.raises(IntegrityError, match="log is too large"):
-        _ = Looked(store=store, remote=looked.remote, held={}).came
+        _ = PullContext(store=store, remote=looked.remote, held={}).came
 
 
 def test_a_score_by_a_stage_of_five_thousand_digits_is_refused_by_name(store: Store) -> None:
     digest = store.digests()[0]
-    base = store.peek(digest).record.base
+    base = store.read_record(digest).record.base
     payload = {"curriculum": "toy", "base": f"{base.repo}@{base.revision}", "inputs": {"9" * 5000: digest}}
     store.attest(digest, "eval", payload)
     for ask in (lambda: scores.scored(store, "toy"), lambda: scores.overlapping_scores(store, digest)):

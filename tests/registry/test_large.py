@@ -115,17 +115,17 @@ class TestSnapshot:
         for _ in range(2):
             assert snapshot.digests() == store.digests()
             assert (snapshot.curricula(), snapshot.stages("toy")) == (store.curricula(), store.stages("toy"))
-            assert snapshot.peek(digests[0][:20]) == store.peek(digests[0])
+            assert snapshot.read_record(digests[0][:20]) == store.read_record(digests[0])
             assert revocations(snapshot, digests) == revocations(store, digests)
             assert snapshot.attestations(digests[0], "note") == store.attestations(digests[0], "note")
             assert snapshot.attestations(digests[0], "eval") == snapshot.attestations(digests[2]) == []
             for missing in (f"sha256:{'e' * 64}", "ffff"):
                 with pytest.raises(NotFoundError):
-                    snapshot.peek(missing)
+                    snapshot.read_record(missing)
 
     @pytest.mark.parametrize("change", ["extra", "missing", "size", "folder", "link"])
     def test_it_sees_what_names_and_sizes_show(self, store: Store, make_record: Any, change: str) -> None:
-        entry = store.peek(stages(store, make_record, 1)[0])
+        entry = store.read_record(stages(store, make_record, 1)[0])
         file = entry.path / "adapter_config.json"
         assert Snapshot.of(store).damage(entry) == []
         if change == "extra":
@@ -145,7 +145,7 @@ class TestSnapshot:
         snapshot = Snapshot.of(store)
         for _ in range(2):
             with pytest.raises(IntegrityError):
-                snapshot.peek(digest)
+                snapshot.read_record(digest)
 
 
 class TestLongOutput:

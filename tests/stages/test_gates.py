@@ -17,10 +17,10 @@ from plyfold.evaluation.grader import grader
 from plyfold.evaluation.protocols import PROTOCOLS
 from plyfold.evaluation.runner import problems_digest
 from plyfold.registry.lineage.scores import attest_scores
-from plyfold.registry.lineage.shared_scores import Evaluation, adopt_evaluations, evaluations
+from plyfold.registry.lineage.shared_scores import SharedScore, adopt_evaluations, evaluations
 from plyfold.registry.record import DataRef, Metric
 from plyfold.registry.store.store import Store
-from plyfold.stages.gates import Condition, Measured, check_gate, parse_gate
+from plyfold.stages.gates import Condition, GateMeasurement, check_gate, parse_gate
 
 WHERE = "stages.structure.gate"
 PROBLEMS = [Problem(id="test-0", question="1 + 1?", gold="2"), Problem(id="test-1", question="2 + 2?", gold="4")]
@@ -96,7 +96,7 @@ def test_an_engine_that_is_not_there_is_refused_before_training(monkeypatch: pyt
 
 def test_an_interval_and_its_n_are_said_beside_the_bar() -> None:
     relative = Condition(metric="accuracy", comparison=">=", bar=-0.01, relative=True)
-    measured = Measured(condition=relative, value=0.5, ci95=(0.4, 0.6), n=100, bar=0.49)
+    measured = GateMeasurement(condition=relative, value=0.5, ci95=(0.4, 0.6), n=100, bar=0.49)
     assert measured.passed
     assert str(measured) == "accuracy >= previous - 0.01 (that is 0.49): 0.5 [0.4, 0.6], n 100"
     assert measured.to_json()["ci95"] == [0.4, 0.6]
@@ -107,7 +107,7 @@ def test_a_score_on_the_bar_is_on_the_bar() -> None:
     (condition,) = parse_gate("accuracy >= previous - 0.01", "x")
     for right in range(10, 1001):
         bar = condition.bar + right / 1000
-        measured = Measured(condition=condition, value=(right - 10) / 1000, ci95=None, n=1000, bar=bar)
+        measured = GateMeasurement(condition=condition, value=(right - 10) / 1000, ci95=None, n=1000, bar=bar)
         assert measured.passed
         assert not replace(measured, value=(right - 11) / 1000).passed
 
@@ -129,11 +129,11 @@ def _attest(store: Store, stages: tuple[int, ...], accuracy: float, **over: Any)
     attest_scores(store, "tiny", stages, metrics, {**details, **over}, DATA)
 
 
-def _check(store: Store, gate: str, tmp_path: Path) -> list[Measured]:
+def _check(store: Store, gate: str, tmp_path: Path) -> list[GateMeasurement]:
     return check_gate(parse_gate(gate, WHERE), store, "tiny", (1, 2), CONFIG, PROBLEMS, DATA, tmp_path, "stages.b")
 
 
-def _heard(store: Store) -> Evaluation:
+def _heard(store: Store) -> SharedScore:
     """What somebody else says stages 1 and 2 scored on the very same terms."""
     _attest(store, (1, 2), 0.9)
     digest = store.ref("tiny", 2)

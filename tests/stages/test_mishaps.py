@@ -275,7 +275,7 @@ def test_a_run_killed_after_its_last_step_makes_no_step_more(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("plyfold.stages.training.stage_run._Training.finish", kill)
+        patch.setattr("plyfold.stages.training.stage_run._StageRunner.finish", kill)
         with pytest.raises(Killed):
             train(config, store, [1], tmp_path / "runs")
     run_dir = tmp_path / "runs" / "tiny" / "1-structure"

@@ -75,7 +75,7 @@ def site(store: Store) -> Site:
         point_at(hub.url, hub.token, hub.store.root / "home")
         files, digests = {}, store.stages("toy")
         for number, digest in digests.items():
-            folder = store.peek(digest).path
+            folder = store.read_record(digest).path
             repo = f"{SPACE}/toy-s{number:02d}-{NAMES[number - 1]}"
             files[repo] = {
                 path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()

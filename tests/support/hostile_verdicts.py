@@ -85,7 +85,7 @@ def _outcome(case: Case, kind: str) -> str:
 def _record(case: Case, kind: str) -> str:
     """The record's bytes through the parser, as an object of the store, and as a folder to be taken in."""
     store = case.store
-    stage = store.peek(store.ref("toy", 2))
+    stage = store.read_record(store.ref("toy", 2))
     value = json.loads((stage.path / RECORD_FILE).read_bytes())
     data = hostile_records.record_bytes(kind, value, case.chance)
     expected = lawful(data)
@@ -212,7 +212,7 @@ def survey(case: Case) -> str:
         "descendants": lambda: revocation.descendants(store, store.digests()[0]),
         "attestations": everywhere(store.attestations),
         "scores": lambda: scores.scores(store, "toy"),
-        "held": lambda: hub_places.held(store),
+        "held": lambda: hub_places.known_locations(store),
         "make_lock": lambda: lockfile.make_lock(store, "toy"),
         "log": lambda: _sayable(store.log()),
     }

@@ -127,7 +127,7 @@ def test_one_beside_the_stages_is_merged_by_its_name(
 
     value, _ = reported(capsys, "merge", "tiny:2", "beside", "-o", "named")
     assert [each["label"] for each in value["stages"]] == ["tiny:2", "beside"]
-    paths = [str(store.stage("tiny", 2).path), str(store.peek(store.merges("tiny")["beside"]).path)]
+    paths = [str(store.stage("tiny", 2).path), str(store.read_record(store.merges("tiny")["beside"]).path)]
     reported(capsys, "merge", *paths, "-o", "by-path")
     assert tensor_digest(tmp_path / "named") == tensor_digest(tmp_path / "by-path")
     assert run(["merge", "tiny:2", "nobody"]) == 3

@@ -67,7 +67,7 @@ def altered(store: Store, digest: str, folder: Path | None = None, **change: Any
 
 
 def details(store: Store, digest: str, **change: Any) -> dict[str, Any]:
-    recipe = store.peek(digest).record.recipe
+    recipe = store.read_record(digest).record.recipe
     return {"recipe": recipe.model_copy(update={"details": {**recipe.details, **change}})}
 
 
@@ -102,7 +102,7 @@ class TestTampering:
 
     def test_another_recipe_than_gave_the_weights(self, store: Store) -> None:
         digest = merge(store)
-        parents = store.peek(digest).record.parents
+        parents = store.read_record(digest).record.parents
         halved = [parents[0].model_copy(update={"scale": 0.5}), *parents[1:]]
         found = altered(store, digest, parents=halved)
         assert found.verdict == "differs"
@@ -114,14 +114,14 @@ class TestTampering:
 
     def test_another_digest_than_the_weights_have(self, store: Store) -> None:
         digest = merge(store)
-        weights = store.peek(digest).record.weights.model_copy(update={"digest": f"sha256:{'1' * 64}"})
+        weights = store.read_record(digest).record.weights.model_copy(update={"digest": f"sha256:{'1' * 64}"})
         found = altered(store, digest, weights=weights)
         assert (found.verdict, found.relative) == ("differs", 0.0)
         assert "the record names others" in found.reason
 
     def test_where_it_was_made_is_said(self, store: Store) -> None:
         digest = merge(store)
-        record = store.peek(digest).record
+        record = store.read_record(digest).record
         change = {"env": {"torch": "1.0"}, "code": record.code.model_copy(update={"version": "9.9"})}
         assert altered(store, digest, **change).verdict == "same"
         weights = record.weights.model_copy(update={"digest": f"sha256:{'1' * 64}"})
@@ -149,7 +149,7 @@ class TestTampering:
 class TestCannot:
     def test_inputs_that_are_missing_or_damaged(self, store: Store) -> None:
         digest = merge(store)
-        one = store.peek(store.ref("toy", 1))
+        one = store.read_record(store.ref("toy", 1))
         (one.path / "surprise").write_text("")
         assert replay(store, digest).verdict == "cannot"
         assert "does not match its record" in replay(store, digest).reason
@@ -185,7 +185,7 @@ class TestCannot:
 
     def test_the_same_input_twice(self, store: Store) -> None:
         digest = merge(store)
-        parents = store.peek(digest).record.parents
+        parents = store.read_record(digest).record.parents
         assert altered(store, digest, parents=[parents[0], parents[0]]).reason == "the same adapter is given twice"
 
 
@@ -205,7 +205,7 @@ class TestCommand:
 
     def test_a_merge_that_differs_ends_with_4(self, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
         digest = merge(store)
-        weights = store.peek(digest).record.weights.model_copy(update={"digest": f"sha256:{'1' * 64}"})
+        weights = store.read_record(digest).record.weights.model_copy(update={"digest": f"sha256:{'1' * 64}"})
         forged = altered(store, digest, weights=weights).digest
         store.set_ref("toy", "merges", forged, "forged")
         capsys.readouterr()

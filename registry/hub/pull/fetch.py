@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ....core.errors import IntegrityError
 from ...record import RECORD_FILE, FileEntry
-from ..places import Place, check_shareable
-from ..references import Looked
-from ..remote_lineage import Wanted
+from ..places import HubLocation, check_shareable
+from ..references import PullContext
+from ..remote_lineage import PullItem
 
 
-def obtain(looked: Looked, wanted: Wanted, check: Callable[[Path], None]) -> None:
+def download_adapter(looked: PullContext, wanted: PullItem, check: Callable[[Path], None]) -> None:
     """Have an adapter in the registry, verified and without a name; one that is held is left as it is.
 
     Args:
@@ -47,6 +47,6 @@ def obtain(looked: Looked, wanted: Wanted, check: Callable[[Path], None]) -> Non
         looked.store.adopt(folder, wanted.digest)
 
 
-def _fetch_file(looked: Looked, place: Place, entry: FileEntry, target: Path, *, fresh: bool) -> str:
+def _fetch_file(looked: PullContext, place: HubLocation, entry: FileEntry, target: Path, *, fresh: bool) -> str:
     name = f"{place.folder}/{entry.path}" if place.folder else entry.path
     return looked.remote.client.fetch(place.repo, place.sha, name, target, max_bytes=entry.size, fresh=fresh)

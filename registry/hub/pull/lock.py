@@ -10,8 +10,8 @@ from ...lineage.lockfile import LOCK_FILE, Lock, read_lock
 from ...record import check_file_name
 from ...store.store import Store
 from ..client import HubClient
-from ..places import Place, parse_location
-from .pull import Options, Pulled, bring, look_from
+from ..places import HubLocation, parse_location
+from .pull import Options, Pulled, look_from, pull_items
 
 
 def locks_in(folders: Iterable[Path]) -> list[Lock]:
@@ -79,5 +79,5 @@ def pull_locked(
             if places[-1].folder:
                 check_file_name(places[-1].folder)
         else:
-            places.append(Place(repo="", sha="", stage=promised, digest=stage.digest, pinned=True))
-    return bring(look_from(store, client), places, options or Options())
+            places.append(HubLocation(repo="", sha="", stage=promised, digest=stage.digest, pinned=True))
+    return pull_items(look_from(store, client), places, options or Options())

@@ -9,10 +9,10 @@ from ....core.disk.digest import short
 from ....core.errors import ConflictError, IntegrityError, NotFoundError
 from ...record import Record
 from ...store.store import MERGES, Store
-from ..remote_lineage import Wanted
+from ..remote_lineage import PullItem
 
 
-def before(store: Store, wanted: Wanted) -> str | None:
+def previous_digest(store: Store, wanted: PullItem) -> str | None:
     """What the stage's `latest` is at, if that changes."""
     stage = wanted.record.stage
     if stage is None or not wanted.asked_for:
@@ -21,7 +21,7 @@ def before(store: Store, wanted: Wanted) -> str | None:
     return now if now != wanted.digest else None
 
 
-def name(store: Store, wanted: Wanted) -> str | None:
+def name(store: Store, wanted: PullItem) -> str | None:
     """Point the stage's `latest` at an adapter; ancestors only fill gaps. Return the name of what is no stage."""
     record = wanted.record
     if record.stage is None or not wanted.asked_for:
@@ -62,7 +62,7 @@ def _slug(store: Store, record: Record) -> str | None:
         return None
     for digest in store.stages(record.curriculum).values():
         with suppress(NotFoundError, IntegrityError):  # such a stage is found by its number only
-            stage = store.peek(digest).record.stage
+            stage = store.read_record(digest).record.stage
             if stage and stage.name == slug:
                 return None
     return slug

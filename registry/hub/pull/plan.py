@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from ....core.errors import ConfigError, IntegrityError
 from ...record import RECORD_FILE, Record
 from ..client import switched_off
-from ..places import Place, refuse_pickles
-from ..references import Looked
-from ..remote import Found
-from ..remote_lineage import Ancestor, Wanted, name_of, parents_first
+from ..places import HubLocation, refuse_pickles
+from ..references import PullContext
+from ..remote import RemoteRecord
+from ..remote_lineage import PullItem, RemoteAncestor, name_of, parents_first
 
 
-def want(looked: Looked, place: Place, here: set[str]) -> Wanted:
+def resolve_item(looked: PullContext, place: HubLocation, here: set[str]) -> PullItem:
     """The adapter of a place, verified where it is held, else by its record alone.
 
     Raises:
@@ -31,17 +31,17 @@ def want(looked: Looked, place: Place, here: set[str]) -> Wanted:
         digest = found.digest
     record = looked.store.load(digest).record
     _check_promises(place, digest, record)
-    return Wanted(digest=digest, record=record, place=place, data=None, asked_for=True, asks=asks)
+    return PullItem(digest=digest, record=record, place=place, data=None, asked_for=True, asks=asks)
 
 
-def distinct(wanted: Sequence[Wanted]) -> list[Wanted]:
+def distinct(wanted: Sequence[PullItem]) -> list[PullItem]:
     """One of each adapter.
 
     Raises:
         ConfigError: Two of them for one stage.
     """
-    found: dict[str, Wanted] = {}
-    stages: dict[tuple[str, int], Wanted] = {}
+    found: dict[str, PullItem] = {}
+    stages: dict[tuple[str, int], PullItem] = {}
     for each in wanted:
         kept = found.setdefault(each.digest, each)
         if each.asks and not kept.asks:
@@ -59,22 +59,22 @@ def distinct(wanted: Sequence[Wanted]) -> list[Wanted]:
     return list(found.values())
 
 
-def missing_ancestors(walked: Mapping[str, Ancestor]) -> list[Wanted]:
+def missing_ancestors(walked: Mapping[str, RemoteAncestor]) -> list[PullItem]:
     """What of the ancestors is to be fetched, parents first."""
     found = {digest: (each.found, each.place) for digest, each in walked.items() if each.found and each.place}
     order = parents_first({digest: record.record for digest, (record, _) in found.items()})
     return [_to_fetch(*found[digest], asked_for=False) for digest in order]
 
 
-def _to_fetch(found: Found, place: Place, *, asked_for: bool) -> Wanted:
+def _to_fetch(found: RemoteRecord, place: HubLocation, *, asked_for: bool) -> PullItem:
     _refuse_empty(found.record, place)
     refuse_pickles(found.record)
-    return Wanted(
+    return PullItem(
         digest=found.digest, record=found.record, place=place, data=found.data, asked_for=asked_for, asks=True
     )
 
 
-def _refuse_empty(record: Record, place: Place) -> None:
+def _refuse_empty(record: Record, place: HubLocation) -> None:
     """Refuse a record that declares no file.
 
     Raises:
@@ -88,7 +88,7 @@ def _refuse_empty(record: Record, place: Place) -> None:
         )
 
 
-def _check_promises(place: Place, digest: str, record: Record) -> None:
+def _check_promises(place: HubLocation, digest: str, record: Record) -> None:
     """Refuse an adapter that is not the one asked for.
 
     Raises:

@@ -28,16 +28,16 @@ from ...trust.statements import Statement, adopt, standing_here
 from ...trust.trust import Trust
 from ..client import HubClient, switched_off
 from ..freshness import Freshness, Seen, behind, freshness, remember, seen, vanished
-from ..places import Place, attest_location, held, locations
-from ..references import Looked, find_places
+from ..places import HubLocation, attest_location, known_locations, locations
+from ..references import PullContext, find_places
 from ..remote import Remote
-from ..remote_lineage import Ancestor, Wanted, named, walk
+from ..remote_lineage import PullItem, RemoteAncestor, named, resolve_ancestors
 from . import names as hub_names
-from .fetch import obtain
-from .plan import distinct, missing_ancestors, want
-from .scores import hear_scores
+from .fetch import download_adapter
+from .plan import distinct, missing_ancestors, resolve_item
+from .scores import fetch_scores
 from .signatures import check_keys, fetch_signature, is_signed, require_signature
-from .statements import Heard, hear, reaching
+from .statements import RemoteRevocations, fetch_revocations, reaching
 
 HERE = "already here"
 
@@ -148,45 +148,45 @@ def pull(
         OfflineError, AuthError: The Hub cannot be reached, or does not allow it.
     """
     looked = look_from(store, client)
-    places: dict[str, Place] = {}
+    places: dict[str, HubLocation] = {}
     for ref in [refs] if isinstance(refs, str) else refs:
         for place in find_places(looked, ref, stages, merges):
             digest = (expected or {}).get(place.stage[1]) if place.stage else None
             places[place.location] = replace(place, digest=digest) if digest else place
     chosen = options or Options()
-    return bring(looked, list(places.values()), replace(chosen, with_parents=with_parents or chosen.with_parents))
+    return pull_items(looked, list(places.values()), replace(chosen, with_parents=with_parents or chosen.with_parents))
 
 
-def look_from(store: Store, client: HubClient | None = None) -> Looked:
+def look_from(store: Store, client: HubClient | None = None) -> PullContext:
     """A registry and the Hub, at which nothing was looked yet."""
-    return Looked(store=store, remote=Remote(client or HubClient()), held=held(store))
+    return PullContext(store=store, remote=Remote(client or HubClient()), held=known_locations(store))
 
 
-def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pulled]:
+def pull_items(looked: PullContext, places: Sequence[HubLocation], options: Options) -> list[Pulled]:
     """Have the adapters of some places in the registry; see `pull`."""
     here = set(looked.store.digests())
-    asked = distinct([want(looked, place, here) for place in places])
+    asked = distinct([resolve_item(looked, place, here) for place in places])
     check_keys(asked, options.public_keys)
-    walked = walk(looked, asked, here, insist=options.with_parents)
+    walked = resolve_ancestors(looked, asked, here, insist=options.with_parents)
     wanted = [*(missing_ancestors(walked) if options.with_parents else []), *asked]
     trust = Trust(options.public_keys)
     heard = _heard(looked, wanted, walked, here, trust)
     known = seen(looked.store)
     now_seen = {repo: freshness(looked.remote, repo, known.get(repo)) for repo in heard.said}
     signatures = _signatures(looked, wanted, options.public_keys)
-    before = {each.digest: hub_names.before(looked.store, each) for each in wanted}
+    before = {each.digest: hub_names.previous_digest(looked.store, each) for each in wanted}
     aliases: dict[str, str] = {}
     if not options.dry_run:
         require_space(looked.store.root, sum(each.size_bytes for each in wanted))
         options.planned(len(wanted))
         for each in wanted:
             keys = options.public_keys if each.asked_for else ()
-            obtain(looked, each, partial(require_signature, each, signatures.get(each.digest), keys))
+            download_adapter(looked, each, partial(require_signature, each, signatures.get(each.digest), keys))
             options.done(each.name)
         writable = looked.store.writable
         for digest in [*(each.digest for each in wanted), *walked] if options.public_keys and writable else ():
             remember_keys(looked.store, digest, trust.named)
-        adopt_evaluations(looked.store, [] if switched_off() else hear_scores(looked, wanted, options.notice, trust))
+        adopt_evaluations(looked.store, [] if switched_off() else fetch_scores(looked, wanted, options.notice, trust))
         _take_in(looked, wanted, walked, heard, signatures, options)
         if now_seen and writable:
             remember(looked.store, now_seen.values(), heard.said)
@@ -221,7 +221,7 @@ def bring(looked: Looked, places: Sequence[Place], options: Options) -> list[Pul
     return [_against(options, each) for each in results]
 
 
-def _signatures(looked: Looked, wanted: Sequence[Wanted], public_keys: Sequence[Path]) -> dict[str, bytes]:
+def _signatures(looked: PullContext, wanted: Sequence[PullItem], public_keys: Sequence[Path]) -> dict[str, bytes]:
     """What lies beside adapters on the Hub; with keys, refuse what lacks a good one as far as can be seen by now.
 
     Raises:
@@ -234,16 +234,16 @@ def _signatures(looked: Looked, wanted: Sequence[Wanted], public_keys: Sequence[
         if asks and not switched_off() and (data := fetch_signature(looked, each.place, each.digest)):
             found[each.digest] = data
         if public_keys and each.asked_for and not signed:
-            folder = looked.store.peek(each.digest).path if each.data is None else None
+            folder = looked.store.read_record(each.digest).path if each.data is None else None
             require_signature(each, found.get(each.digest), public_keys, folder)
     return found
 
 
 def _backwards(
-    looked: Looked,
-    wanted: Sequence[Wanted],
+    looked: PullContext,
+    wanted: Sequence[PullItem],
     ancestors: Sequence[str],
-    heard: Heard,
+    heard: RemoteRevocations,
     known: Mapping[str, Seen],
     now_seen: Mapping[str, Freshness],
     before: Mapping[str, str | None],
@@ -266,7 +266,7 @@ def _backwards(
     yield from vanished(known, heard.said, stands)
 
 
-def _older(looked: Looked, wanted: Wanted, previous: str) -> Iterator[str]:
+def _older(looked: PullContext, wanted: PullItem, previous: str) -> Iterator[str]:
     """A line where an adapter is older than the one whose place it takes, and why.
 
     When it was made is told by its record, which a signature covers; what came first in its repository by the commits
@@ -275,7 +275,7 @@ def _older(looked: Looked, wanted: Wanted, previous: str) -> Iterator[str]:
     taken = f"{wanted.name} {short(wanted.digest)} takes the place of {short(previous)}"
     older = f"{taken}, and is older:"
     with suppress(NotFoundError, IntegrityError):  # then nothing is known of what was there
-        was = looked.store.peek(previous).record
+        was = looked.store.read_record(previous).record
         if was.created != wanted.record.created:
             if was.created > wanted.record.created:
                 yield f"{older} made {wanted.record.created}, and {short(previous)} was made {was.created}"
@@ -299,7 +299,7 @@ def _comes_first(order: Sequence[str], one: str, other: str) -> bool:
     return one in order and other in order and order.index(one) < order.index(other)
 
 
-def _not_asked(wanted: Wanted, known: Mapping[str, Seen]) -> Freshness:
+def _not_asked(wanted: PullItem, known: Mapping[str, Seen]) -> Freshness:
     """Of an adapter that the registry answered for."""
     last = known.get(wanted.place.repo)
     return Freshness(
@@ -311,8 +311,8 @@ def _not_asked(wanted: Wanted, known: Mapping[str, Seen]) -> Freshness:
 
 
 def _heard(
-    looked: Looked, wanted: Sequence[Wanted], walked: Mapping[str, Ancestor], here: set[str], trust: Trust
-) -> Heard:
+    looked: PullContext, wanted: Sequence[PullItem], walked: Mapping[str, RemoteAncestor], here: set[str], trust: Trust
+) -> RemoteRevocations:
     """What the repositories of adapters and of all their ancestors say; only those of the latter may be closed."""
     lying: dict[str, list[str]] = {}
     for each in wanted:
@@ -321,10 +321,10 @@ def _heard(
     for digest, ancestor in walked.items():
         lying.setdefault(digest, []).extend([ancestor.place.repo] if ancestor.place else [])
     repos = {repo for found_in in lying.values() for repo in found_in}
-    return hear(looked, [] if switched_off() else sorted(repos), lying, here, repos - own, trust)
+    return fetch_revocations(looked, [] if switched_off() else sorted(repos), lying, here, repos - own, trust)
 
 
-def _signature(store: Store, wanted: Wanted, signatures: Mapping[str, bytes], options: Options) -> str:
+def _signature(store: Store, wanted: PullItem, signatures: Mapping[str, bytes], options: Options) -> str:
     fetched = wanted.data is None or not options.dry_run
     if options.public_keys and wanted.asked_for and fetched:
         return "verified"
@@ -336,10 +336,10 @@ def _signature(store: Store, wanted: Wanted, signatures: Mapping[str, bytes], op
 
 
 def _take_in(
-    looked: Looked,
-    wanted: Sequence[Wanted],
-    walked: Mapping[str, Ancestor],
-    heard: Heard,
+    looked: PullContext,
+    wanted: Sequence[PullItem],
+    walked: Mapping[str, RemoteAncestor],
+    heard: RemoteRevocations,
     signatures: Mapping[str, bytes],
     options: Options,
 ) -> None:

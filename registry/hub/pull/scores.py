@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ....core.errors import IntegrityError
-from ...lineage.shared_scores import Evaluation, parse_evaluations
+from ...lineage.shared_scores import SharedScore, parse_evaluations
 from ...trust.trust import Trust
-from ..references import Looked
-from ..remote_lineage import Wanted
+from ..references import PullContext
+from ..remote_lineage import PullItem
 from ..sidecars import EVALUATIONS_FILE, MAX_COMPANION_BYTES
 
 
-def hear_scores(
-    looked: Looked, wanted: Sequence[Wanted], notice: Callable[[str], object], trust: Trust
-) -> list[Evaluation]:
+def fetch_scores(
+    looked: PullContext, wanted: Sequence[PullItem], notice: Callable[[str], object], trust: Trust
+) -> list[SharedScore]:
     """Read `evaluations.json` at the head of the repositories of adapters; keep what is of exactly these adapters.
 
     A file that cannot be read takes nothing from the adapters beside it: it is left out, and said. Where keys are
@@ -29,7 +29,7 @@ def hear_scores(
     Raises:
         NotFoundError, OfflineError, AuthError: The repository cannot be read.
     """
-    found: list[Evaluation] = []
+    found: list[SharedScore] = []
     for each in wanted:
         repo = each.place.repo
         head = looked.remote.head(repo) if each.asks else None

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...trust.signing import check_signatures, verify_signature
-from ..places import Place
-from ..references import Looked
-from ..remote_lineage import Wanted
+from ..places import HubLocation
+from ..references import PullContext
+from ..remote_lineage import PullItem
 from ..sidecars import MAX_COMPANION_BYTES, SIGNATURE_FILE
 
 
-def fetch_signature(looked: Looked, place: Place, digest: str) -> bytes | None:
+def fetch_signature(looked: PullContext, place: HubLocation, digest: str) -> bytes | None:
     """The signature that stands beside an adapter: that of the last commit before another adapter followed it.
 
     Raises:
@@ -30,7 +30,7 @@ def fetch_signature(looked: Looked, place: Place, digest: str) -> bytes | None:
     return remote.small_file(place.repo, sha, SIGNATURE_FILE, MAX_COMPANION_BYTES)
 
 
-def check_keys(wanted: Sequence[Wanted], public_keys: Sequence[Path]) -> None:
+def check_keys(wanted: Sequence[PullItem], public_keys: Sequence[Path]) -> None:
     """Refuse keys that cannot verify anything, before they are needed.
 
     Raises:
@@ -41,13 +41,13 @@ def check_keys(wanted: Sequence[Wanted], public_keys: Sequence[Path]) -> None:
         check_signatures(Path(), each.record, each.digest, [], *public_keys)
 
 
-def is_signed(looked: Looked, wanted: Wanted, public_keys: Sequence[Path]) -> bool:
+def is_signed(looked: PullContext, wanted: PullItem, public_keys: Sequence[Path]) -> bool:
     """Whether an adapter that is held has a good signature here by one of the keys."""
     return wanted.data is None and verify_signature(looked.store, wanted.digest, *public_keys).verdict == "good"
 
 
 def require_signature(
-    wanted: Wanted, signature: bytes | None, public_keys: Sequence[Path], folder: Path | None
+    wanted: PullItem, signature: bytes | None, public_keys: Sequence[Path], folder: Path | None
 ) -> None:
     """Refuse an adapter without a good signature by one of the keys; without keys, nothing.
 

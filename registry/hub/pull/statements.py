@@ -23,13 +23,13 @@ from ...trust.shared_statements import MEND_FILE
 from ...trust.statements import WITHDRAWN, Statement, parse_statements, standing, standing_here
 from ...trust.trust import Trust
 from ..places import location, locations, namespace_of
-from ..references import Looked
+from ..references import PullContext
 from ..remote_lineage import named
 from ..sidecars import MAX_COMPANION_BYTES, REVOCATIONS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class RemoteRevocations:
     """What repositories say."""
 
     believed: list[Statement]
@@ -39,14 +39,14 @@ class Heard:
     """Repository that was read -> what counts of what it says."""
 
 
-def hear(
-    looked: Looked,
+def fetch_revocations(
+    looked: PullContext,
     repos: Iterable[str],
     lying: Mapping[str, Sequence[str]],
     here: Iterable[str],
     closed: Iterable[str] = (),
     trust: Trust | None = None,
-) -> Heard:
+) -> RemoteRevocations:
     """Read `revocations.json` at the head of repositories and sort out what counts.
 
     Args:
@@ -86,10 +86,10 @@ def hear(
             heard[repo] += counted
             doubts += [doubt] if doubt else []
         believed += heard[repo]
-    return Heard(believed=believed, doubts=[*doubts, *_overruled(looked, heard, trust)], said=heard)
+    return RemoteRevocations(believed=believed, doubts=[*doubts, *_overruled(looked, heard, trust)], said=heard)
 
 
-def _read(looked: Looked, repo: str, head: str) -> bytes | None:
+def _read(looked: PullContext, repo: str, head: str) -> bytes | None:
     try:
         return looked.remote.small_file(repo, head, REVOCATIONS_FILE, MAX_COMPANION_BYTES)
     except IntegrityError as error:
@@ -98,7 +98,7 @@ def _read(looked: Looked, repo: str, head: str) -> bytes | None:
 
 
 def reaching(
-    looked: Looked, digest: str, records: Mapping[str, Record | None], heard: Heard, trust: Trust
+    looked: PullContext, digest: str, records: Mapping[str, Record | None], heard: RemoteRevocations, trust: Trust
 ) -> list[Revocation]:
     """The revocations that reach an adapter by what is known here and what was heard, the nearest first."""
     found: list[Revocation] = []
@@ -122,7 +122,7 @@ def reaching(
 
 
 def _counted(
-    looked: Looked,
+    looked: PullContext,
     repo: str,
     digest: str,
     items: list[Statement],
@@ -155,7 +155,7 @@ def _counted(
     return [*signed, *counted], doubt if len(counted) < len(rest) else ""
 
 
-def _overruled(looked: Looked, heard: Mapping[str, list[Statement]], trust: Trust) -> list[str]:
+def _overruled(looked: PullContext, heard: Mapping[str, list[Statement]], trust: Trust) -> list[str]:
     """Revocations that stand in a repository, and are taken back only by what was said elsewhere."""
     news: dict[str, list[Statement]] = {}
     for item in (item for items in heard.values() for item in items):

@@ -8,7 +8,7 @@ from typing import Any
 
 from ....core.reading.strict_json import MalformedJSONError, read_json
 from ...lineage.scores import EVAL, Scores, beside, read_score, scored
-from ...lineage.shared_scores import Evaluation
+from ...lineage.shared_scores import SharedScore
 from ...record import MAX_RECORD_BYTES, DataRef, Metric, Record
 from ...store.store import Entry, Store
 from ...trust.revocation import Revocation
@@ -18,7 +18,7 @@ COMPOSITION_FILE = "composition.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kin:
+class RelatedAdapter:
     """An adapter that a record names."""
 
     name: str
@@ -35,7 +35,7 @@ class Kin:
 class Facts:
     """What is known about an adapter that its record does not hold."""
 
-    kin: Mapping[str, Kin] = field(default_factory=dict)
+    kin: Mapping[str, RelatedAdapter] = field(default_factory=dict)
     """Digest -> adapter that the record names."""
     metrics: tuple[Metric, ...] = ()
     """Scores attested after it was made."""
@@ -56,9 +56,9 @@ class Facts:
 def facts_of(
     store: Store,
     entry: Entry,
-    kin: Mapping[str, Kin],
+    kin: Mapping[str, RelatedAdapter],
     revocations: tuple[Revocation, ...] = (),
-    evaluations: Iterable[Evaluation] = (),
+    evaluations: Iterable[SharedScore] = (),
 ) -> Facts:
     """Gather what is known about an adapter of a registry.
 
@@ -92,7 +92,7 @@ def is_plain_sum(record: Record) -> bool:
     return exact and bool(record.parents) and all(parent.scale == 1.0 for parent in record.parents)
 
 
-def _scores(store: Store, entry: Entry, others: Iterable[Evaluation]) -> tuple[Scores, int]:
+def _scores(store: Store, entry: Entry, others: Iterable[SharedScore]) -> tuple[Scores, int]:
     """The scores of just the adapters that are active when this one is used as made; how many these are."""
     record, trust = entry.record, Trust()
     if record.kind == "merge":

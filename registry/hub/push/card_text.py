@@ -11,7 +11,7 @@ from typing import Any
 from ....core.console import printable
 from ....core.disk.digest import short
 from ...record import Record
-from .card_facts import COMPOSITION_FILE, Facts, Kin
+from .card_facts import COMPOSITION_FILE, Facts, RelatedAdapter
 
 HUB = "https://huggingface.co"
 EMBEDDED_BASE = "plyfold/sandbox-base"
@@ -161,7 +161,7 @@ def loading(record: Record, repo: str, facts: Facts) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _peft(record: Record, repo: str, kin: list[Kin | None]) -> str:
+def _peft(record: Record, repo: str, kin: list[RelatedAdapter | None]) -> str:
     places = [match for each in kin if each and (match := _LOCATION.fullmatch(each.location or ""))]
     base = f'"{record.base.repo}", revision="{record.base.revision}"'
     lines = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
@@ -182,7 +182,7 @@ def _peft(record: Record, repo: str, kin: list[Kin | None]) -> str:
     return "\n".join(lines)
 
 
-def _vllm(record: Record, repo: str, kin: list[Kin | None]) -> list[str]:
+def _vllm(record: Record, repo: str, kin: list[RelatedAdapter | None]) -> list[str]:
     """One adapter goes with a request in vLLM, so a stage with others below it is composed with them first."""
     name, source, rank = repo.rpartition("/")[2], repo, record.weights.r
     intro, first = "With vLLM:", ""

@@ -28,7 +28,7 @@ from ..errors import HeadMovedError, HubBusyError
 from ..places import DIGEST_LINE, location
 from ..sidecars import EVALUATIONS_FILE, REVOCATIONS_FILE, SIGNATURE_FILE, companions, said_together
 from . import card
-from .card_facts import Kin, facts_of
+from .card_facts import RelatedAdapter, facts_of
 from .look import COMPANION_LINE, Repository, difference, line_of
 
 CARD_FILE = "README.md"
@@ -38,7 +38,7 @@ PUSHED, UPDATED, THERE = "pushed", "companions updated", "already there"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class PushRequest:
     """One adapter and how it is to be published."""
 
     store: Store
@@ -55,7 +55,7 @@ class Wanted:
     """Put what is said here in the place of a file of statements that cannot be read."""
     seen: str | None = None
     """Commit that `main` was at when it was last looked at from here."""
-    kin: Mapping[str, Kin] = field(default_factory=dict)
+    kin: Mapping[str, RelatedAdapter] = field(default_factory=dict)
     """Digest -> adapter its record names."""
 
     @property
@@ -73,7 +73,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class PushOutcome:
     """Where a repository is now."""
 
     commit: str
@@ -99,7 +99,7 @@ class _Change:
     note: str = ""
 
 
-def publish(client: HubClient, wanted: Wanted) -> Outcome:
+def publish(client: HubClient, wanted: PushRequest) -> PushOutcome:
     """Make sure that the repository has the adapter, and at its head what is said about it.
 
     Raises:
@@ -156,7 +156,7 @@ def publish(client: HubClient, wanted: Wanted) -> Outcome:
         client.tag(repo, wanted.tag, sha)
         _check_tag(repo, wanted.tag, client.refs(repo).tags, sha)
     status = PUSHED if PUSHED in tried else UPDATED if tried else THERE
-    return Outcome(
+    return PushOutcome(
         commit=sha,
         head=head,
         status=status,
@@ -168,7 +168,7 @@ def publish(client: HubClient, wanted: Wanted) -> Outcome:
 # ---- what to commit
 
 
-def _whole(now: Repository, wanted: Wanted) -> _Change:
+def _whole(now: Repository, wanted: PushRequest) -> _Change:
     """The commit that brings the adapter: the object as it is, and around it what can be made again or is said."""
     entry, store = wanted.entry, wanted.store
     # A repository of one commit was just made; asking what it holds would be one more request for every push.
@@ -197,7 +197,7 @@ def _whole(now: Repository, wanted: Wanted) -> _Change:
     )
 
 
-def _beside(now: Repository, wanted: Wanted) -> _Change | None:
+def _beside(now: Repository, wanted: PushRequest) -> _Change | None:
     """The commit that adds what is said about an adapter that is there; None where nothing is new."""
     entry, store = wanted.entry, wanted.store
     ours = said_here(store, entry.digest)
@@ -277,7 +277,7 @@ def _holds(file: RemoteFile, data: bytes) -> bool:
     return file.digest_of(data) == file.stated
 
 
-def _pages(now: Repository, wanted: Wanted, said: Mapping[str, bytes]) -> dict[str, Path | bytes]:
+def _pages(now: Repository, wanted: PushRequest, said: Mapping[str, bytes]) -> dict[str, Path | bytes]:
     """What shows an adapter and its scores to people and to the Hub, made again from all that is said about it."""
     measured = parse_evaluations(said[EVALUATIONS_FILE]) if EVALUATIONS_FILE in said else []
     facts = facts_of(wanted.store, wanted.entry, wanted.kin, _reaching(wanted, said), measured)
@@ -303,7 +303,7 @@ def _own_card(now: Repository, tree: Mapping[str, RemoteFile]) -> bool:
     return last.sha == now.head or now.tree(last.sha).get(CARD_FILE) == tree.get(CARD_FILE)
 
 
-def _reaching(wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Revocation, ...]:
+def _reaching(wanted: PushRequest, files: Mapping[str, bytes]) -> tuple[Revocation, ...]:
     """The revocations that reach an adapter: its own as they will stand beside it, its ancestors' as known here."""
     digest = wanted.entry.digest
     said = parse_statements(files[REVOCATIONS_FILE]) if REVOCATIONS_FILE in files else []
@@ -317,7 +317,7 @@ def _reaching(wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Revocation, .
 # ---- refusals
 
 
-def _check_arrived(wanted: Wanted, sha: str, change: _Change, remote: Mapping[str, RemoteFile]) -> None:
+def _check_arrived(wanted: PushRequest, sha: str, change: _Change, remote: Mapping[str, RemoteFile]) -> None:
     """Refuse a commit that holds other bytes than were sent.
 
     Raises:
@@ -338,7 +338,7 @@ def _check_arrived(wanted: Wanted, sha: str, change: _Change, remote: Mapping[st
         )
 
 
-def _refuse_other(wanted: Wanted, now: Repository, seen: str | None) -> None:
+def _refuse_other(wanted: PushRequest, now: Repository, seen: str | None) -> None:
     """Refuse to follow an adapter that came while this one was on its way.
 
     Raises:

@@ -24,8 +24,8 @@ from ..freshness import Freshness, remember, seen
 from ..places import attest_location, check_shareable, location, repo_of
 from ..pull.pull import Pulled, pull
 from ..sidecars import SIGNATURE_FILE
-from .card_facts import Kin
-from .commit import Outcome, Wanted, publish, said_here
+from .card_facts import RelatedAdapter
+from .commit import PushOutcome, PushRequest, publish, said_here
 
 __all__ = ["Pulled", "Pushed", "Signer", "choose", "pull", "push", "repo_of"]
 
@@ -169,7 +169,7 @@ def push(
     heads = {repo: each.head for repo, each in seen(store).items()}
     plans = [
         (
-            Wanted(
+            PushRequest(
                 store=store,
                 entry=entry,
                 repo=repo_of(namespace, entry.record),
@@ -203,7 +203,7 @@ def push(
     return results
 
 
-def _pushed(wanted: Wanted, *, asked_for: bool, signing: bool) -> Pushed:
+def _pushed(wanted: PushRequest, *, asked_for: bool, signing: bool) -> Pushed:
     """What is known of an adapter before anything is sent."""
     entry = wanted.entry
     beside = [*said_here(wanted.store, entry.digest), *([SIGNATURE_FILE] if signing else [])]
@@ -220,7 +220,7 @@ def _pushed(wanted: Wanted, *, asked_for: bool, signing: bool) -> Pushed:
     )
 
 
-def _with(plan: Pushed, outcome: Outcome) -> Pushed:
+def _with(plan: Pushed, outcome: PushOutcome) -> Pushed:
     return replace(
         plan,
         commit=outcome.commit,
@@ -231,9 +231,9 @@ def _with(plan: Pushed, outcome: Outcome) -> Pushed:
     )
 
 
-def _kin(entry: Entry) -> Kin:
+def _kin(entry: Entry) -> RelatedAdapter:
     record = entry.record
-    return Kin(
+    return RelatedAdapter(
         name=f"{record.curriculum} {record.label}",
         stage=record.stage.number if record.stage else None,
         r=record.weights.r,

@@ -95,7 +95,7 @@ class TestOverlaps:
     def test_what_is_not_held_says_nothing(self, trained: Trained, make_record: Any) -> None:
         four = trained.stage(4, "last", [f"sha256:{'e' * 64}"])
         assert found(trained, four, rows("acme/sums")) == []
-        (trained.store.peek(trained.one).path / "lineage.json").unlink()
+        (trained.store.read_record(trained.one).path / "lineage.json").unlink()
         assert found(trained, trained.two, rows("acme/sums")) == []
 
     def test_nearest_agrees_with_the_walks(self, trained: Trained) -> None:

@@ -27,7 +27,7 @@ def store(tmp_path: Path, make_record: Any, make_adapter: Any, monkeypatch: pyte
         digest = store.publish(make_adapter(tmp_path / f"{name}-src", seed=number), make_record(number, name, parents))
         store.set_ref("toy", number, digest)
         parents.append(digest)
-        copied = shutil.copytree(store.peek(digest).path, tmp_path / name)
+        copied = shutil.copytree(store.read_record(digest).path, tmp_path / name)
         (copied / "README.md").write_text("a card")
     return store
 
@@ -77,7 +77,7 @@ def test_what_the_registry_knows_to_be_revoked_is_refused(
     revoke(store, store.ref("toy", 1), "answers leaked")
     if not held:
         for digest in store.digests():
-            shutil.rmtree(store.peek(digest).path)
+            shutil.rmtree(store.read_record(digest).path)
     assert run(["merge", *names, "-o", "out"]) == 4
     assert "answers leaked" in capsys.readouterr().err
     assert run(["merge", *names, "-o", "out", "--allow-revoked"]) == 0

@@ -43,7 +43,7 @@ def test_it_says_digest_base_and_place(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "curriculum.lock.json"
     value = json.loads(path.read_text())
     assert (value["schema"], value["curriculum"], sorted(value["stages"])) == (1, "toy", ["1", "2"])
-    record = store.peek(one).record
+    record = store.read_record(one).record
     assert value["stages"]["1"] == {
         "name": "structure",
         "digest": one,
@@ -75,7 +75,7 @@ def test_check_names_what_differs(store: Store, make_record: Any, capsys: pytest
 def test_what_is_missing_on_either_side_differs(store: Store, make_record: Any, tmp_path: Path) -> None:
     lock = make_lock(store, "toy")
     store.set_ref("toy", 3, store.publish(tmp_path / "adapter", make_record(3, "remedy")))
-    shutil.rmtree(store.peek(store.ref("toy", 2)).path)
+    shutil.rmtree(store.read_record(store.ref("toy", 2)).path)
     assert [(each.stage, each.what) for each in differences(lock, store)] == [
         (2, "its adapter is not held"),
         (3, "not in the lock"),

@@ -13,7 +13,7 @@ from plyfold.registry.hub.sidecars import said_together
 from plyfold.registry.lineage.scores import attest_scores, scored, scores
 from plyfold.registry.lineage.shared_scores import (
     EVALUATIONS,
-    Evaluation,
+    SharedScore,
     adopt_evaluations,
     evaluations,
     parse_evaluations,
@@ -56,7 +56,7 @@ def test_what_one_measured_is_known_to_the_other(stores: tuple[Store, Store]) ->
         data = to_bytes(both)
         assert data == to_bytes(reversed(both))
         for store in (here, there):
-            assert all(item.is_about(digest, store.peek(digest).record) for item in parse_evaluations(data))
+            assert all(item.is_about(digest, store.read_record(digest).record) for item in parse_evaluations(data))
             adopt_evaluations(store, parse_evaluations(data))
             assert adopt_evaluations(store, parse_evaluations(data)) == []
             assert to_bytes(evaluations(store, digest)) == data
@@ -71,7 +71,7 @@ def test_scores_with_other_adapters_or_on_another_base_are_not_about_it(stores: 
     here, _ = stores
     _score(here, [1, 2], 0.6)
     two = here.ref("toy", 2)
-    record = here.peek(two).record
+    record = here.read_record(two).record
     (sound,) = evaluations(here, two)
     for change in ({"inputs": {"1": ABSENT, "2": two}}, {"base": "acme/other@" + "0" * 40}):
         assert not sound.model_copy(update={"payload": {**sound.payload, **change}}).is_about(two, record)
@@ -94,7 +94,7 @@ def test_of_thousands_the_newest_travel_and_none_pushes_out_what_was_measured_he
     digest = here.ref("toy", 1)
     (one,) = evaluations(here, digest)
     many = [
-        Evaluation.model_validate({**one.model_dump(), "created": f"20{year:02}-01-{day:02}T00:00:00Z"})
+        SharedScore.model_validate({**one.model_dump(), "created": f"20{year:02}-01-{day:02}T00:00:00Z"})
         for year in range(30, 100)
         for day in range(10, 29)
     ]

@@ -77,7 +77,7 @@ def test_takes_what_nothing_leads_to(store: Store) -> None:
     assert {item.name for item in plan.garbage} == {one, two}
     assert plan.num_kept == 2
     assert plan.size_bytes == sum(
-        file.stat().st_size for name in (one, two) for file in store.peek(name).path.iterdir()
+        file.stat().st_size for name in (one, two) for file in store.read_record(name).path.iterdir()
     )
     assert len(store.digests()) == 4  # a plan changes nothing
     done = delete(store)
@@ -197,7 +197,7 @@ def test_the_young_stay(store: Store, folder: Path, make_record: Any, by: str) -
         store.set_ref("toy", 1, now)
         assert names(store) == {two}
     else:
-        store.publish(folder, store.peek(one).record.model_copy(update={"files": []}))
+        store.publish(folder, store.read_record(one).record.model_copy(update={"files": []}))
         assert names(store) == {two}
     plan = plan_sweep(store)
     assert plan.num_young == 1
@@ -206,7 +206,7 @@ def test_the_young_stay(store: Store, folder: Path, make_record: Any, by: str) -
 
 
 def test_a_damaged_record_that_is_needed_stops_everything(store: Store) -> None:
-    path = store.peek(store.ref("toy", 2)).path / "lineage.json"
+    path = store.read_record(store.ref("toy", 2)).path / "lineage.json"
     path.chmod(0o644)
     path.write_text("{}")
     with pytest.raises(IntegrityError):
@@ -217,7 +217,7 @@ def test_a_damaged_record_that_is_needed_stops_everything(store: Store) -> None:
 def test_publishing_beside_it_loses_nothing(store: Store, folder: Path, make_record: Any) -> None:
     """One thread publishes and names old objects over and over, another deletes: every name leads somewhere."""
     one, _ = unnamed(store)
-    record = store.peek(one).record.model_copy(update={"files": []})
+    record = store.read_record(one).record.model_copy(update={"files": []})
     stop = threading.Event()
     sweeps = []
 

@@ -158,10 +158,10 @@ class TestLineage:
         teacher = shelf.make_record(1, "pupil").model_copy(
             update={
                 "parents": [Parent(role="teacher", digest=other)],
-                "weights": shelf.store.peek(shelf.one).record.weights,
+                "weights": shelf.store.read_record(shelf.one).record.weights,
             }
         )
-        assert shelf.deep(shelf.store.publish(shelf.store.peek(shelf.one).path, teacher)).problems == []
+        assert shelf.deep(shelf.store.publish(shelf.store.read_record(shelf.one).path, teacher)).problems == []
 
     def test_only_what_is_asked_and_what_it_came_from(self, shelf: Shelf) -> None:
         three = shelf.stage(3, "remedy", [shelf.two])
@@ -190,7 +190,7 @@ class TestNothingEndsIt:
         other.mkdir()
         (other / "revoked-1.json").write_text(json.dumps({"digest": f"sha256:{'e' * 64}", "kind": "revoked",
                                                           "created": "x", "payload": {}}))  # fmt: skip
-        record = shelf.store.peek(shelf.two).path / "lineage.json"
+        record = shelf.store.read_record(shelf.two).path / "lineage.json"
         record.chmod(0o644)
         record.write_text("{}")
         found = {(check.name, check.problems[0].fault) for check in verify(shelf.store) if check.problems}
@@ -205,7 +205,7 @@ class TestNothingEndsIt:
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
     def test_a_file_without_permission(self, shelf: Shelf) -> None:
-        (shelf.store.peek(shelf.one).path / "adapter_config.json").chmod(0)
+        (shelf.store.read_record(shelf.one).path / "adapter_config.json").chmod(0)
         (check,) = verify(shelf.store, [shelf.one])
         assert check.problems[0].fault == "unreadable"
 
@@ -222,7 +222,7 @@ class TestNothingEndsIt:
 
 class TestCommand:
     def test_named_adapters_only(self, shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
-        (shelf.store.peek(shelf.one).path / "surprise").write_text("")
+        (shelf.store.read_record(shelf.one).path / "surprise").write_text("")
         for arguments, count, code in ((["2"], 1, 0), (["brevity", "1"], 2, 4), (["2", "--deep"], 2, 4), ([], 2, 4)):
             assert run(["verify", *arguments, "--json"]) == code
             assert len(json.loads(capsys.readouterr().out)["checks"]) == count
@@ -241,7 +241,7 @@ class TestCommand:
     def test_notes_and_faults_have_lines_of_their_own(self, shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
         gone = f"sha256:{'e' * 64}"
         digest = shelf.stage(3, "remedy", requires=[gone])
-        (shelf.store.peek(shelf.one).path / "surprise").write_text("")
+        (shelf.store.read_record(shelf.one).path / "surprise").write_text("")
         assert run(["verify"]) == 4
         lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert any(line.startswith(f"{short(digest)} toy 3 remedy") and line.endswith("ok, 1 note") for line in lines)
@@ -249,7 +249,7 @@ class TestCommand:
         assert f"{short(shelf.one)} surprise is not in the record" in lines
 
     def test_a_damaged_record_can_be_named(self, shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
-        record = shelf.store.peek(shelf.two).path / "lineage.json"
+        record = shelf.store.read_record(shelf.two).path / "lineage.json"
         record.chmod(0o644)
         record.write_text("{}")
         for name in ("2", shelf.two, short(shelf.two)):

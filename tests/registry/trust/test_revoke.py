@@ -54,7 +54,7 @@ def test_it_reaches_what_was_made_from_it_and_nothing_else(store: Store) -> None
 def test_it_outlives_the_object(store: Store) -> None:
     one, _, three = store.stages("toy").values()
     revoke(store, one, "bad")
-    shutil.rmtree(store.peek(one).path)
+    shutil.rmtree(store.read_record(one).path)
     assert [item.digest for item in revocations(store, [three])[three]] == [one]
 
 

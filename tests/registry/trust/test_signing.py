@@ -168,7 +168,7 @@ def assert_bad_after(
     change: Callable[[Path], object], name: str, store: Store, one: str, data: bytes, keys: Path, tmp_path: Path
 ) -> None:
     """In the store, and in a folder that is to come into it."""
-    entry, record = store.peek(one), store.peek(one).record
+    entry, record = store.read_record(one), store.read_record(one).record
     kept, folder = tmp_path / "kept", tmp_path / "folder"
     for copy in (kept, folder):
         shutil.copytree(entry.path, copy)
@@ -209,7 +209,7 @@ def test_forgeries_are_bad_and_take_nothing_from_a_good_signature(
     good = sign(store, one, keys / "mine.pem")
     value, statement = contents(good)
     theirs, _ = contents(sign(store, one, keys / "other.pem"))
-    other, sig = store.peek(one), value["dsseEnvelope"]["signatures"][0]["sig"]
+    other, sig = store.read_record(one), value["dsseEnvelope"]["signatures"][0]["sig"]
     forged = {
         "another key's signature under my key's name": json.dumps(
             {**theirs, "verificationMaterial": value["verificationMaterial"]}
@@ -242,7 +242,7 @@ def test_forgeries_are_bad_and_take_nothing_from_a_good_signature(
 @needs_library
 def test_hostile_bundles_are_refused_and_leave_nothing(store: Store, one: str, keys: Path) -> None:
     good = sign(store, one, keys / "mine.pem")
-    entry, kept = store.peek(one), store.attestations(one)
+    entry, kept = store.read_record(one), store.attestations(one)
     for name, data in bundles(good).items():
         with pytest.raises(IntegrityError) as error:
             keep_signature(store, one, data, "hf://acme/toy")

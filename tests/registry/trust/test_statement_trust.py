@@ -414,7 +414,7 @@ def test_new_signatures_and_places_every_day_stay_few(store: Store, keys: Path) 
     one = store.ref("toy", 1)
     bundles = [sign(store, one, keys / f"{name}.pem") for name in ("mine", "other")]
     away = Store(store.root.parent / "away")
-    away.publish(store.peek(one).path, store.peek(one).record)
+    away.publish(store.read_record(one).path, store.read_record(one).record)
     for number in range(MAX_SIGNATURES):
         value = json.loads(bundles[1])
         value["verificationMaterial"]["publicKey"]["hint"] = f"{number:064x}"

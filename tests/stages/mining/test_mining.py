@@ -12,7 +12,7 @@ from plyfold.adapters.base.resolve import Quantisation
 from plyfold.core.config import ALL_LINEAR, AdapterConfig, MiningConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.data.rationale.parse import Rationale
-from plyfold.stages.mining.mining import Mined, check_mining, judge, mine, mining_cost, pass_rate_bound, verdict
+from plyfold.stages.mining.mining import MiningResult, check_mining, judge, mine, mining_cost, pass_rate_bound, verdict
 from plyfold.stages.plan.staleness import recipe_digest
 from plyfold.stages.rollouts.sampling import Sample
 
@@ -38,7 +38,7 @@ class _Scripted:
         return {"r": "right", "w": "wrong", "t": "truncated", "u": "unanswered"}[letter]
 
 
-def _mine(scripts: Sequence[str], batch: int = 2, **config: object) -> tuple[Mined, _Scripted]:
+def _mine(scripts: Sequence[str], batch: int = 2, **config: object) -> tuple[MiningResult, _Scripted]:
     ask = _Scripted(scripts)
     return mine(_problems(len(scripts)), MiningConfig(**config), ask, batch), ask  # type: ignore[arg-type]
 

@@ -145,7 +145,7 @@ def test_names_move_only_when_all_is_sound(hub: Hub, pushed: Store, away: Store,
 
 
 def _weights(store: Store, stage: int) -> str:
-    record = store.peek(store.ref("toy", stage)).record
+    record = store.read_record(store.ref("toy", stage)).record
     return next(file.sha256 for file in record.files if file.path.endswith(".safetensors")).removeprefix("sha256:")
 
 

@@ -254,7 +254,7 @@ def test_a_replay_that_looks_new_is_known_by_when_it_was_made_or_came_first(
 ) -> None:
     one, _ = followed
     if known_by != "made":  # made within the same second
-        record = make_record(1, "structure").model_copy(update={"created": pushed.peek(one).record.created})
+        record = make_record(1, "structure").model_copy(update={"created": pushed.read_record(one).record.created})
         again = pushed.publish(make_adapter(tmp_path / "third", seed=10), record)
         if known_by == "here":
             pull(away, locations(pushed, one)[-1], client=client)

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from plyfold.registry.hub.push.card import eval_results, render
-from plyfold.registry.hub.push.card_facts import Facts, Kin, facts_of
+from plyfold.registry.hub.push.card_facts import Facts, RelatedAdapter, facts_of
 from plyfold.registry.lineage.scores import attest_scores
 from plyfold.registry.record import BaseRecord, Code, DataRef, Metric, Parent, Recipe
 from plyfold.registry.store.store import Store, find_store
@@ -21,7 +21,7 @@ from plyfold.registry.trust.revocation import Revocation
 
 PARENT = f"sha256:{'a' * 64}"
 AT = f"hf://acme/toy-s01-structure@{'b' * 40}"
-BELOW = Kin(name="toy 1 structure", stage=1, r=4, location=AT)
+BELOW = RelatedAdapter(name="toy 1 structure", stage=1, r=4, location=AT)
 METRICS = [
     Metric(name="accuracy", value=0.625, n=400, ci95=(0.576, 0.671), protocol="zero-shot"),
     Metric(name="tokens", value=41.25, n=400),
