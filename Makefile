@@ -4,13 +4,25 @@ DEVICE := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(DEVICE)
 
-.PHONY: quickstart test check setup bench sandbox-base clean
+.PHONY: quickstart test test-fast browser check setup bench sandbox-base clean
 
 quickstart: setup
 	$(BIN)/plyfold quickstart
 
+# Two workers, each with one thread; what shares a server or a trained curriculum stays on one of them.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Without what is marked slow: for every edit.
+test-fast: setup
+	$(PYTEST) -m "not slow"
+
+# Chromium for the tests of pages, where this user may install it.
+browser:
+	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null
 
 setup: $(INSTALLED)
 

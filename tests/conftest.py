@@ -46,6 +46,11 @@ REQUIRABLE = {
 """Name for `--require` -> words of the skips it forbids."""
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def pytest_configure() -> None:
     """A shell's background job ignores SIGINT, and so would all that tests start and interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -54,6 +59,18 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", default="", help=f"fail instead of skipping for want of: {', '.join(REQUIRABLE)}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A module's tests stay on one worker, with its fixtures; slow modules come first, so that none is left at the end.
+
+    Where a module is named by an `xdist_group` of its own, several share a worker: one vLLM runs at a time.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -32,39 +32,7 @@ from plyfold.stages.training.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 from plyfold.stages.training.run_folder import unfinished
 
-CONFIG = """
-curriculum: tiny
-base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
-adapter: {{r: 4, alpha: 8}}
-data: {{path: sandbox, rows: [0, 40]}}
-eval: {{data: {{path: sandbox, split: test, rows: [0, 40]}}}}
-threads: 1
-stages:
-  structure:
-    number: 1
-    task: reconstruct
-    masking: {{mode: one, probability: 0.7}}
-    trainer: {{per_device_train_batch_size: 4, learning_rate: 1.0e-3, max_steps: 4, save_steps: 2}}
-  brevity:
-    number: 2
-    task: complete
-    masking: {{mode: scattered}}
-    unaided_share: 0.5
-    trainer: &grpo
-      per_device_train_batch_size: 4
-      gradient_accumulation_steps: 2
-      num_generations: 4
-      max_completion_length: 8
-      learning_rate: 1.0e-3
-      max_steps: 4
-      save_steps: 2
-  remedy:
-    number: 3
-    task: rewrite
-    unaided_share: 0.5
-    mining: {{samples: 2, problems: 12, max_new_tokens: 8, wrong_share: 0, unaided_samples: 2}}
-    trainer: *grpo
-"""
+from ..support.tiny_curriculum import CONFIG
 
 MakeConfig = Callable[..., CurriculumConfig]
 
