@@ -4,8 +4,8 @@ Each case breaks one thing: a record's bytes, a file of an object, a ref, a stat
 stranger's repository, or the Hub's own answers. It then goes through every door: parsing, load, adopt, tree, chain,
 stale, verify, gc, scores, revocations, locks, pull. What is accepted is compared with a second reading that shares no
 code (`tests/support/hostile_truth.py`); `right` under a mutation means that it spells another sound thing, or touches
-what is not read. A fault is any other exception, an error without a place or of over 2,000 characters, a file changed that
-was not to be, more than 10 s, 2 GiB of address space or 512 MiB of memory. Faults are named by their seeds.
+what is not read. A fault is any other exception, an error without a place or of over 2,000 characters, a file changed
+that was not to be, more than 10 s, 2 GiB of address space or 512 MiB of memory. Faults are named by their seeds.
 """
 
 from __future__ import annotations

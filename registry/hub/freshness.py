@@ -171,7 +171,7 @@ def remember(store: Store, found: Iterable[Freshness], said: Mapping[str, list[S
         IntegrityError: What was noted before is not readable.
         NotAllowedError: This user may not write to the registry.
     """
-    with store._locked():
+    with store.locked():
         known = seen(store)
         for each in found:
             if each.head is None:

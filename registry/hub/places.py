@@ -71,7 +71,7 @@ def location(repo: str, sha: str, folder: str = "") -> str:
 
 def locations(store: Store, digest: str) -> list[str]:
     """Where an adapter, held or not, is known to lie on the Hub, the last learnt first."""
-    folder = store.root / "attest"
+    folder = store.layout.attest
     if not (folder / digest.removeprefix(PREFIX)).is_dir():
         return []
     said = [each for each in read_attestations(folder, digest) if each.kind == LOCATION]
@@ -93,9 +93,9 @@ def attest_location(store: Store, digest: str, place: str) -> None:
         warn(f"{store.root} cannot be written by this user: that {short(digest)} lies at {place} is not noted there")
         return
     with disk_errors(store.root):
-        write_attestation(store.root / "attest", digest, LOCATION, {"location": place})
+        write_attestation(store.layout.attest, digest, LOCATION, {"location": place})
         if len(known) >= MAX_LOCATIONS:
-            prune_attestations(store.root / "attest", digest, LOCATION, MAX_LOCATIONS)
+            prune_attestations(store.layout.attest, digest, LOCATION, MAX_LOCATIONS)
 
 
 def refuse_pickles(record: Record) -> None:

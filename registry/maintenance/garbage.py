@@ -82,7 +82,7 @@ def take_cached(store: Store, item: Garbage, grace_s: float) -> Path | None:
     Returns:
         Where it lies, if it still does, until it is deleted; None where it stays.
     """
-    aside = store.root / "tmp" / f"gc-{item.path.name}-{uuid.uuid4().hex[:8]}"
+    aside = store.layout.tmp / f"gc-{item.path.name}-{uuid.uuid4().hex[:8]}"
     try:
         # Who makes a folder holds it meanwhile.
         with file_lock(item.path, "it is being made") if is_folder(item.path) else nullcontext():
@@ -98,7 +98,7 @@ def take_cached(store: Store, item: Garbage, grace_s: float) -> Path | None:
 def leftovers(store: Store) -> list[Garbage]:
     """What killed runs have left in `tmp/` and `cache/`, judged by its youngest file."""
     found = []
-    paths = [(path, path.name) for path in _children(store.root / "tmp") if is_scratch(path)]
+    paths = [(path, path.name) for path in _children(store.layout.tmp) if is_scratch(path)]
     for folder in CACHED:
         for path in _children(store.cache / folder):
             if is_beside(path.name, "tmp|old") and is_folder(path) and not _owned(path):

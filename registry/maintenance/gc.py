@@ -103,17 +103,17 @@ def delete(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float = GR
     Raises:
         As `plan_sweep`, and ConflictError: another process holds the store's lock.
     """
-    with store._locked():
+    with store.locked():
         plan = plan_sweep(store, lock_files=lock_files, grace_s=grace_s)
         moved, gone = [], []
         for item in plan.garbage:
             if item.kind == "object":
-                aside = store.root / "tmp" / f"gc-{short(item.name)}-{uuid.uuid4().hex[:8]}"
+                aside = store.layout.tmp / f"gc-{short(item.name)}-{uuid.uuid4().hex[:8]}"
                 item.path.rename(aside)
                 if _age_s(aside, 0.0) <= grace_s:  # published again between the look and the rename
                     aside.rename(item.path)
                     continue
-                attestations.append_log(store.root / "log.jsonl", "gc", digest=item.name)
+                attestations.append_log(store.layout.log, "gc", digest=item.name)
                 moved.append(aside)
             elif item.kind == "statements":
                 gone.append(item)
@@ -134,7 +134,7 @@ def delete(store: Store, *, lock_files: Iterable[Path] = (), grace_s: float = GR
     for item in gone:
         if item.kind == "statements":
             compact(store, item.name, STATEMENTS, EVALUATIONS)
-    sweep_partial_files(store.root / "refs", store.root / "attest")
+    sweep_partial_files(store.layout.refs, store.layout.attest)
     stayed = {item.name for item in plan.garbage if item.kind == "object"} - {item.name for item in gone}
     return replace(plan, garbage=gone, num_young=plan.num_young + len(stayed))
 
@@ -153,7 +153,7 @@ def lease(store: Store, digests: Iterable[str], cached: Iterable[Path] = ()) -> 
     """
     store.require_writable()
     names = sorted(path.relative_to(store.cache).as_posix() for path in cached)
-    folder = store.root / "locks" / "leases"
+    folder = store.layout.leases
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{uuid.uuid4().hex}.json"
     draft = path.with_suffix(".draft")  # a lease appears only once it is held: an unheld one is a dead one
@@ -171,7 +171,7 @@ def lease(store: Store, digests: Iterable[str], cached: Iterable[Path] = ()) -> 
 def roots(store: Store, lock_files: Iterable[Path] = ()) -> set[str]:
     """Digests named by refs of every alias, by lock files, by pins and by leases of living processes."""
     found = set()
-    for path in (store.root / "refs").glob("*/*/[!.]*"):
+    for path in store.layout.refs.glob("*/*/[!.]*"):
         named = attestations.read_ref(path)
         if named:  # else removed since it was listed
             found.add(named)
@@ -207,7 +207,7 @@ def reachable(store: Store, names: Iterable[str]) -> set[str]:
 
 def _statements(store: Store) -> Iterator[Garbage]:
     """Adapters of which an older registry has a file for every statement: one file takes their place, bounded."""
-    attested = store.root / "attest"
+    attested = store.layout.attest
     for name in sorted(os.listdir(attested)) if attested.is_dir() else ():
         digest = PREFIX + name
         if files := attestations.travelling_alone(attested, digest):
@@ -224,7 +224,7 @@ def _statements(store: Store) -> Iterator[Garbage]:
 def _leases(store: Store) -> list[dict[str, list[str]]]:
     """What living processes hold."""
     found = []
-    for path in (store.root / "locks").glob("leases/*.json"):
+    for path in store.layout.leases.glob("*.json"):
         if not _LEASE.fullmatch(path.name):
             continue
         try:
@@ -258,7 +258,7 @@ def _lease(path: Path) -> dict[str, list[str]]:
 def _touched(store: Store) -> dict[str, float]:
     """Digest -> time of the last event of the log that published it, or brought a ref to or away from it."""
     found: dict[str, float] = {}
-    for row in attestations.read_log(store.root / "log.jsonl"):
+    for row in attestations.read_log(store.layout.log):
         try:
             when = datetime.fromisoformat(str(row["time"])).timestamp()
         except (KeyError, ValueError):

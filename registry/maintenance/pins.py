@@ -35,13 +35,13 @@ def pin(store: Store, digest: str, reason: str = "") -> Pin:
         ConfigError: A reason that holds a local path.
     """
     text = " ".join(reason.split())
-    with store._locked():  # a sweep beside this takes it before, and that is said, or never
+    with store.locked():  # a sweep beside this takes it before, and that is said, or never
         full = store.resolve(digest)
         for known in pins_of(store, full):
             if known.reason == text:
                 return known
         store.attest(full, PIN, {"reason": text})
-        attestations.append_log(store.root / "log.jsonl", "pin", digest=full)
+        attestations.append_log(store.layout.log, "pin", digest=full)
     return pins_of(store, full)[-1]
 
 
@@ -51,13 +51,13 @@ def unpin(store: Store, digest: str) -> list[Pin]:
     Raises:
         NotFoundError: No such object, or it has no pin.
     """
-    with store._locked():
+    with store.locked():
         full = store.resolve(digest)
         found = pins_of(store, full)
         if not found:
             raise NotFoundError("no pin to remove", where=full, next_step="`plyfold gc` lists what is pinned")
-        attestations.remove_attestations(store.root / "attest", full, PIN)
-        attestations.append_log(store.root / "log.jsonl", "unpin", digest=full)
+        attestations.remove_attestations(store.layout.attest, full, PIN)
+        attestations.append_log(store.layout.log, "unpin", digest=full)
     return found
 
 
@@ -65,7 +65,7 @@ def pins_of(store: Store, digest: str) -> list[Pin]:
     """Pins of one adapter, oldest first."""
     return [
         Pin(digest=digest, reason=str(item.payload.get("reason", "")), created=item.created)
-        for item in attestations.read_attestations(store.root / "attest", digest)
+        for item in attestations.read_attestations(store.layout.attest, digest)
         if item.kind == PIN
     ]
 
@@ -76,6 +76,6 @@ def pins(store: Store) -> list[Pin]:
     Raises:
         IntegrityError: An attestation cannot be read, so that what is pinned is not known.
     """
-    attested = store.root / "attest"
+    attested = store.layout.attest
     names = sorted(path.name for path in attested.iterdir()) if attested.is_dir() else []
     return [each for name in names for each in pins_of(store, PREFIX + name)]

@@ -126,7 +126,7 @@ def _name(error: OSError) -> str:
 
 
 def _check_refs(store: Snapshot) -> Iterator[Check]:
-    for path in sorted((store.root / "refs").glob("*/*/[!.]*")):
+    for path in sorted(store.layout.refs.glob("*/*/[!.]*")):
         curriculum, slot, alias = path.parts[-3:]
         if not (slot.isdecimal() or slot == MERGES):
             continue
@@ -155,7 +155,7 @@ def _check_ref(store: Store, curriculum: str, slot: str, digest: str) -> FilePro
 
 
 def _check_statements(store: Snapshot, chosen: set[str] | None) -> Iterator[Check]:
-    for folder in sorted((store.root / "attest").iterdir()) if (store.root / "attest").is_dir() else ():
+    for folder in sorted(store.layout.attest.iterdir()) if store.layout.attest.is_dir() else ():
         digest = PREFIX + folder.name
         if not folder.is_dir() or (chosen is not None and digest not in chosen):
             continue

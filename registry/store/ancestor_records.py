@@ -53,4 +53,4 @@ def known_record(store: Store, digest: str) -> Record | None:
 
 
 def _path(store: Store, digest: str) -> Path:
-    return store.root / "attest" / digest.removeprefix(PREFIX) / KNOWN_RECORD
+    return store.layout.attest / digest.removeprefix(PREFIX) / KNOWN_RECORD

@@ -42,7 +42,7 @@ class Snapshot(Store):
     @cached_property
     def _attested(self) -> set[str]:
         try:
-            return {PREFIX + name for name in os.listdir(self._attest)}
+            return {PREFIX + name for name in os.listdir(self.layout.attest)}
         except FileNotFoundError:
             return set()
 

@@ -18,6 +18,7 @@ from ...core.disk.files import write_bytes
 from ...core.errors import ConfigError, ConflictError, IncompatibleError, IntegrityError, NotFoundError
 from ..record import Record
 from . import attestations
+from .layout import Layout
 from .objects import Entry
 
 MERGES = "merges"
@@ -34,8 +35,7 @@ class Refs:
     """Names in a folder; the store that they are of says what an object is."""
 
     root: Path
-    _refs: Path
-    _log: Path
+    layout: Layout
 
     def read_record(self, digest: str) -> Entry:
         """The object of a digest, its record verified."""
@@ -45,7 +45,7 @@ class Refs:
         """The object of a digest, every byte of it verified."""
         raise NotImplementedError
 
-    def _locked(self) -> AbstractContextManager[None]:
+    def locked(self) -> AbstractContextManager[None]:
         raise NotImplementedError
 
     def set_ref(
@@ -65,7 +65,7 @@ class Refs:
             IncompatibleError: The object is of another curriculum or stage.
             NotFoundError: No such object.
         """
-        with self._locked():  # from before the look at the object, so that no sweep comes between
+        with self.locked():  # from before the look at the object, so that no sweep comes between
             entry = self.read_record(digest)
             slot = self._slot(entry.record, curriculum, stage)
             path = self._ref_path(curriculum, slot, alias)
@@ -82,7 +82,13 @@ class Refs:
                 return
             write_bytes(path, f"{entry.digest}\n".encode())
             attestations.append_log(
-                self._log, "ref", curriculum=curriculum, stage=slot, alias=alias, digest=entry.digest, previous=now
+                self.layout.log,
+                "ref",
+                curriculum=curriculum,
+                stage=slot,
+                alias=alias,
+                digest=entry.digest,
+                previous=now,
             )
 
     def ref(self, curriculum: str, stage: int | str, alias: str = "latest") -> str:
@@ -95,7 +101,7 @@ class Refs:
         slot = self._number(curriculum, stage)
         digest = attestations.read_ref(self._ref_path(curriculum, slot, alias))
         if digest is None:
-            known = ", ".join(sorted(path.name for path in (self._refs / curriculum / slot).glob("[!.]*")))
+            known = ", ".join(sorted(path.name for path in (self.layout.refs / curriculum / slot).glob("[!.]*")))
             raise NotFoundError(
                 f"stage {stage} of {curriculum} has no alias {alias!r}",
                 where=self.root,
@@ -106,9 +112,9 @@ class Refs:
 
     def curricula(self) -> list[str]:
         """Names of the curricula that have a stage or a merge."""
-        if not self._refs.is_dir():
+        if not self.layout.refs.is_dir():
             return []  # a copy that left empty folders out, where none can be made
-        return sorted(path.name for path in self._refs.iterdir() if path.is_dir() and any(path.glob("*/[!.]*")))
+        return sorted(path.name for path in self.layout.refs.iterdir() if path.is_dir() and any(path.glob("*/[!.]*")))
 
     def default_curriculum(self, name: str | None = None) -> str:
         """The named curriculum, or the only one.
@@ -139,14 +145,14 @@ class Refs:
     def stages(self, curriculum: str) -> dict[int, str]:
         """Stage number -> digest of its `latest`, in order of the numbers; the objects are not opened."""
         found = {}
-        for path in (self._refs / curriculum).glob("*/latest"):
+        for path in (self.layout.refs / curriculum).glob("*/latest"):
             if re.fullmatch(NUMBER, path.parent.name) and (digest := attestations.read_ref(path)):
                 found[int(path.parent.name)] = digest
         return dict(sorted(found.items()))
 
     def merges(self, curriculum: str) -> dict[str, str]:
         """Slug -> digest of every registered composition; the objects are not opened."""
-        paths = sorted((self._refs / curriculum / MERGES).glob("[!.]*"))
+        paths = sorted((self.layout.refs / curriculum / MERGES).glob("[!.]*"))
         return {path.name: digest for path in paths if (digest := attestations.read_ref(path))}
 
     def stage(self, curriculum: str, stage: int | str) -> Entry:
@@ -182,7 +188,7 @@ class Refs:
             return text
         stages = self.stages(curriculum)
         if re.fullmatch(NUMBER, text):
-            if (self._refs / curriculum / str(int(text))).is_dir():
+            if (self.layout.refs / curriculum / str(int(text))).is_dir():
                 return str(int(text))
         else:
             for number, digest in stages.items():
@@ -211,4 +217,4 @@ class Refs:
             raise ConfigError("not a curriculum name", found=curriculum, expected="a-z, 0-9 and dashes")
         if not _ALIAS.match(alias):
             raise ConfigError("not an alias", found=alias, expected="letters, digits and . _ + * -")
-        return self._refs / curriculum / slot / alias
+        return self.layout.refs / curriculum / slot / alias

@@ -29,6 +29,7 @@ from ...core.errors import ConfigError, IntegrityError, NotFoundError
 from ..record import Record
 from . import attestations, objects
 from .attestations import Attestation
+from .layout import Layout
 from .objects import Entry as Entry
 from .ownership import refuse_foreign
 from .refs import ANY as ANY
@@ -89,22 +90,15 @@ class Store(Refs):
             NotAllowedError: It can neither be made nor read.
         """
         self.root = Path(os.path.realpath(expanded(root)))
-        self.objects = self.root / "objects" / "sha256"
-        self.cache = self.root / "cache"
-        self._refs = self.root / "refs"
-        self._attest = self.root / "attest"
-        self._tmp = self.root / "tmp"
-        self._log = self.root / "log.jsonl"
-        self._locations = self.root / "locations.json"
-        self._lock = self.root / "locks" / "refs.lock"
-        self._folders = (self.objects, self._refs, self._attest, self._tmp, self.root / "locks", self.cache)
+        self.layout = Layout(self.root)
+        self.objects, self.cache = self.layout.objects, self.layout.cache
         self._refuse_links()
         if not make:
             return
         try:
             with disk_errors(self.root):
                 self.root.parent.mkdir(parents=True, exist_ok=True)
-                for folder in (self.root, self.objects.parent, *self._folders):
+                for folder in (self.root, self.objects.parent, *self.layout.folders):
                     folder.mkdir(mode=0o775, exist_ok=True)  # never for everybody, whatever the umask
         except OSError as error:
             if error.errno not in NOT_ALLOWED:
@@ -118,15 +112,15 @@ class Store(Refs):
         In `tmp` and among the objects no more is looked at: what lies there is verified or removed without following.
         """
         refuse_no_folder(self.root)
-        for folder in (self.objects.parent, *self._folders):
+        for folder in (self.objects.parent, *self.layout.folders):
             if not is_folder(folder) and os.path.lexists(folder):
                 refuse_link(folder)
                 raise IntegrityError(
                     "no folder, where the registry keeps one of its own", where=folder, next_step="remove it"
                 )
-        for file in (self._log, self._locations, self.root / attestations.SEEN_FILE):
+        for file in (self.layout.log, self.layout.locations, self.root / attestations.SEEN_FILE):
             refuse_link(file)
-        for folder in (self._refs, self._attest, self.root / "locks"):
+        for folder in (self.layout.refs, self.layout.attest, self.layout.locks):
             refuse_links_in(folder)
         refuse_links_in(self.cache, depth=3)
 
@@ -136,7 +130,7 @@ class Store(Refs):
         effective = os.access in os.supports_effective_ids
         return all(
             os.access(folder if folder.exists() else self.root, os.W_OK | os.X_OK, effective_ids=effective)
-            for folder in self._folders
+            for folder in self.layout.folders
             if folder != self.cache
         )
 
@@ -149,10 +143,10 @@ class Store(Refs):
         """
         if not self.writable:
             raise not_allowed(self.root, "the registry cannot be written by this user")
-        if self._lock.parent.is_dir():
-            descriptor = open_own(self._lock, os.O_RDWR | os.O_CREAT)
+        if self.layout.lock.parent.is_dir():
+            descriptor = open_own(self.layout.lock, os.O_RDWR | os.O_CREAT)
             try:
-                take_lock(descriptor, self._lock)  # by somebody, or by nobody: that it can be is what counts
+                take_lock(descriptor, self.layout.lock)  # by somebody, or by nobody: that it can be is what counts
             finally:
                 os.close(descriptor)
 
@@ -171,17 +165,19 @@ class Store(Refs):
             NotAllowedError: This user may not write here.
         """
         with self._writing():
-            objects.sweep(self._tmp)
-            objects.sweep_partial_files(self._refs, self._attest)
-            digest = objects.write_object(folder, record, self._tmp, self.objects)
-        with self._locked():
-            attestations.append_log(self._log, "publish", digest=digest, kind=record.kind, curriculum=record.curriculum)
+            objects.sweep(self.layout.tmp)
+            objects.sweep_partial_files(self.layout.refs, self.layout.attest)
+            digest = objects.write_object(folder, record, self.layout.tmp, self.objects)
+        with self.locked():
+            attestations.append_log(
+                self.layout.log, "publish", digest=digest, kind=record.kind, curriculum=record.curriculum
+            )
         return digest
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder on the store's file system, gone afterwards with what is left in it."""
-        with self._writing(), objects.scratch_folder(self._tmp) as folder:
+        with self._writing(), objects.scratch_folder(self.layout.tmp) as folder:
             yield folder
 
     def adopt(self, folder: Path, digest: str) -> None:
@@ -192,8 +188,10 @@ class Store(Refs):
         """
         with self._writing():
             record = objects.adopt_object(folder, digest, self.objects)
-        with self._locked():
-            attestations.append_log(self._log, "adopt", digest=digest, kind=record.kind, curriculum=record.curriculum)
+        with self.locked():
+            attestations.append_log(
+                self.layout.log, "adopt", digest=digest, kind=record.kind, curriculum=record.curriculum
+            )
 
     def load(self, digest: str) -> Entry:
         """The object of a digest or an unambiguous prefix, every byte of it verified.
@@ -264,7 +262,7 @@ class Store(Refs):
             ConfigError: An unfit kind or payload.
         """
         with self._writing():
-            return attestations.write_attestation(self._attest, self.resolve(digest), kind, payload)
+            return attestations.write_attestation(self.layout.attest, self.resolve(digest), kind, payload)
 
     def attestations(self, digest: str, kind: str | None = None) -> list[Attestation]:
         """What was attested about an object, oldest first; `kind` filters.
@@ -281,7 +279,7 @@ class Store(Refs):
         Raises:
             IntegrityError: An attestation is not readable.
         """
-        return attestations.read_attestations(self._attest, digest)
+        return attestations.read_attestations(self.layout.attest, digest)
 
     def log(self) -> list[dict[str, Any]]:
         """Every publish and every move of a ref, oldest first.
@@ -289,7 +287,7 @@ class Store(Refs):
         Raises:
             IntegrityError: The log is no plain file, or too large.
         """
-        return list(attestations.read_log(self._log))
+        return list(attestations.read_log(self.layout.log))
 
     def remember_base(self, repo: str, revision: str, path: Path, spelling: str | None = None) -> None:
         """Note where a base lies on this machine; local knowledge, never in a record.
@@ -300,28 +298,28 @@ class Store(Refs):
             path: Its folder.
             spelling: As a config names that folder by the environment; it is noted instead of the path.
         """
-        with self._locked():
-            attestations.write_location(self._locations, repo, revision, path, spelling)
+        with self.locked():
+            attestations.write_location(self.layout.locations, repo, revision, path, spelling)
 
     def base_path(self, repo: str, revision: str) -> Path | None:
         """Where a base was last seen on this machine, if it is still there."""
-        return attestations.read_location(self._locations, repo, revision)
+        return attestations.read_location(self.layout.locations, repo, revision)
 
     def remember_rows(self, sha256: str, path: Path) -> None:
         """Note in which file or folder rows lie on this machine; local knowledge, never in a record."""
-        with self._locked():
-            attestations.write_rows_place(self._locations, sha256, path)
+        with self.locked():
+            attestations.write_rows_place(self.layout.locations, sha256, path)
 
     def rows_path(self, sha256: str) -> Path | None:
         """Where rows of this digest were last read from on this machine, be they there or not."""
-        return attestations.read_rows_place(self._locations, sha256)
+        return attestations.read_rows_place(self.layout.locations, sha256)
 
     # ---- inside
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """The one lock of the store; the system drops it when its holder dies."""
-        with self._writing(), locked(self._lock, LOCK_TIMEOUT_S, "another plyfold process holds the registry"):
+        with self._writing(), locked(self.layout.lock, LOCK_TIMEOUT_S, "another plyfold process holds the registry"):
             yield
 
     @contextmanager

@@ -141,7 +141,7 @@ def revocations(store: Store, digests: Iterable[str], trust: Trust | None = None
         IntegrityError: An attestation on the way is not readable, so nothing can be said.
         ConfigError, NotFoundError: A key that is named cannot be used.
     """
-    attested = store.root / "attest"
+    attested = store.layout.attest
     if not attested.is_dir():  # a read-only copy may lack empty folders
         return {}
     with os.scandir(attested) as entries:

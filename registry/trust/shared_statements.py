@@ -182,7 +182,7 @@ def keep(store: Store, said: Iterable[T], sort: Sort[T], *, own: bool = False) -
     for digest, items in given.items():
         if not fresh(items, sort.known(store, digest)):
             continue
-        with store._locked():
+        with store.locked():
             new += _keep(store, digest, sort, items)
     return new
 
@@ -205,7 +205,7 @@ def sign_own(store: Store, digest: str, signer: Signer, *sorts: Sort[Any]) -> No
 
 def compact(store: Store, digest: str, *sorts: Sort[Any]) -> None:
     """Make one file of what an older registry has in many, bounded."""
-    with store._locked():
+    with store.locked():
         for sort in sorts:
             _keep(store, digest, sort, [])
 
@@ -213,7 +213,7 @@ def compact(store: Store, digest: str, *sorts: Sort[Any]) -> None:
 def remember_keys(store: Store, digest: str, keys: Collection[str]) -> None:
     """Note with which keys an adapter was pulled: only what they sign lifts something of it from then on."""
     if named_before(store.attestations_of(digest)) != frozenset(keys):
-        with store._locked():
+        with store.locked():
             attested = [item for item in _attested(store, digest) if item.kind != NAMED_KEYS]
             payload = {"keys": sorted(keys)}
             _write(store, [*attested, Attestation(digest=digest, kind=NAMED_KEYS, created=utc_now(), payload=payload)])
@@ -221,7 +221,7 @@ def remember_keys(store: Store, digest: str, keys: Collection[str]) -> None:
 
 def _keep(store: Store, digest: str, sort: Sort[T], items: Iterable[Known[T]]) -> list[T]:
     """Under the store's lock."""
-    attested, alone = _attested(store, digest), travelling_alone(store.root / "attest", digest)
+    attested, alone = _attested(store, digest), travelling_alone(store.layout.attest, digest)
     before, keys = sort._of(attested), named_before(attested)
     names = {item.name for item in before}
     chosen = sort.bounded([*before, *fresh(joined(items), before)], keys)
@@ -254,7 +254,7 @@ def fresh(items: Iterable[Known[T]], before: Iterable[Known[T]]) -> list[Known[T
 
 def _attested(store: Store, digest: str) -> list[Attestation]:
     """What is in the one file of an adapter, and what an older registry has beside it."""
-    folder = store.root / "attest"
+    folder = store.layout.attest
     return [item for item in read_attestations(folder, digest) if item.travels]
 
 
@@ -265,7 +265,7 @@ def _write(store: Store, attested: Sequence[Attestation]) -> None:
     rows = [{**item.to_json(), **({"own": True} if item.own else {})} for item in attested]
     for row in rows:
         del row["digest"]
-    path = store.root / "attest" / digest.removeprefix(PREFIX) / TRAVELLING_FILE
+    path = store.layout.attest / digest.removeprefix(PREFIX) / TRAVELLING_FILE
     with disk_errors(path.parent):
         write_bytes(path, canonical_json({"schema": 2, "digest": digest, "statements": rows}) + b"\n")
 

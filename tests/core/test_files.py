@@ -137,7 +137,7 @@ def test_a_kill_while_a_folder_is_replaced_leaves_the_old_or_the_new(tmp_path: P
         found = {name: (target / name).read_text() for name in "ab"}
         assert found in ({"a": "old", "b": "old"}, {"a": "new", "b": "new"})
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        outcomes.append((done.returncode, file_lock["a"]))
+        outcomes.append((done.returncode, found["a"]))
     assert outcomes[0] == (-signal.SIGKILL, "old")
     assert outcomes[-1] == (0, "new")
     assert (-signal.SIGKILL, "new") in outcomes

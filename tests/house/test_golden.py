@@ -1,7 +1,7 @@
 """What must not change while the code around it moves: one compose and one fold bit for bit, recipes, rows, adapters.
 
-The inputs of compose and fold are multiples of 1/8, so that every sum is exact and the bytes are the same on any machine.
-Training is not exact: its digests hold on the kind of CPU they were taken on, and are skipped on another.
+The inputs of compose and fold are multiples of 1/8, so that every sum is exact and the bytes are the same on any
+machine. Training is not exact: its digests hold on the kind of CPU they were taken on, and are skipped on another.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def _adapter(path: Path, seed: int, r: int) -> Path:
     path.mkdir()
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": BASE_REPO, "revision": BASE_REVISION,
-        "r": r, "lora_alpha": 2 * r, "target_modules": sorted(name.rpartition(".")[2] for name in SHAPES), "bias": "none",
+        "peft_type": "LORA", "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": BASE_REPO, "revision": BASE_REVISION,
+        "r": r, "lora_alpha": 2 * r, "bias": "none",
+        "target_modules": sorted(name.rpartition(".")[2] for name in SHAPES),
     }  # fmt: skip
     (path / "adapter_config.json").write_text(json.dumps(config))
     return path

@@ -68,7 +68,7 @@ def test_a_pull_that_is_killed_between_an_object_and_its_name_is_continued(
     hub: Hub, pushed: Store, client: HubClient, tmp_path: Path
 ) -> None:
     new = Store(tmp_path / "new")
-    with new._locked():  # where the pull waits to write down that it moved an object in
+    with new.locked():  # where the pull waits to write down that it moved an object in
         process = start(hub, "pull", "acme/toy", "--registry", new.root)
         wait_for(new.digests, process)
         process.send_signal(signal.SIGKILL)
