@@ -2,3 +2,9 @@
 
 Knows how the base was made and what its problems are; not how anything is trained or scored.
 """
+
+from pathlib import Path
+
+BASE_REPO = "plyfold/sandbox-base"
+"""What records call the embedded base; no such repository is asked for while it is the one that lies here."""
+BASE_FOLDER = Path(__file__).parent / "base"

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from ...core.disk.locks import lock_of, locked
 from ...core.environment import meaning
 from ...core.errors import ConfigError, FailedError, IncompatibleError, IntegrityError, NotFoundError
 from ...core.reading.strict_json import read_object
+from ...sandbox import BASE_FOLDER, BASE_REPO
 from ..header import read_header, shown
 from ..hub import snapshot
 from .checkpoint import CONFIG_FILE, INDEX_FILE, open_checkpoint
@@ -123,6 +123,8 @@ def resolve_base(config: BaseConfig, *, local_only: bool = False) -> BaseRef:
         IntegrityError: A weights file is damaged.
         IncompatibleError: Its weights are quantised already.
     """
+    if config.path is None and config.repo == BASE_REPO and config.revision == content_revision(BASE_FOLDER):
+        return BaseRef(repo=config.repo, revision=config.revision, path=BASE_FOLDER)  # wherever plyfold lies by now
     if config.path is None:
         path = snapshot(
             config.repo,
@@ -154,8 +156,7 @@ def _complete(cached: Path) -> None:
 
 def sandbox_folder() -> Path:
     """Folder of the embedded base."""
-    # Found by name: adapters stands below stages and does not import it.
-    return Path(str(resources.files("plyfold.sandbox"))) / "base"
+    return BASE_FOLDER
 
 
 def content_revision(path: Path) -> str:

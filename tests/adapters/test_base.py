@@ -62,6 +62,14 @@ def test_the_sandbox_is_found_under_its_own_revision() -> None:
     assert (ref.repo, ref.revision, ref.path) == ("plyfold/sandbox-base", content_revision(folder), folder.resolve())
 
 
+def test_the_sandbox_is_found_by_its_name_wherever_plyfold_lies_now(hub: Any) -> None:
+    folder = sandbox_folder()
+    ref = resolve_base(BaseConfig(repo="plyfold/sandbox-base", revision=content_revision(folder)))
+    assert ref.path == folder  # where a registry remembers another place, or comes from another machine
+    with pytest.raises(OfflineError):  # another sandbox's adapters do not belong to this one
+        resolve_base(BaseConfig(repo="plyfold/sandbox-base", revision="0" * 40))
+
+
 def test_an_automatic_revision_changes_with_every_byte_that_counts(base: Path) -> None:
     revision = _local(base).revision
     assert len(revision) == 40
