@@ -43,13 +43,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", nargs="+", default=["base", "1"])
+    parser.add_argument("--only", metavar="VICTIM", help="of one kind: launcher, API server, VLLM::Worker, sweeper")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     draw, usual_s = random.Random(options.seed), 20.0
     counts: Counter[str] = Counter()
     runs: list[dict[str, Any]] = []
     for number in range(options.kills):
-        run = one(options.variants, draw, usual_s)
+        run = one(options.variants, draw, usual_s, options.only)
         usual_s = run.pop("start_s") or usual_s
         runs.append(run)
         counts[f"{run['victim']}, {run['signal']}, {run['moment']}"] += 1
@@ -63,7 +64,7 @@ def main() -> None:
     sys.exit(bool(left))
 
 
-def one(variants: Sequence[str], draw: random.Random, usual_s: float) -> dict[str, Any]:
+def one(variants: Sequence[str], draw: random.Random, usual_s: float, only: str | None) -> dict[str, Any]:
     """Start, end one process, look after GONE_S."""
     shared = names(SHARED_MEMORY)
     token, port = secrets.token_hex(8), free_port()
@@ -88,7 +89,7 @@ def one(variants: Sequence[str], draw: random.Random, usual_s: float) -> dict[st
         time.sleep(draw.uniform(0.2, 3))
     look(root, seen)
     alive = [(process, name) for process, name in seen.values() if running(process)]
-    victim, name = draw.choice(alive)
+    victim, name = draw.choice([each for each in alive if only in (None, each[1])] or alive)
     number = draw.choice(SIGNALS)
     sent = time.monotonic()
     victim.send_signal(number)
@@ -128,7 +129,7 @@ def kind(process: psutil.Process, root: psutil.Process) -> str:
         return "launcher"
     if process.name().startswith("VLLM::"):
         return process.name()
-    found = {"serving.vllm_main": "API server", "resource_tracker": "sweeper", "spawn_main": "an engine that starts"}
+    found = {"vllm_main serve": "API server", "resource_tracker": "sweeper", "spawn_main": "an engine that starts"}
     return next((name for word, name in found.items() if word in words), "helper")
 
 
