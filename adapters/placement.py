@@ -8,7 +8,7 @@ in the checkpoint as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -332,3 +332,21 @@ def _named_class(config: Any) -> Any:
     if not (isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)):
         raise TypeError("no model class")
     return named(config)
+
+
+def check_sizes(model: Path, adapters: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
+    """Refuse adapters whose matrices are not a model's: vLLM would copy smaller ones into a corner without a word.
+
+    Args:
+        model: Folder with safetensors weights; only their headers are read.
+        adapters: Adapter name -> module name -> (O, I).
+
+    Raises:
+        IncompatibleError: A module that the model does not have.
+        UnsupportedAdapterError: A model whose code stores its weights transposed.
+        ShapeMismatchError: A module whose I or O is not the model's.
+    """
+    placement = Placement.open(model)
+    for adapter, modules in adapters.items():
+        for name, size in modules.items():
+            placement.check(name, size, adapter)

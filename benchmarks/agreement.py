@@ -26,7 +26,7 @@ from plyfold.data.dataset import load_problems
 from plyfold.engines.vllm import VllmEngine
 from plyfold.evaluation.protocols import protocol
 from plyfold.registry.store.store import Store, find_store
-from plyfold.variants.variants import Variant, materialise, twin_of
+from plyfold.variants import Variant, materialise, twin_of
 
 BATCH = 50
 

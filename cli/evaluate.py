@@ -51,7 +51,7 @@ def eval_command(
     them, for example eval.max_new_tokens=256. The base of a config can be scored before anything is trained:
     plyfold eval base -c FILE.
     """
-    from ..variants.variants import Variant, find_variant
+    from ..variants import Variant, find_variant
 
     overrides = [argument for argument in arguments if "=" in argument]
     asked = [argument for argument in arguments if "=" not in argument]

@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from ..core.console import emit_json, say, show_field
-from .merging.command import merge_command
 from .options import json_option, registry_option
 
 
@@ -26,9 +25,7 @@ from .options import json_option, registry_option
 @registry_option
 @json_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.pass_context
 def quickstart_command(
-    ctx: click.Context,
     engine: str | None,
     runs: Path,
     registry: Path | None,
@@ -54,7 +51,8 @@ def quickstart_command(
     from ..evaluation.scores import score_variants
     from ..registry.lineage.graph import tree
     from ..stages.curriculum import train
-    from ..variants.variants import Variant
+    from ..variants import MergeOptions, Variant, stage_inputs
+    from .merging.command import run_merge
     from .records.lineage import print_tree
 
     trained = train(config, store, None, runs)
@@ -62,9 +60,8 @@ def quickstart_command(
     variants = [Variant(curriculum=config.curriculum, stages=numbers[:last]) for last in range(len(numbers) + 1)]
     problems, rows = load_scored(config.eval.data, config.eval.limit)
     scores, folder = score_variants(store, variants, problems, config.eval, data=DataRef.of(rows), runs=runs)
-    stages = ",".join(str(number) for number in numbers)
     if not as_json:
-        ctx.invoke(merge_command, stages=stages, curriculum=config.curriculum, registry=store.root)
+        run_merge(stage_inputs(store, numbers, curriculum=config.curriculum), MergeOptions())
     lineage = tree(store, config.curriculum)
     wall_s = time.monotonic() - started_s
     if as_json:

@@ -16,7 +16,7 @@ from .options import api_key_file_option, curriculum_option, dry_run_option, jso
 if TYPE_CHECKING:
     from ..registry.store.store import Store
     from ..serving.launch import ServerPlan
-    from ..variants.variants import Variant
+    from ..variants import Variant
 
 EXAMPLE_PROMPT = "Question: Ann has 3 apples and buys 4 more. How many apples does she have?\nSolution:\n"
 EXAMPLE_TOKENS = 128
@@ -66,7 +66,7 @@ def serve_command(
 
 def _chosen(store: Store, names: tuple[str, ...], curriculum: str) -> list[Variant]:
     """The named variants, or the base and every prefix of the curriculum."""
-    from ..variants.variants import Variant, find_variant
+    from ..variants import Variant, find_variant
 
     if names:
         return [find_variant(store, name, curriculum) for name in names]

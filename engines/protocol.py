@@ -15,9 +15,8 @@ from typing import Any, Protocol
 
 from ..adapters.base.model_config import ModelConfig, model_config
 from ..core.errors import ConfigError, IntegrityError
+from ..variants.name import BASE as BASE
 
-BASE = "base"
-"""Name of the variant without any adapter."""
 PROBE_TOKENS = 5
 """How many of the likeliest first tokens a probe reports."""
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Self
 from ..adapters.base.model_config import ModelConfig
 from ..adapters.base.resolve import check_weights, load_tokenizer
 from ..adapters.header import read_header
+from ..adapters.placement import check_sizes
 from ..adapters.spec import DTYPES, read_spec, refuse_other_keys
 from ..core.console import Task, progress, verbosity
 from ..core.errors import ConfigError, FailedError, IncompatibleError, NotFoundError, first_line
-from ..variants.variants import check_sizes
 from .processes import followed
 from .protocol import BASE, PROBE_TOKENS, Generation, check_temperature, describe_decoding, end_token_ids
 from .vllm_options import EngineOptions, engine_options, vllm_version

@@ -20,7 +20,7 @@ from ..data.problems import Problem
 from ..engines.protocol import BASE, Engine, check_temperature
 from ..engines.vllm_options import vllm_version
 from ..registry.maintenance.gc import lease
-from ..variants.variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
+from ..variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
 from .protocols import protocol
 from .report import write_evaluation
 from .runner import Evaluation, VariantScore, evaluate

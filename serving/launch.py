@@ -25,7 +25,7 @@ from ..core.one_host import UNANSWERED, ask
 from ..core.reading.strict_json import parse_json
 from ..engines.processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interruptible, launched
 from ..engines.vllm_options import EngineOptions, engine_options, vllm_version
-from ..variants.variants import BASE, Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
+from ..variants import BASE, Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
 from .access import KEY_VARIABLE, api_key, check_reach, gateway_environment, gateway_flags, server_url, shell_line
 
 if TYPE_CHECKING:

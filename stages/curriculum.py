@@ -23,8 +23,8 @@ from ..evaluation.grader import grader
 from ..registry.provenance import describe_code, describe_environment
 from ..registry.record import SCORED, BaseRecord, DataRef, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store.store import Entry, Store
+from ..variants import Variant, materialise
 from ..variants.base import digest_of
-from ..variants.variants import Variant, materialise
 from .gates import GateMeasurement, check_gate
 from .plan.curriculum_plan import plan_curriculum
 from .plan.stage_plan import CurriculumPlan, StagePlan

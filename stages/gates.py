@@ -168,7 +168,7 @@ def check_gate(
         As `score_variants`, where something has to be measured.
     """
     from ..evaluation.scores import score_variants
-    from ..variants.variants import Variant
+    from ..variants import Variant
 
     wanted = [tuple(stages), *([tuple(stages[:-1])] if any(item.relative for item in gate) else [])]
     found = {numbers: _on_record(store, curriculum, numbers, config, problems) for numbers in wanted}

@@ -1,1 +1,74 @@
-"""From a name to one adapter on disk: stages with weights, merges, imports, on the base they were trained on."""
+"""From a name to one adapter on disk: stages with weights, merges, imports, on the base they were trained on.
+
+Joins the registry, which knows what an adapter is, and merge, which adds adapters up. `name` has the names, `resolve`
+and `cache` lead from one to an adapter on disk, `base` to the model below it; `merging` and `publish` make merges.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import base_of, digest_of, shared_base, twin_of
+    from .cache import Materialised, materialise
+    from .merging import MergeInputs, MergeOptions, MergePlan, folder_inputs, plan_merge, prepare_merge, stage_inputs
+    from .name import BASE, Variant, parse_variant
+    from .publish import PublishedMerge, fold_merge, publish_merge
+    from .resolve import VariantPlan, check_fits, find_variant, plan_variant
+
+_HOMES = {
+    "BASE": "name",
+    "Materialised": "cache",
+    "MergeInputs": "merging",
+    "MergeOptions": "merging",
+    "MergePlan": "merging",
+    "PublishedMerge": "publish",
+    "Variant": "name",
+    "VariantPlan": "resolve",
+    "base_of": "base",
+    "check_fits": "resolve",
+    "digest_of": "base",
+    "find_variant": "resolve",
+    "fold_merge": "publish",
+    "folder_inputs": "merging",
+    "materialise": "cache",
+    "parse_variant": "name",
+    "plan_merge": "merging",
+    "plan_variant": "resolve",
+    "prepare_merge": "merging",
+    "publish_merge": "publish",
+    "shared_base": "base",
+    "stage_inputs": "merging",
+    "twin_of": "base",
+}
+
+__all__ = [
+    "BASE",
+    "Materialised",
+    "MergeInputs",
+    "MergeOptions",
+    "MergePlan",
+    "PublishedMerge",
+    "Variant",
+    "VariantPlan",
+    "base_of",
+    "check_fits",
+    "digest_of",
+    "find_variant",
+    "fold_merge",
+    "folder_inputs",
+    "materialise",
+    "parse_variant",
+    "plan_merge",
+    "plan_variant",
+    "prepare_merge",
+    "publish_merge",
+    "shared_base",
+    "stage_inputs",
+    "twin_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..registry.lineage.contamination import Overlap
     from ..registry.record import Metric
     from ..registry.store.store import Entry, Store
-    from .variants import Variant
+    from .name import Variant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..adapters.base.resolve import BaseRef, Quantisation
     from ..registry.record import BaseRecord
     from ..registry.store.store import Entry, Store
-    from .variants import Variant
+    from .name import Variant
 
 
 def base_of(

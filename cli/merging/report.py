@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from ...adapters.spec import AdapterSpec
     from ...merge.compose.prepare import Prepared
     from ...merge.compose.write import Composition
-    from ...merge.fold.fold import FoldPlan, FoldReport, ModuleFold
+    from ...merge.fold.fold import FoldReport, ModuleFold
     from ...variants.ancestry import Lineage
-    from .prompts import Verified
+    from ...variants.merging import MergePlan, Verified
+    from ...variants.publish import PublishedMerge
 
 MAX_APART = 3
 """Scores on other terms that are listed."""
@@ -31,11 +32,9 @@ MAX_APART = 3
 class Report:
     """One merge, before and after it is written."""
 
+    plan: MergePlan
     prepared: Prepared
-    fold_plan: FoldPlan | None
     lineage: Lineage | None
-    base_folder: Path | None
-    """Where the base lies, if it is at hand."""
     rounding: dict[str, ModuleFold] | None = None
     """What a fold's one rounding will cost each module, from a sample of rows."""
     written: dict[str, Any] | None = None
@@ -44,6 +43,7 @@ class Report:
     _verified: Verified | None = None
 
     def __post_init__(self) -> None:
+        self.fold_plan = self.plan.fold
         self._relative = self._relative_norms()
 
     @property
@@ -132,21 +132,20 @@ class Report:
         if self.next_command:
             show_field("next", self.next_command)
 
-    def composed(self, done: Composition) -> None:
-        """Take note of an adapter written to a folder."""
-        self.written = {"path": str(done.path), "digest": done.digest}
-        self._lines.append(("written", f"{done.path}  {done.digest}"))
-        self.next_command = _serve_command(done)
-
-    def published(self, done: Composition, digest: str, slug: str, path: Path, copy: Path | None) -> None:
-        """Take note of an adapter published to the registry."""
-        self.written = {"path": str(path), "digest": done.digest, "record": digest, "ref": f"merges/{slug}"}
-        self._lines.append(("written", f"{slug} in the registry  {digest}"))
-        if copy:
-            self.written["copy"] = str(copy)
-            self._lines.append(("copied", str(copy)))
+    def published(self, done: PublishedMerge) -> None:
+        """Take note of an adapter, in the registry or in a folder."""
+        self.written = {"path": str(done.path), "digest": done.composition.digest}
+        if done.digest is None:
+            self._lines.append(("written", f"{done.path}  {done.composition.digest}"))
+            self.next_command = _serve_command(done.composition, done.path)
+            return
+        self.written |= {"record": done.digest, "ref": f"merges/{done.slug}"}
+        self._lines.append(("written", f"{done.slug} in the registry  {done.digest}"))
+        if done.copy:
+            self.written["copy"] = str(done.copy)
+            self._lines.append(("copied", str(done.copy)))
         plain = self.prepared.plan.keeps_all and all(part.weight == 1 for part in self.prepared.plan.parts)
-        name = self.lineage.variant if plain and self.lineage else slug
+        name = self.lineage.variant if plain and self.lineage else done.slug
         served = f"   or   plyfold serve base {name}" if self.prepared.plan.bucket else ""
         self.next_command = f"plyfold eval base {name}{served}"
 
@@ -230,12 +229,13 @@ class Report:
     def _relative_norms(self) -> list[float | None]:
         """|dW| / |W| of each part over the modules it targets."""
         specs = self.prepared.plan.specs
-        if self.base_folder is None:
+        base_folder = self.plan.base_at_hand
+        if base_folder is None:
             return [None] * len(specs)
         from ...adapters.base.checkpoint import open_checkpoint
         from ...merge.fold.checkpoint import weight_norms
 
-        norms = weight_norms(open_checkpoint(self.base_folder), self.prepared.plan.modules)
+        norms = weight_norms(open_checkpoint(base_folder), self.prepared.plan.modules)
         found: list[float | None] = []
         for entry, spec in zip(self.prepared.inputs, specs, strict=True):
             weight = math.hypot(*(norms.get(name, 0.0) for name in spec.modules))
@@ -387,14 +387,14 @@ def _alpha(spec: AdapterSpec) -> str:
     return f"{spec.config.get('lora_alpha', 8):g}{pattern}{rslora}"
 
 
-def _serve_command(done: Composition) -> str:
+def _serve_command(done: Composition, path: Path) -> str:
     """The command that serves a composed adapter, on the base that the user named or else the adapters do."""
     plan = done.prepared.plan
     if done.bucket is None:
-        return f"PeftModel.from_pretrained(base, {str(done.path)!r})"
+        return f"PeftModel.from_pretrained(base, {str(path)!r})"
     folder = plan.base_word.folder if plan.base_word else None
     known = folder is not None or is_id(plan.base_repo) or (bool(plan.base_repo) and Path(plan.base_repo).is_dir())
     base = shlex.quote(str(folder or plan.base_repo)) if known else "BASE"
-    module = shlex.quote(f"merged={done.path}")
+    module = shlex.quote(f"merged={path}")
     command = f"vllm serve {base} --enable-lora --max-lora-rank {done.bucket} --lora-modules {module}"
     return command if known else f"{command}, with the folder or Hub id of the base for BASE"

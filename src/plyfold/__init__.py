@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .merge.plan import plan_compose
     from .registry.store.store import Store, find_store
     from .stages.curriculum import train
-    from .variants.variants import Variant, materialise
+    from .variants import Variant, materialise
 
 _HOMES = {
     "Adapter": "adapters.tensors",
@@ -28,13 +28,13 @@ _HOMES = {
     "Part": "merge.inputs",
     "PlyfoldError": "core.errors",
     "Store": "registry.store.store",
-    "Variant": "variants.variants",
+    "Variant": "variants.name",
     "compose": "merge.compose.write",
     "find_store": "registry.store.store",
     "fold": "merge.fold.fold",
     "interference": "merge.compare.interference",
     "load_config": "core.config",
-    "materialise": "variants.variants",
+    "materialise": "variants.cache",
     "plan_compose": "merge.plan",
     "prepare": "merge.compose.prepare",
     "read_adapter": "adapters.tensors",

@@ -18,7 +18,7 @@ from ...engines.processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interrupti
 from ...engines.vllm_options import engine_options
 from ...serving.access import gateway_flags
 from ...serving.gateway import RUNS
-from ...variants.variants import BASE
+from ...variants import BASE
 
 SLOTS = 2
 """LoRA slots: the version that is sampled from, and the next one while it comes."""

@@ -21,8 +21,8 @@ from plyfold.core.errors import BaseMismatchError, IntegrityError
 from plyfold.registry.record import BaseRecord, parse_record
 from plyfold.registry.store.store import Store
 from plyfold.stages.curriculum import with_weights
+from plyfold.variants import parse_variant
 from plyfold.variants.base import base_of
-from plyfold.variants.variants import parse_variant
 
 from ..conftest import REPO, REVISION
 from ..support.peft_folders import write_base_folder

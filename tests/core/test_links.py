@@ -21,7 +21,7 @@ from plyfold.merge.fold.journal import resumable_folder
 from plyfold.registry.maintenance.gc import GRACE_S, delete
 from plyfold.registry.store.store import Store
 from plyfold.stages.training.run_folder import RunFolder
-from plyfold.variants.variants import materialise, parse_variant
+from plyfold.variants import materialise, parse_variant
 
 DIGEST = "0" * 64
 FOLDERS = (

@@ -23,7 +23,7 @@ from plyfold.core.errors import ConfigError, IncompatibleError, NotFoundError
 from plyfold.engines.hf import HfEngine
 from plyfold.engines.protocol import Generation
 from plyfold.engines.vllm import VllmEngine
-from plyfold.variants.variants import materialise, parse_variant, twin_of
+from plyfold.variants import materialise, parse_variant, twin_of
 
 VARIANTS = ("base", "1", "1+2", "1+2+3")
 MAX_NEW_TOKENS = 12

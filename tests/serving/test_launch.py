@@ -29,7 +29,7 @@ from plyfold.engines import vllm_options
 from plyfold.engines.vllm_options import engine_options, lora_rank
 from plyfold.serving import launch
 from plyfold.serving.launch import ServerPlan, log_causes, plan_server, run_server
-from plyfold.variants.variants import parse_variant
+from plyfold.variants import parse_variant
 
 NAMES = ("base", "1", "1+2", "1+2+3")
 

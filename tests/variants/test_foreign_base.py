@@ -14,8 +14,8 @@ from plyfold.engines import vllm_options
 from plyfold.registry.import_peft import import_adapter
 from plyfold.registry.store.store import Store
 from plyfold.serving import launch
+from plyfold.variants import parse_variant, plan_variant
 from plyfold.variants.base import base_of
-from plyfold.variants.variants import parse_variant, plan_variant
 
 UNSAID = "does not say how its base was quantised"
 

@@ -23,7 +23,7 @@ from plyfold.core.errors import (
     ShapeMismatchError,
     UnsupportedAdapterError,
 )
-from plyfold.variants.variants import (
+from plyfold.variants import (
     Variant,
     base_of,
     check_fits,

@@ -363,7 +363,7 @@ class TestTheCache:
         assert entries[name].is_dir()
 
     def test_taking_a_variant_or_a_twin_makes_it_young(self, make_store: Any, tiny_base: Any, tmp_path: Path) -> None:
-        from plyfold.variants.variants import materialise, parse_variant, twin_of
+        from plyfold.variants import materialise, parse_variant, twin_of
 
         store = make_store(tmp_path / "toy", tiny_base(dtype="float32"), stages=1)
         variant = parse_variant("1", "tiny")

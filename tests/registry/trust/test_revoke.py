@@ -120,7 +120,7 @@ def test_merge_refuses_it_unless_told(store: Store, capsys: pytest.CaptureFixtur
 
 
 def test_a_variant_warns(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    from plyfold.variants.variants import Variant, materialise
+    from plyfold.variants import Variant, materialise
 
     revoke(store, store.ref("toy", 1), "wrong data")
     materialise(store, Variant(curriculum="toy", stages=(2,)))
