@@ -204,7 +204,7 @@ def composed(model: PeftModel, dtype: torch.dtype) -> dict[str, Factors]:
         Copies on the CPU by the base's module names; A (R, I) and B (O, R) of the widest module's rank R in all of
         them, rows and columns of zeros where a module has less.
 
-    Numerics: the same bytes as `merge.compose` makes of the two folders; tests/unit/test_rollout.py.
+    Numerics: the same bytes as `merge.compose` makes of the two folders; tests/stages/rollouts/test_engine.py.
     """
     parts = [_live_factors(model, adapter) for adapter in ([PRIOR] if has_prior(model) else []) + [DEFAULT]]
     present = {

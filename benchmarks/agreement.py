@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from plyfold.adapters.base.resolve import load_tokenizer, load_twin
+from plyfold.adapters.base.load import load_tokenizer, load_twin
 from plyfold.core.config import build_config
 from plyfold.data.dataset import load_problems
 from plyfold.engines.vllm import VllmEngine

@@ -43,7 +43,9 @@ from bitsandbytes.functional import dequantize_4bit
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, PrinterCallback, Qwen2Config, Qwen2Tokenizer, TrainerCallback
 
-from plyfold.adapters.base import resolve as bases
+from plyfold.adapters.base.load import default_device, load_nf4, load_tokenizer, load_twin
+from plyfold.adapters.base.resolve import BaseRef, Quantisation
+from plyfold.adapters.base.twin import ensure_twin
 from plyfold.adapters.stack import activate, attach, check_frozen, frozen_digest, reference_policy
 from plyfold.adapters.tensors import Factors, write_adapter
 from plyfold.core.config import AdapterConfig, load_config
@@ -79,7 +81,7 @@ class Bench:
     def __init__(self, shape: argparse.Namespace, steps: int, work: Path) -> None:
         """Write the base and its tokenizer of a token a byte."""
         self.shape, self.steps, self.work = shape, steps, work
-        self.device, self.quantisation = bases.default_device(), bases.Quantisation()
+        self.device, self.quantisation = default_device(), Quantisation()
         config = Qwen2Config(**shape.model, tie_word_embeddings=True, bos_token_id=256, eos_token_id=256,
                              rope_parameters={"rope_type": "default", "rope_theta": 1e6})  # fmt: skip
         with torch.device(self.device):
@@ -88,14 +90,14 @@ class Bench:
         self.linears = {name: (module.out_features, module.in_features) for name, module in model.named_modules()
                         if isinstance(module, torch.nn.Linear) and name != "lm_head"}  # fmt: skip
         self.nf4_bytes = sum(nf4_bytes(rows * columns, self.quantisation) for rows, columns in self.linears.values())
-        self.ref = bases.BaseRef(repo="bench/random-qwen2", revision="0" * 40, path=work / "base")
+        self.ref = BaseRef(repo="bench/random-qwen2", revision="0" * 40, path=work / "base")
         model.save_pretrained(self.ref.path)
         vocab = {letter: index for index, letter in enumerate([*sorted(ByteLevel.alphabet()), END])}
         tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], unk_token=END, eos_token=END, pad_token=END)
         tokenizer.save_pretrained(self.ref.path)
 
     def nf4(self) -> Any:
-        return bases.load_nf4(self.ref, self.quantisation)
+        return load_nf4(self.ref, self.quantisation)
 
     def stacked(self) -> Any:
         """The NF4 base under a prior and a fresh default."""
@@ -150,9 +152,9 @@ def load(bench: Bench) -> dict[str, Any]:
 
 def twin(bench: Bench) -> dict[str, Any]:
     start_s = synchronise()
-    folder = bases.ensure_twin(bench.ref, bench.quantisation, bench.work)
+    folder = ensure_twin(bench.ref, bench.quantisation, bench.work)
     make_s = synchronise() - start_s
-    quantised, plain = bench.nf4().eval(), bases.load_twin(folder)
+    quantised, plain = bench.nf4().eval(), load_twin(folder)
     equal = 0
     for name in bench.linears:
         weight = quantised.get_submodule(name).weight
@@ -230,7 +232,7 @@ def in_turns(bench: Bench, stage: str) -> dict[str, Any]:
     rows = [row] * ((WARM_UP + bench.steps) * max(shape.batch, shape.completions))
     clocks = {name: Clock(checked=name == "plyfold") for name in ("plyfold", "stock")}
     rewards, trainers, held = {name: Reward() for name in clocks}, {}, {}
-    tokenizer = bases.load_tokenizer(bench.ref.path)
+    tokenizer = load_tokenizer(bench.ref.path)
     for name, clock in clocks.items():
         before = torch.cuda.memory_allocated()
         common = {"args": arguments(bench, stage), "callbacks": [clock]}
@@ -321,7 +323,7 @@ def adapters(bench: Bench) -> dict[str, Any]:
 def vllm(bench: Bench) -> dict[str, Any]:
     from plyfold.engines.vllm import VllmEngine
 
-    folder = bases.ensure_twin(bench.ref, bench.quantisation, bench.work)
+    folder = ensure_twin(bench.ref, bench.quantisation, bench.work)
     variants = {"base": None, "1": bench.adapter(PRIOR_RANK), "1+2": bench.adapter(2 * PRIOR_RANK)}
     prompts = ["a" * bench.shape.prompt + f"{index:03}" for index in range(6 * bench.shape.completions)]
     with VllmEngine(folder, variants, max_new_tokens=bench.shape.completion, max_model_len=512) as engine:

@@ -35,14 +35,9 @@ from model_shapes import MODELS
 from qwen_shaped_base import shapes, write_base
 from rollout_sync_report import render
 
-from plyfold.adapters.base.resolve import (
-    BaseRef,
-    Quantisation,
-    ensure_twin,
-    load_nf4,
-    load_twin,
-    sandbox_folder,
-)
+from plyfold.adapters.base.load import load_nf4, load_twin
+from plyfold.adapters.base.resolve import BaseRef, Quantisation, sandbox_folder
+from plyfold.adapters.base.twin import ensure_twin
 from plyfold.adapters.header import read_header
 from plyfold.adapters.stack import attach, frozen_digest, save_default
 from plyfold.core.config import AdapterConfig

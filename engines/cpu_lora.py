@@ -40,7 +40,7 @@ def add_lora_linear(
         output_slices: O_part of each fused part, summing to O.
 
     Numerics: matmuls in x's dtype, so in bfloat16 the rank-sized intermediate is rounded once more than upstream's
-    float32 buffer; in float32 the result is upstream's up to summation order. tests/unit/test_cpu_lora.py.
+    float32 buffer; in float32 the result is upstream's up to summation order. tests/engines/test_cpu_lora.py.
     """
     y_TO, x_TI = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
     slot_T = self.token_lora_indices[: x_TI.shape[0]]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..adapters.base.resolve import load_tokenizer, load_twin
+from ..adapters.base.load import load_tokenizer, load_twin
 from ..adapters.spec import read_spec, refuse_other_keys
 from ..core.console import progress
 from ..core.errors import ConfigError, NotFoundError

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ..adapters.base.load import load_tokenizer
 from ..adapters.base.model_config import ModelConfig
-from ..adapters.base.resolve import check_weights, load_tokenizer
+from ..adapters.base.resolve import check_weights
 from ..adapters.header import read_header
 from ..adapters.placement import check_sizes
 from ..adapters.spec import DTYPES, read_spec, refuse_other_keys

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.base.resolve import Quantisation, ensure_twin, resolve_base, twin_path
+from ..adapters.base.resolve import Quantisation, resolve_base
+from ..adapters.base.twin import ensure_twin, twin_path
 from ..core.config import BaseConfig, EvalConfig
 from ..core.console import printable, warn
 from ..core.disk.files import refuse_no_folder, sweep_staged

@@ -85,7 +85,8 @@ def paired_ci95(fixed: int, broken: int, n: int) -> Interval:
     d +- z * sqrt((p_fixed + p_broken - d^2) / (n + 2)), within [-1, 1].
 
     Source: Bonett and Price, J. Educ. Behav. Stat. 37, 2012, eq. 4. Covers 94 % or more where a bootstrap of few
-    differing answers does not (one that is always right or always wrong has no width); tests/unit/test_statistics.py.
+    differing answers does not (one that is always right or always wrong has no width);
+    tests/evaluation/test_statistics.py.
     """
     p_fixed, p_broken = (fixed + 1) / (n + 2), (broken + 1) / (n + 2)
     difference = p_fixed - p_broken

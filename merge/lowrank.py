@@ -51,7 +51,7 @@ def truncate(B_OR: Tensor, A_RI: Tensor, rank: int) -> Truncation:
         K <= rank; what is lost is sqrt(sum spectrum[K:]^2) in the Frobenius norm.
 
     Source: Eckart & Young 1936, Mirsky 1960; the core SVD as in arXiv:2509.17786, which keeps it for merging.
-    Numerics: dense float64 SVD to 1e-12 of the largest singular value; tests/numerics/test_compose_svd.py.
+    Numerics: dense float64 SVD to 1e-12 of the largest singular value; tests/merge/compose/test_svd.py.
     """
     Q_OQ, R_QR = torch.linalg.qr(B_OR)
     Q_IP, R_PR = torch.linalg.qr(A_RI.T)

@@ -135,7 +135,7 @@ def plan_server(
             or apply wrongly without a word.
         ConflictError: The port is taken.
     """
-    from ..adapters.base.resolve import twin_path
+    from ..adapters.base.twin import twin_path
 
     key = api_key(key_file)
     check_reach(host, key)
@@ -172,7 +172,7 @@ def prepare(plan: ServerPlan, store: Store) -> None:
     Raises:
         DiskFullError: No room; nothing of it is half-written.
     """
-    from ..adapters.base.resolve import ensure_twin
+    from ..adapters.base.twin import ensure_twin
 
     with progress("prepare", len(plan.variants) + 1) as task:
         ensure_twin(plan.base, plan.quantisation, store.cache)

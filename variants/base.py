@@ -110,7 +110,7 @@ def twin_of(store: Store, variants: Sequence[Variant]) -> Path:
     Raises:
         As `base_of`, and DiskFullError.
     """
-    from ..adapters.base.resolve import ensure_twin
+    from ..adapters.base.twin import ensure_twin
 
     ref, quantisation = base_of(store, variants)
     return ensure_twin(ref, quantisation, store.cache)

@@ -239,7 +239,7 @@ def verify_fold(plan: MergePlan, checkpoint: Path) -> Verified:
 
 def _statistics(plan: MergePlan) -> Statistics:
     """Run the prompts once through the base with all adapters active."""
-    from ..adapters.base.resolve import load_tokenizer, load_twin
+    from ..adapters.base.load import load_tokenizer, load_twin
     from ..merge.calibrate.moments import collect
     from ..merge.calibrate.prompts import read_prompts
 
@@ -409,7 +409,7 @@ def _twin(inputs: MergeInputs, options: MergeOptions) -> Path:
     """The dequantised base that stages were trained on; for a dry run the base itself, where there is no twin yet."""
     from dataclasses import replace
 
-    from ..adapters.base.resolve import ensure_twin, twin_path
+    from ..adapters.base.twin import ensure_twin, twin_path
     from .base import base_of, check_folder, shared_base
 
     assert inputs.store is not None

@@ -1,40 +1,26 @@
-"""The frozen base: found, quantised to NF4 for training, and dequantised once into the twin that is served.
-
-Adapters are trained on the NF4 weights, so the model they belong to is the twin: those weights dequantised and saved
-in the compute dtype. transformers and bitsandbytes are loaded inside the functions that need them.
-"""
+"""Which base, and where: the embedded one, a folder, the Hub cache or the Hub; what its folder holds, by headers."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import re
-import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...core.config import BaseConfig
-from ...core.disk.digest import CHUNK_BYTES, digest_json, sha256_file, short
-from ...core.disk.files import expanded, require_space, staged_folder, sweep_staged, write_json
-from ...core.disk.locks import lock_of, locked
+from ...core.disk.digest import CHUNK_BYTES, digest_json, sha256_file
+from ...core.disk.files import expanded
 from ...core.environment import meaning
-from ...core.errors import ConfigError, FailedError, IncompatibleError, IntegrityError, NotFoundError
+from ...core.errors import ConfigError, IncompatibleError, IntegrityError, NotFoundError
 from ...core.reading.strict_json import read_object
 from ...sandbox import BASE_FOLDER, BASE_REPO
-from ..header import read_header, shown
+from ..header import read_header
 from ..hub import snapshot
 from .checkpoint import CONFIG_FILE, INDEX_FILE, open_checkpoint
 from .model_config import model_config
 from .quantised import refuse_packed, refuse_quantised_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SANDBOX = "sandbox"
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
@@ -55,10 +41,6 @@ ACCOMPANYING = (
 TWIN_NAME = "twin.json"
 TWIN_SOURCE = "twin-source.json"
 """In a twin: digest of the weights it was made from."""
-
-# On some CPUs bitsandbytes says at import, whoever imports it, that an optional inference kernel is not installed.
-# Training never uses that kernel.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,242 +271,3 @@ def folder_identity(folder: Path) -> tuple[str, str] | None:
     if snapshots.name == "snapshots" and cached.name.startswith("models--"):
         return cached.name.removeprefix("models--").replace("--", "/"), folder.name
     return None
-
-
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base or twin folder; one without a padding token pads with its end token, as TRL does."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def load_nf4(ref: BaseRef, quantisation: Quantisation, device: str | None = None) -> PreTrainedModel:
-    """Load a base with its linear weights in NF4, ready to train adapters on.
-
-    Args:
-        ref: The base.
-        quantisation: How to quantise; all but the embeddings and the head.
-        device: `cpu` or `cuda:N`; null takes CUDA where there is some.
-
-    Raises:
-        IncompatibleError: transformers has no causal language model for its config, or an adapter lies beside it.
-        FailedError: Nothing was quantised, or not in the blocks that `quantisation` states.
-    """
-    import torch
-
-    refuse_adapter_beside(ref.path)
-    with quiet_loading():
-        from transformers import BitsAndBytesConfig
-
-        compute_dtype = getattr(torch, quantisation.compute_dtype)
-        model = _language_model(ref.path, several=False).from_pretrained(
-            ref.path,
-            dtype=compute_dtype,
-            quantization_config=BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=quantisation.quant_type,
-                bnb_4bit_use_double_quant=quantisation.double_quant,
-                bnb_4bit_compute_dtype=compute_dtype,
-            ),
-            device_map={"": device or default_device()},
-            local_files_only=True,
-        )
-        _plain_decoding(model)
-    # Reports and checkpoints of other libraries name the model by this; where it lies is nobody else's.
-    model.name_or_path = model.config.name_or_path = ref.repo
-    layers = _linear4bit(model)
-    blocksizes = {layer.weight.quant_state.blocksize for layer in layers}
-    if blocksizes != {quantisation.blocksize}:
-        raise FailedError(
-            "the base was not quantised as asked", where=ref.repo, found=blocksizes, expected=quantisation.blocksize
-        )
-    for layer in layers:
-        # An eval forward on an AVX512-BF16 CPU would repack the weights in place for inference only: training
-        # afterwards crashes or loses the base's gradient, and the way back is inexact.
-        layer.support_avx512bf16_for_cpu = False
-    return model
-
-
-def ensure_twin(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
-    """The base as adapters saw it in training: NF4 weights dequantised, as a plain checkpoint.
-
-    Made once for a base and quantisation, under a lock, complete or absent. A damaged twin is made anew, and so is one
-    that is not known to be of these weights.
-
-    Returns:
-        `cache/twins/<repo>-<12 hex>`, whose config has no quantization_config, whose tokenizer and generation
-        config are the base's bytes.
-
-    Raises:
-        DiskFullError: No room for a copy in the compute dtype.
-
-    Numerics: weights are bit-equal to what the NF4 layers dequantise to on the device used, which is the one that
-        training takes; tests/numerics/test_stack_twin.py.
-    """
-    folder = twin_path(ref, quantisation, cache)
-    with locked(lock_of(folder)):
-        sweep_staged(folder)
-        if not _sound_twin(folder, ref):
-            require_space(folder.parent, _twin_bytes(ref, quantisation))
-            with staged_folder(folder, replace=True) as staged:
-                _make_twin(ref, quantisation, staged)
-                write_json(staged / TWIN_NAME, twin_note(ref, quantisation))
-                if ref.weights is not None:
-                    write_json(staged / TWIN_SOURCE, {"weights": ref.weights})
-        else:
-            os.utime(folder)  # in use: what has long been unused may be swept
-    return folder
-
-
-def twin_note(ref: BaseRef, quantisation: Quantisation) -> dict[str, Any]:
-    """What a twin's `twin.json` holds."""
-    return {"schema": 1, **_twin_identity(ref, quantisation)}
-
-
-def twin_path(ref: BaseRef, quantisation: Quantisation, cache: Path) -> Path:
-    """Where `ensure_twin` puts a twin, made or not."""
-    identity = digest_json(_twin_identity(ref, quantisation))
-    return cache / "twins" / f"{re.sub(r'[^A-Za-z0-9._-]+', '--', ref.repo)}-{short(identity)}"
-
-
-def load_twin(path: Path, device: str | None = None) -> PreTrainedModel:
-    """Load a twin, or any plain checkpoint, in the dtype it was saved in, for inference."""
-    refuse_adapter_beside(path)
-    with quiet_loading():
-        model = _language_model(path, several=True).from_pretrained(
-            path, dtype="auto", device_map={"": device or default_device()}, local_files_only=True
-        )
-        _plain_decoding(model)
-    return model.eval()
-
-
-def _plain_decoding(model: PreTrainedModel) -> None:
-    """Keep of a base's generation config its special tokens alone.
-
-    `generate` fills whatever it is not told from there: a repetition penalty, a cut, forbidden tokens. What samples
-    would then be neither what trains nor what is scored and served.
-    """
-    from transformers import GenerationConfig
-
-    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-    model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in tokens})
-
-
-def _language_model(path: Path, *, several: bool) -> Any:
-    """The auto class that loads a folder: a causal language model, or one of `several` modalities for its text.
-
-    Raises:
-        IncompatibleError: transformers has none for the folder's config.
-    """
-    import transformers
-
-    kinds = {transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING}
-    if several:
-        kinds[transformers.AutoModelForImageTextToText] = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        found = next((kind for kind, models in kinds.items() if type(config) in models), None)
-    except (ValueError, OSError, KeyError, TypeError):  # a type that it does not know, or code that lies beside it
-        found = None
-    if found is None:
-        raise IncompatibleError(
-            f"transformers {transformers.__version__} has no language model for this config",
-            where=path / "config.json",
-            expected="a causal language model" + (", or one of images and text" if several else ""),
-            found=f"model_type {shown(model_config(path).get('model_type'))}",
-        )
-    return found
-
-
-def default_device() -> str:
-    """`cuda:N` of this process (LOCAL_RANK) where there is CUDA, else `cpu`."""
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep transformers' bars, drawn even where nobody watches, and its deprecations off the screen."""
-    import transformers.utils.logging as transformers_logging
-
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            yield
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _linear4bit(model: PreTrainedModel) -> list[Any]:
-    from bitsandbytes.nn import Linear4bit
-
-    return [module for module in model.modules() if isinstance(module, Linear4bit)]
-
-
-def _make_twin(ref: BaseRef, quantisation: Quantisation, folder: Path) -> None:
-    import torch
-
-    model = load_nf4(ref, quantisation)
-    with quiet_loading():
-        for name, module in list(model.named_modules()):
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                model.set_submodule(name, _dequantised(module))
-        assert {p.dtype for p in model.parameters()} == {getattr(torch, quantisation.compute_dtype)}
-        model.hf_quantizer = None
-        model.is_quantized = False
-        model.config.__dict__.pop("quantization_config", None)
-        model.save_pretrained(folder)
-    del model
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # an engine that starts next finds the memory free
-    # Bytes, not what transformers makes of them: it validates, rewrites and adds.
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    for file in accompanying(ref.path)[0]:
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
-
-
-def _dequantised(layer: Any) -> Any:
-    """A Linear4bit as the plain Linear it computes: W_OI of the compute dtype, the same bias."""
-    import torch
-    from bitsandbytes.functional import dequantize_4bit
-
-    with torch.device("meta"):
-        linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    linear.weight = torch.nn.Parameter(dequantize_4bit(layer.weight.data, layer.weight.quant_state), False)
-    linear.bias = layer.bias
-    return linear
-
-
-def _twin_identity(ref: BaseRef, quantisation: Quantisation) -> dict[str, Any]:
-    return {"repo": ref.repo, "revision": ref.revision, "quantisation": quantisation.to_json()}
-
-
-def _sound_twin(folder: Path, ref: BaseRef) -> bool:
-    try:
-        check_weights(folder)
-        source = read_object(folder / TWIN_SOURCE, "the twin's source") if ref.weights is not None else {}
-    except (NotFoundError, IntegrityError, OSError):
-        return False
-    return (folder / TWIN_NAME).is_file() and source.get("weights") == ref.weights
-
-
-def _twin_bytes(ref: BaseRef, quantisation: Quantisation) -> int:
-    headers = [read_header(file) for file in check_weights(ref.path)]
-    entries = [entry for header in headers for entry in header.tensors.values()]
-    width = 4 if quantisation.compute_dtype == "float32" else 2
-    numbers = 0
-    for entry in entries:
-        count = 1
-        for side in entry.shape:
-            count *= side
-        numbers += count
-    return numbers * width

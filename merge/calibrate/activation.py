@@ -45,7 +45,7 @@ def activation(stack: ModuleStack, G_RR: Tensor, rank: int) -> Truncation:
     Source: the closed form of activation-aware SVD (arXiv:2403.07378 and others, whose C^(1/2) is I x I) brought to
         the rows of A.
     Numerics: the dense optimum with the full input covariance to 1e-6 of sqrt(E|dW x|^2), which is what leaving out
-        `UNEXCITED` directions may cost; tests/numerics/test_activation.py.
+        `UNEXCITED` directions may cost; tests/merge/calibrate/test_activation.py.
     """
     B_OR, A_RI = stack.B_OR, stack.A_RI
     _check_size(stack.name, G_RR, A_RI)

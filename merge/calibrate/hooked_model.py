@@ -136,7 +136,7 @@ def active(
         IncompatibleError, ShapeMismatchError: As `linears`.
         IntegrityError: As `PartReader.read`.
 
-    Numerics: bit-equal to PEFT 0.21 with the same adapters active, at weight 1; tests/integration/test_merge_logits.py.
+    Numerics: bit-equal to PEFT 0.21 with the same adapters active, at weight 1; tests/merge/calibrate/test_logits.py.
     """
     handles = []
     try:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...adapters.base.checkpoint import Checkpoint, open_checkpoint
+from ...adapters.base.load import load_tokenizer, load_twin
 from ...adapters.base.model_config import ModelConfig
-from ...adapters.base.resolve import load_tokenizer, load_twin
 from ...core.console import print_table
 from ..inputs import PartSet
 from .hooked_model import Batch, active, batched, cast, fold_in_place, logits

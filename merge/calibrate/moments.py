@@ -173,7 +173,7 @@ def collect(
         FailedError: An input that is not finite.
 
     Numerics: z as the forward pass has it, float32 or wider; products and sums in float64. The same bits in any order
-        of the prompts; tests/numerics/test_activation.py.
+        of the prompts; tests/merge/calibrate/test_activation.py.
     """
     batches = batched(prompts, tokenizer, model)
     moments = {

@@ -58,7 +58,7 @@ def interference(
         IntegrityError: NaN or infinity in a part, or a part that changes meanwhile.
 
     Numerics: float64 QR and SVD; numerical ranks end at max(O, I) * eps of the largest singular value. Dense float64
-        references in tests/unit/test_interference.py. Signs are of seeded samples (`conflict`).
+        references in tests/merge/compare/test_interference.py. Signs are of seeded samples (`conflict`).
     """
     reader, names = PartReader(parts), list(parts.modules)
     moments = statistics or {}

@@ -165,7 +165,7 @@ def prepare(
 
     Source: LoRA, arXiv:2106.09685, eq. 3; stacking as PEFT's `combination_type="cat"`, with the scales folded in.
     Numerics: float64 throughout, one rounding to the result's dtype at the end, whose size the certificate states.
-        Bit-exact where every w_k s_k is a power of two; tests/numerics/test_compose.py.
+        Bit-exact where every w_k s_k is a power of two; tests/merge/compose/test_compose.py.
     """
     if statistics is not None:
         statistics.check(plan)

@@ -135,7 +135,7 @@ def write_fold(
         IntegrityError: The base or an adapter changed meanwhile.
 
     Numerics: within half a unit of the output dtype, plus (R + 2) float32 roundings, of the float64 sum;
-        tests/numerics/test_fold.py.
+        tests/merge/fold/test_fold.py.
     """
     refuse_existing(out)
     require_space(out, space_needed(plan, out))

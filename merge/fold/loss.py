@@ -99,7 +99,7 @@ def estimate_loss(plan: FoldPlan, prepared: Prepared) -> dict[str, ModuleFold]:
     Raises:
         IntegrityError: The base or an adapter has changed since it was planned.
 
-    Numerics: the loss of a module within a few per cent of the whole's; tests/numerics/test_fold.py.
+    Numerics: the loss of a module within a few per cent of the whole's; tests/merge/fold/test_fold.py.
     """
     targets = plan.targets
 

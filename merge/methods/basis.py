@@ -35,7 +35,7 @@ def joint_basis(factors: Sequence[tuple[Tensor, Tensor]]) -> JointBasis:
         factors: (B_OP, A_PI) per delta, scales folded in, float64; at least one.
 
     Source: KnOTS, arXiv:2410.19735, eq. 4, whose code takes the svd of the dense O x nI matrix.
-    Numerics: equal to that svd to 1e-12 of S_1; tests/numerics/test_methods_lowrank.py.
+    Numerics: equal to that svd to 1e-12 of S_1; tests/merge/methods/test_lowrank.py.
     """
     Q_OR, R_RR = torch.linalg.qr(torch.cat([B_OP for B_OP, _ in factors], 1))
     halves = [torch.linalg.qr(A_PI.T) for _, A_PI in factors]

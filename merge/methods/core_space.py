@@ -24,7 +24,7 @@ def core(stack: ModuleStack, plan: ComposePlan) -> Merged:
         and so change when a delta is written with other factors (B M, M^-1 A); here they are of the deltas themselves.
         Its code has one weight, on the result; here each part has its own. Signs and means are as in `election`;
         neither PEFT nor mergekit has it.
-    Numerics: float64; equal to the dense computation; tests/numerics/test_methods_lowrank.py.
+    Numerics: float64; equal to the dense computation; tests/merge/methods/test_lowrank.py.
     """
     parts = deltas(stack)
     if not parts:

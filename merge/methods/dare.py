@@ -31,7 +31,7 @@ def dare_linear(stack: ModuleStack, plan: ComposePlan) -> Merged:
         mergekit rescales by the ratio of L1 norms instead where asked to. T equals PEFT's
         `dare_linear([D_1, ..], weights, density)` on dense deltas with the same masks.
     Numerics: masks depend on seed, module, index of the part and position alone: not on block size or threads;
-        tests/numerics/test_methods_dare.py.
+        tests/merge/methods/test_dare.py.
     """
     return _dare(stack, plan, elect=False)
 

@@ -22,7 +22,7 @@ def knots(stack: ModuleStack, plan: ComposePlan) -> Merged:
         weight. It trims over all modules at once, and in the published settings trims S V_k (`s_on_V`) rather than the
         paper's V_k; here V_k is trimmed, per module. Signs and means are as in `election`; neither PEFT nor mergekit
         has KnOTS.
-    Numerics: float64; equal to the dense computation; tests/numerics/test_methods_lowrank.py.
+    Numerics: float64; equal to the dense computation; tests/merge/methods/test_lowrank.py.
     """
     parts = deltas(stack)
     if not parts:

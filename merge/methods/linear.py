@@ -19,7 +19,7 @@ def linear(stack: ModuleStack, plan: ComposePlan) -> Merged:
 
     Source: task arithmetic, arXiv:2212.04089. mergekit's `task_arithmetic` is the same sum at full size. PEFT's
         `combination_type="linear"` sums A and B apart instead: see `peft_numerics`.
-    Numerics: as `lowrank.truncate`; tests/numerics/test_methods_lowrank.py.
+    Numerics: as `lowrank.truncate`; tests/merge/methods/test_lowrank.py.
     """
     parts = deltas(stack)
     if not parts:

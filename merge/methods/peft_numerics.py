@@ -38,7 +38,7 @@ def peft_numerics(stack: ModuleStack, plan: ComposePlan) -> Merged:
 
     Source: peft 0.21.2, `tuners/lora/model.py`, `_generalized_task_arithmetic_weighted_adapter`.
     Numerics: bit for bit PEFT's, which makes bf16 and fp16 adapters float32 when it loads them
-        (`autocast_adapter_dtype`) and computes in that; tests/numerics/test_methods_peft.py.
+        (`autocast_adapter_dtype`) and computes in that; tests/merge/methods/test_peft.py.
     """
     try:
         from peft.utils import merge_utils

@@ -29,7 +29,7 @@ def compress(target: MergedRows, rank: int, guess_IN: Tensor) -> Merged:
 
     Source: randomised range finder with power iterations, arXiv:0909.4061, algorithm 4.4.
     Numerics: float32 on the blocks, float64 on the factors. |T - B A| is within 1 % of the optimum (up to 2 % seen for
-        the whole stacked rank), 1e-6 of |T| at least; tests/numerics/test_methods_ties.py.
+        the whole stacked rank), 1e-6 of |T| at least; tests/merge/methods/test_ties.py.
     """
     num_out, num_in = target.shape
     width = min(max(rank, guess_IN.shape[1]) + OVERSAMPLE, num_out, num_in)

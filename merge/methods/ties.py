@@ -30,7 +30,7 @@ def ties(stack: ModuleStack, plan: ComposePlan) -> Merged:
         `ties([D_1, ..], weights, density)` on dense float32 deltas, which `combination_type="ties_svd"` uses; PEFT's
         plain `"ties"` acts on A and B apart. The paper trims over the whole model, PEFT, mergekit and this per module.
     Numerics: thresholds exact over the float32 deltas; low-rank step as `range_finder.compress`;
-        tests/numerics/test_methods_ties.py.
+        tests/merge/methods/test_ties.py.
     """
     parts = deltas(stack)
     if not parts:

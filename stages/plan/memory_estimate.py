@@ -20,7 +20,7 @@ Numerics: against the allocator's peak of one step on a CPU (nine runs: hidden 2
     makes temporaries of logits that a GPU's kernel does not, and 4-11 % too high in float32. The key-value cache is
     arithmetic, not measured, and so is vLLM's part. Nothing here was measured on a GPU: not the
     allocator's fragmentation, not CUDA's context (about half a GB), not the kernels' workspaces.
-    tests/unit/test_memory.py.
+    tests/stages/plan/test_memory_estimate.py.
 """
 
 from __future__ import annotations

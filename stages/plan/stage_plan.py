@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...adapters.base.resolve import BaseRef, Quantisation, twin_path
+from ...adapters.base.resolve import BaseRef, Quantisation
+from ...adapters.base.twin import twin_path
 from ...core.config import AdapterConfig, CurriculumConfig, StageConfig
 from ...data.dataset import LoadReport
 from ...data.rationale.parse import Rationale

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ...adapters.base.load import load_tokenizer
 from ...adapters.base.model_config import ModelConfig
-from ...adapters.base.resolve import TOKENIZER_FILES, load_tokenizer
+from ...adapters.base.resolve import TOKENIZER_FILES
 from ...core.config import BaseConfig, StageConfig
 from ...core.errors import ConfigError
 from ...data.rationale.parse import Rationale

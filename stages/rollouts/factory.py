@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...adapters.base.resolve import twin_note
+from ...adapters.base.twin import twin_note
 from ...core.environment import meaning
 from ..plan.stage_plan import CurriculumPlan, StagePlan
 from ..prompts.tasks import SUPERVISED

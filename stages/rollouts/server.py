@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...adapters.base.resolve import BaseRef, Quantisation, ensure_twin, resolve_base, twin_note, twin_path
+from ...adapters.base.resolve import BaseRef, Quantisation, resolve_base
+from ...adapters.base.twin import ensure_twin, twin_note, twin_path
 from ...core.config import CurriculumConfig
 from ...core.disk.digest import digest_json
 from ...core.errors import ConfigError

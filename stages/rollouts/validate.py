@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...adapters.base.resolve import BaseRef, Quantisation, twin_note
+from ...adapters.base.resolve import BaseRef, Quantisation
+from ...adapters.base.twin import twin_note
 from ...core.config import RolloutConfig
 from ...core.environment import meaning
 from ...core.errors import ConfigError, IncompatibleError

@@ -109,7 +109,8 @@ class _StageRunner:
     ) -> None:
         import torch
 
-        from ...adapters.base.resolve import ensure_twin, load_nf4, load_tokenizer
+        from ...adapters.base.load import load_nf4, load_tokenizer
+        from ...adapters.base.twin import ensure_twin
         from ...adapters.stack import attach, frozen_digest
 
         self._start_s = time.monotonic()

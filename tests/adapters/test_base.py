@@ -14,12 +14,12 @@ import pytest
 
 from plyfold.adapters.base.checkpoint import open_checkpoint
 from plyfold.adapters.base.digest import base_digest
+from plyfold.adapters.base.load import load_tokenizer
 from plyfold.adapters.base.resolve import (
     BaseRef,
     Quantisation,
     check_weights,
     content_revision,
-    load_tokenizer,
     resolve_base,
     sandbox_folder,
 )

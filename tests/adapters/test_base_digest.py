@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from plyfold.adapters.base import digest as module
 from plyfold.adapters.base.digest import base_digest
-from plyfold.adapters.base.resolve import BaseRef, ensure_twin
+from plyfold.adapters.base.resolve import BaseRef
+from plyfold.adapters.base.twin import ensure_twin
 from plyfold.cli.main import run
 from plyfold.core.errors import BaseMismatchError, IntegrityError
 from plyfold.registry.record import BaseRecord, parse_record

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from plyfold.adapters.base.load import load_nf4, load_twin
 from plyfold.adapters.base.model_config import ModelConfig
-from plyfold.adapters.base.resolve import BaseRef, Quantisation, load_nf4, load_twin, resolve_base
+from plyfold.adapters.base.resolve import BaseRef, Quantisation, resolve_base
 from plyfold.adapters.placement import Placement
 from plyfold.adapters.spec import read_spec
 from plyfold.adapters.tensors import canonicalise, read_adapter

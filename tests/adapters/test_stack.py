@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from plyfold.adapters.base.resolve import BaseRef, Quantisation, load_nf4
+from plyfold.adapters.base.load import load_nf4
+from plyfold.adapters.base.resolve import BaseRef, Quantisation
 from plyfold.adapters.spec import WEIGHTS_NAME
 from plyfold.adapters.stack import (
     activate,

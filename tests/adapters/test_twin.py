@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from plyfold.adapters.base import resolve as base_module
-from plyfold.adapters.base.resolve import BaseRef, Quantisation, ensure_twin, load_nf4, load_tokenizer, load_twin
+from plyfold.adapters.base import twin as twin_module
+from plyfold.adapters.base.load import load_nf4, load_tokenizer, load_twin
+from plyfold.adapters.base.resolve import BaseRef, Quantisation
+from plyfold.adapters.base.twin import ensure_twin
 
 TOKENS_BT = torch.randint(0, 500, (2, 24), generator=torch.Generator().manual_seed(1))
 CHOICES = [Quantisation(compute_dtype=d, double_quant=q) for d in ("float32", "bfloat16") for q in (True, False)]
@@ -102,7 +104,7 @@ def test_an_interrupted_twin_leaves_nothing(tmp_path: Path, tiny_base: Any, monk
         raise KeyboardInterrupt
 
     ref = _ref(tiny_base())
-    monkeypatch.setattr(base_module, "write_json", interrupted)  # the last step of making one
+    monkeypatch.setattr(twin_module, "write_json", interrupted)  # the last step of making one
     with pytest.raises(KeyboardInterrupt):
         ensure_twin(ref, Quantisation(), tmp_path)
     assert [file.name for file in (tmp_path / "twins").iterdir() if file.is_dir()] == []
@@ -113,7 +115,9 @@ def test_an_interrupted_twin_leaves_nothing(tmp_path: Path, tiny_base: Any, monk
 _LOAD = """
 import sys
 from pathlib import Path
-from plyfold.adapters.base.resolve import BaseRef, Quantisation, ensure_twin, load_nf4, load_twin
+from plyfold.adapters.base.resolve import BaseRef, Quantisation
+from plyfold.adapters.base.twin import ensure_twin
+from plyfold.adapters.base.load import load_nf4, load_twin
 from plyfold.adapters.stack import attach
 from plyfold.core.config import AdapterConfig
 ref = BaseRef(repo="acme/tiny", revision="a" * 40, path=Path(sys.argv[1]))

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from plyfold.adapters.base.resolve import TOKENIZER_FILES, load_tokenizer, sandbox_folder
+from plyfold.adapters.base.load import load_tokenizer
+from plyfold.adapters.base.resolve import TOKENIZER_FILES, sandbox_folder
 from plyfold.cli.main import run
 from plyfold.core.config import load_config
 from plyfold.core.errors import ConfigError

@@ -267,7 +267,7 @@ def test_links_are_found_however_deep(tmp_path: Path) -> None:
 
 def test_a_variant_and_a_twin_are_not_made_through_a_link(registry: Path, victim: Path) -> None:
     """Laid after the registry was opened: the lock beside, and the entry itself."""
-    from plyfold.adapters.base.resolve import ensure_twin, twin_path
+    from plyfold.adapters.base.twin import ensure_twin, twin_path
 
     store = Store(registry)
     variant = parse_variant("1", "tiny")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from plyfold.adapters.base.resolve import load_tokenizer, load_twin
+from plyfold.adapters.base.load import load_tokenizer, load_twin
 from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
 from plyfold.engines.hf import HfEngine
 from plyfold.engines.protocol import Generation

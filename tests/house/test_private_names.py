@@ -16,7 +16,8 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from plyfold.adapters.base.resolve import BaseRef, Quantisation, load_nf4, load_tokenizer, resolve_base
+from plyfold.adapters.base.load import load_nf4, load_tokenizer
+from plyfold.adapters.base.resolve import BaseRef, Quantisation, resolve_base
 from plyfold.adapters.stack import attach
 from plyfold.core.config import AdapterConfig, load_config
 from plyfold.stages.training import trainers
@@ -70,7 +71,7 @@ ATTRIBUTES: dict[str, type] = {
 
 TRAINING = {"_active_adapter", "_log_metric", "_get_per_token_logps_and_entropies", "_n_gpu"}
 OTHERS = {"_asdict", "_replace", "_content", "huggingface_hub.utils._http", "_exit", "_run_exitfuncs"}
-"""Named tuples' own, the Hub client's (tests/unit/test_hub_client.py), and Python's for ending a process."""
+"""Named tuples' own, the Hub client's (tests/registry/hub/test_client.py), and Python's for ending a process."""
 
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda f: f.__qualname__)

@@ -28,7 +28,8 @@ def base(tiny_base: Any, tmp_path: Path) -> Path:
 def test_a_loaded_base_keeps_its_special_tokens_alone(base: Path, quantised: bool) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 
-    from plyfold.adapters.base.resolve import BaseRef, Quantisation, load_nf4, load_twin
+    from plyfold.adapters.base.load import load_nf4, load_twin
+    from plyfold.adapters.base.resolve import BaseRef, Quantisation
     from plyfold.stages.rollouts.sampling import end_ids
 
     ref = BaseRef(repo="acme/tiny", revision="0" * 40, path=base)
@@ -43,7 +44,7 @@ def test_a_loaded_base_keeps_its_special_tokens_alone(base: Path, quantised: boo
 def test_mining_samples_as_if_the_base_had_no_habits(base: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from plyfold.adapters.base.resolve import load_twin
+    from plyfold.adapters.base.load import load_twin
     from plyfold.stages.rollouts.sampling import hf_sampler
 
     drawn = []

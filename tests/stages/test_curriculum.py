@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from plyfold.adapters.base.resolve import BaseRef, Quantisation, load_nf4, load_tokenizer, tokenizer_digest
+from plyfold.adapters.base.load import load_nf4, load_tokenizer
+from plyfold.adapters.base.resolve import BaseRef, Quantisation, tokenizer_digest
 from plyfold.adapters.stack import attach, frozen_digest
 from plyfold.adapters.tensors import read_adapter, tensor_digest
 from plyfold.cli.main import run as run_command

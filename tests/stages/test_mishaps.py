@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from plyfold.adapters.base import resolve as bases
+from plyfold.adapters.base import load
 from plyfold.cli.main import run as run_command
 from plyfold.core.config import CurriculumConfig, load_config
 from plyfold.core.errors import FailedError, IntegrityError, NotFoundError
@@ -212,7 +212,7 @@ def test_memory_that_no_device_has_is_told_as_such(
     assert caught.value.where == "stage 2 brevity, step 1"
     assert "per_device_train_batch_size=2" in caught.value.next_step
     with monkeypatch.context() as patch:
-        patch.setattr(bases, "load_nf4", too_much)
+        patch.setattr(load, "load_nf4", too_much)
         with pytest.raises(FailedError, match="out of memory") as caught:
             train(config, store, None, tmp_path / "runs")
     assert caught.value.where == "stage 2 brevity, as its base was loaded"

@@ -2,12 +2,12 @@
 
 Each of these would leave a loss that looks healthy. Others of the kind are held elsewhere:
 
-    frozen parts bit-identical, freeze mended and resumed, reference policy    tests/numerics/test_stack.py
-    twin equal to NF4                                                          tests/numerics/test_stack_twin.py
-    composed equal to stacked                                                  tests/numerics/test_compose_peft.py
+    frozen parts bit-identical, freeze mended and resumed, reference policy    tests/adapters/test_stack.py
+    twin equal to NF4                                                          tests/adapters/test_twin.py
+    composed equal to stacked                                                  tests/merge/compose/test_peft.py
     resume equal to the uninterrupted run, KL 0 at the start, NaN              test_train.py
-    no answer in a prompt; rewards without jumps; golds read right             tests/unit: tasks, rewards, answers
-    a new adapter at every sync of the rollouts                                tests/unit/test_rollout.py
+    no answer in a prompt; rewards without jumps; golds read right             tests/stages, tests/data
+    a new adapter at every sync of the rollouts                                tests/stages/rollouts/test_engine.py
     libraries that move what all this leans on                                 test_private_names.py
 """
 
@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from plyfold.adapters.base.resolve import BaseRef, Quantisation, load_nf4, load_tokenizer, resolve_base
+from plyfold.adapters.base.load import load_nf4, load_tokenizer
+from plyfold.adapters.base.resolve import BaseRef, Quantisation, resolve_base
 from plyfold.adapters.spec import CONFIG_NAME
 from plyfold.adapters.stack import attach, check_frozen, frozen_digest
 from plyfold.core.config import AdapterConfig, DataConfig, load_config

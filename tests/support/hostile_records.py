@@ -1,7 +1,7 @@
 """Records that lie: bytes for `lineage.json` made from a sound record by breaking it in one way.
 
-Every kind is a function of a sound record's JSON value and a source of chance; `tests/hostile_truth.py` says which of
-its results are lawful.
+Every kind is a function of a sound record's JSON value and a source of chance; `tests/support/hostile_truth.py` says
+which of its results are lawful.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory, tiny_base: Any, make_adapter: Any) -> Any:
-    from plyfold.adapters.base.resolve import load_tokenizer, load_twin
+    from plyfold.adapters.base.load import load_tokenizer, load_twin
 
     root = tmp_path_factory.mktemp("parts")
     folders = [make_adapter(root / f"a{seed}", r=rank, seed=seed) for seed, rank in ((1, 4), (2, 3))]

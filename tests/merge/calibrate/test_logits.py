@@ -12,15 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plyfold.adapters.base.resolve import (
-    BaseRef,
-    Quantisation,
-    ensure_twin,
-    load_nf4,
-    load_tokenizer,
-    load_twin,
-    sandbox_folder,
-)
+from plyfold.adapters.base.load import load_nf4, load_tokenizer, load_twin
+from plyfold.adapters.base.resolve import BaseRef, Quantisation, sandbox_folder
+from plyfold.adapters.base.twin import ensure_twin
 from plyfold.core.errors import FailedError, IncompatibleError, NotFoundError, ShapeMismatchError
 from plyfold.merge.calibrate.hooked_model import BATCH_TOKENS, active, batched, fold_in_place, logits
 from plyfold.merge.calibrate.kl import LogitFile, Meter

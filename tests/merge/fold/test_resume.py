@@ -36,7 +36,7 @@ def work(tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing is tidied up after it; tests/integration/test_fold_kill.py kills in earnest."""
+    """Stands for SIGKILL: nothing is tidied up after it; tests/merge/fold/test_kill.py kills in earnest."""
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def test_the_folded_checkpoint_is_the_twin_with_three_active_adapters(
 ) -> None:
     import torch
 
-    from plyfold.adapters.base.resolve import load_twin
+    from plyfold.adapters.base.load import load_twin
 
     monkeypatch.chdir(tmp_path)
     base = tiny_base(dtype="float32")

@@ -1,6 +1,6 @@
 """The test Hub itself, over plain HTTP: state that survives, faults that do as they say, halves that do nothing.
 
-What the real client makes of it is tests/integration/test_hub_contract.py.
+What the real client makes of it is tests/registry/hub/test_contract.py.
 """
 
 from __future__ import annotations

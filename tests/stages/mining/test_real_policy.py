@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from plyfold.adapters.base.resolve import Quantisation, load_nf4, load_tokenizer, resolve_base
+from plyfold.adapters.base.load import load_nf4, load_tokenizer
+from plyfold.adapters.base.resolve import Quantisation, resolve_base
 from plyfold.adapters.stack import attach
 from plyfold.adapters.tensors import read_adapter
 from plyfold.cli.main import run as run_command

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from plyfold.adapters.base.resolve import BaseRef, Quantisation, load_nf4, resolve_base
+from plyfold.adapters.base.load import load_nf4
+from plyfold.adapters.base.resolve import BaseRef, Quantisation, resolve_base
 from plyfold.adapters.stack import attach, save_default
 from plyfold.core.config import AdapterConfig, BaseConfig, RolloutConfig, load_config
 from plyfold.stages.plan.memory_estimate import MemoryEstimate, count_adapter, estimate_memory, nf4_bytes

@@ -45,7 +45,7 @@ def test_what_is_handed_over_is_the_exact_composition_byte_for_byte(
 ) -> None:
     import torch
 
-    from plyfold.adapters.base.resolve import load_twin
+    from plyfold.adapters.base.load import load_twin
     from plyfold.adapters.stack import attach, composed, save_default
     from plyfold.adapters.tensors import write_adapter
     from plyfold.merge.compose.write import compose
@@ -100,7 +100,7 @@ class Recorder:
 
 @pytest.fixture
 def trl_trainer(tiny_base: Any) -> Any:
-    from plyfold.adapters.base.resolve import load_twin
+    from plyfold.adapters.base.load import load_twin
     from plyfold.adapters.stack import attach
 
     model = attach(load_twin(tiny_base(dtype="float32"), "cpu"), AdapterConfig(r=4, alpha=8), None, 0)
@@ -155,7 +155,7 @@ def test_another_process_tells_the_engine_of_the_adapter_too_and_leaves_its_fold
 
 
 def test_an_adapter_goes_over_in_the_dtype_of_the_base(trl_trainer: Any, tiny_base: Any, tmp_path: Path) -> None:
-    from plyfold.adapters.base.resolve import load_nf4
+    from plyfold.adapters.base.load import load_nf4
     from plyfold.adapters.header import read_header
     from plyfold.adapters.stack import attach
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from plyfold.adapters.base.resolve import BaseRef, Quantisation, twin_note
+from plyfold.adapters.base.resolve import BaseRef, Quantisation
+from plyfold.adapters.base.twin import twin_note
 from plyfold.core.disk.digest import digest_json
 from plyfold.core.errors import (
     AuthError,
