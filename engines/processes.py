@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
@@ -221,24 +222,40 @@ def stop_server(server: subprocess.Popen[bytes], timeout_s: float = STOP_TIMEOUT
 
 
 def _kill_session(session: int) -> None:
-    """Kill all processes of a session but this one; sweepers only if they do not end by themselves."""
+    """Kill all processes of a session but this one; sweepers only if they do not end by themselves.
+
+    Shared memory that was theirs goes, too, where no sweeper is left to see to it.
+    """
     import psutil
 
-    start_s = time.monotonic()
+    start_s, shared = time.monotonic(), set[Path]()
     while time.monotonic() < start_s + KILL_TIMEOUT_S:
         alive = 0
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
                 if process.pid == os.getpid() or os.getsid(process.pid) != session or _is_gone(process):
                     continue
+                shared |= _shared_memory(process.pid)
                 if not _is_sweeper(process) or time.monotonic() > start_s + DYING_S:
                     process.kill()
                 elif session == os.getpid():
                     continue  # it waits for the caller to end
                 alive += 1
         if not alive:
+            for segment in shared:
+                with suppress(OSError):
+                    segment.unlink()
             return
         time.sleep(0.05)
+
+
+def _shared_memory(pid: int) -> set[Path]:
+    """Segments of `multiprocessing.shared_memory` that a process has mapped, where the system tells (Linux)."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return set()
+    return {Path(line.split()[-1]) for line in maps.splitlines() if "/dev/shm/psm_" in line and line[-1] != ")"}
 
 
 @contextmanager

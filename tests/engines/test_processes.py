@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from plyfold.engines.processes import PARENT, Watch, launched
+from plyfold.engines.processes import PARENT, Watch, launched, stop_server
 
 GONE_S = 10
 ENGINE = """
@@ -201,3 +201,26 @@ def test_a_server_that_ends_says_how() -> None:
     with launched([sys.executable, "-c", "raise SystemExit(3)"], {}, stdout=sys.stderr, stderr=None) as process:
         process.wait()
         assert Watch(process).lost() == "vLLM ended with code 3"
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this system does not show its shared memory")
+def test_shared_memory_goes_with_its_server_though_its_sweeper_is_gone_before(tmp_path: Path) -> None:
+    server = f"""
+import os, signal, time
+from multiprocessing import resource_tracker, shared_memory
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+segment = shared_memory.SharedMemory(create=True, size=100)
+os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)
+Path({str(tmp_path / "name")!r}).write_text(segment.name)
+time.sleep(600)
+"""
+    with launched([sys.executable, "-c", server], {}, stdout=sys.stderr, stderr=None) as process:
+        deadline_s = time.monotonic() + 30
+        while not (tmp_path / "name").exists() or not (tmp_path / "name").read_text():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        segment = Path("/dev/shm") / (tmp_path / "name").read_text()
+        assert segment.exists()
+        stop_server(process, 0.1)
+    assert not segment.exists()
