@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--only", metavar="VICTIM", help="of one kind: launcher, API server, VLLM::Worker, sweeper")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job inherits it, and hands it on
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     draw, usual_s = random.Random(options.seed), 20.0
     counts: Counter[str] = Counter()
     runs: list[dict[str, Any]] = []
