@@ -112,7 +112,8 @@ def load_rows(config: DataConfig, *, section: str = "data", taught: bool = True)
             del columns[ours]
         elif absent:
             raise _no_column(absent[0], ours, chosen, config, section, taught)
-    rows = [_row(index, record, config, columns, section) for index, record in chosen]
+    source = source_name(config)
+    rows = [_row(index, record, config, columns, section, source) for index, record in chosen]
     return rows if config.part is None else _of_part(rows, config.part, config, section)
 
 
@@ -439,14 +440,21 @@ def _range(config: DataConfig, section: str) -> tuple[int, int | None]:
     return config.rows[0], config.rows[1]
 
 
-def _row(index: int, record: dict[str, Any], config: DataConfig, columns: dict[str, list[str]], section: str) -> Row:
+def _row(
+    index: int,
+    record: dict[str, Any],
+    config: DataConfig,
+    columns: dict[str, list[str]],
+    section: str,
+    source: str,
+) -> Row:
     values: dict[str, str] = {"rationale": ""}
     for ours, names in columns.items():  # the gold answer before the rationale, which it may choose
         gold = read_gold(values["answer"]) if ours == "rationale" else ""
         parts = []
         for theirs in names:
             value = value_at(record, theirs)
-            where = f"{source_name(config)}, row {index}, column {theirs}"
+            where = f"{source}, row {index}, column {theirs}"
             column = f"{section}.columns.{ours}={theirs}"
             parts.append("" if value is ABSENT else text_in(value, ours, gold, where, column))
         values[ours] = parts[0] if len(parts) == 1 else "\n".join(part for part in parts if part.strip())

@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Split = Literal["train", "test"]
@@ -289,10 +290,15 @@ def make_problems(split: Split, num_rows: int, seed: int = 0) -> list[dict[str, 
         raise ValueError(f"unknown split {split!r}: expected 'train' or 'test'")
     if num_rows < 0:
         raise ValueError(f"num_rows is {num_rows}: expected 0 or more")
+    return [{"question": question, "answer": answer} for question, answer in _problems(split, num_rows, seed)]
+
+
+@lru_cache(maxsize=16)  # every stage of a plan reads them
+def _problems(split: Split, num_rows: int, seed: int) -> tuple[tuple[str, str], ...]:
     rng = random.Random(f"plyfold-sandbox-teacher-{split}-{seed}")
-    rows: list[dict[str, str]] = []
+    rows: list[tuple[str, str]] = []
     for story, _ in zip(draw_stories(split, seed), range(num_rows), strict=False):
         steps = story.solve()
         lines = note(steps, marks=True) if rng.random() < BRIEF else tell(steps, story, rng, marks=True)
-        rows.append({"question": story.question, "answer": "\n".join([*lines, f"#### {steps[-1].result}"])})
-    return rows
+        rows.append((story.question, "\n".join([*lines, f"#### {steps[-1].result}"])))
+    return tuple(rows)

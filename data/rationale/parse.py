@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ...core.errors import ConfigError
 from ..answers.reader import extract, extract_solution, gold_answer, normalise, same_answer
@@ -112,6 +113,7 @@ class UnusableRationale(ValueError):  # noqa: N818 - a reason for skipping a row
     """A row that cannot be taught from; the message is the reason rows are counted under."""
 
 
+@lru_cache(maxsize=16_384)  # stages of a curriculum read the same rows
 def parse_rationale(question: str, text: str, answer: str, *, bare: bool = False) -> Rationale:
     """Split a teacher's text into steps and check it against the gold answer.
 
@@ -166,6 +168,7 @@ def is_torn(*texts: str) -> bool:
     return any(map(_TORN_LATEX.search, texts))
 
 
+@lru_cache(maxsize=16_384)
 def read_gold(answer: str) -> str:
     """The gold answer of a dataset's answer column: what a worked solution states, or a short answer as it is.
 

@@ -208,7 +208,7 @@ def _longest_prompt(known: _PlanContext, plan: StagePlan, context: int) -> int |
         rows = make_rows(rationales, stage, asked, seed, known.counter.text)
         fitting, limit = fitting_rows(rows, stage, arguments, context, known.counter)
         require_rows(len(fitting), plan.name, stage, arguments, limit)
-        return None if stage.task in SUPERVISED else max(known.counter.prompt(row["prompt"]) for row in fitting)
+        return None if stage.task in SUPERVISED else max(known.counter.prompts([row["prompt"] for row in fitting]))
     longest = longest_prompts(rationales, stage, asked, seed, arguments, context, known.counter)
     if not longest[0]:
         require_batch(0, plan.name, stage, arguments, context - int(arguments.max_completion_length))

@@ -24,19 +24,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 
+_AT_ONCE = 1024
+"""Texts a tokenizer is given at a time."""
+
+
 class TokenCounter:
-    """Counts the tokens of texts under one tokenizer, as trainers and engines are given them."""
+    """Counts the tokens of texts under one tokenizer, as trainers and engines are given them; each text once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._texts: dict[str, int] = {}
+        self._prompts: dict[str, int] = {}
 
     def text(self, text: str) -> int:
         """Of a text that follows another, or is generated: without what a tokenizer puts around a prompt."""
-        return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if text not in self._texts:
+            self._texts[text] = len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._texts[text]
 
-    def prompt(self, text: str) -> int:
-        """Of a text that a sequence begins with, a first token that some tokenizers add included."""
-        return len(self._tokenizer(text, verbose=False)["input_ids"])
+    def prompts(self, texts: Sequence[str]) -> list[int]:
+        """Of texts that a sequence begins with, a first token that some tokenizers add included."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._prompts]
+        for start in range(0, len(new), _AT_ONCE):
+            some = new[start : start + _AT_ONCE]
+            tokens = self._tokenizer(some, verbose=False)["input_ids"]
+            self._prompts.update(zip(some, map(len, tokens), strict=True))
+        return [self._prompts[text] for text in texts]
 
 
 def fitting_rows(
@@ -61,9 +74,11 @@ def fitting_rows(
     """
     if stage.task in SUPERVISED:
         limit = min(arguments.max_length or context, context)
-        return [row for row in rows if counter.prompt(row["prompt"] + row["completion"]) < limit], limit
+        lengths = counter.prompts([row["prompt"] + row["completion"] for row in rows])
+        return [row for row, tokens in zip(rows, lengths, strict=True) if tokens < limit], limit
     limit = context - arguments.max_completion_length
-    return [row for row in rows if counter.prompt(row["prompt"]) <= limit], limit
+    lengths = counter.prompts([row["prompt"] for row in rows])
+    return [row for row, tokens in zip(rows, lengths, strict=True) if tokens <= limit], limit
 
 
 def longest_prompts(
@@ -92,8 +107,8 @@ def longest_prompts(
     fitting, _ = fitting_rows(rows, asked, arguments, context, counter)
     pool = askable(rationales, stage, protocol, context, counter) if mined else ()
     return (
-        max((counter.prompt(row["prompt"]) for row in fitting), default=0),
-        max((counter.prompt(protocol.prompt(rationale.question)) for rationale in pool), default=0),
+        max(counter.prompts([row["prompt"] for row in fitting]), default=0),
+        max(counter.prompts([protocol.prompt(rationale.question) for rationale in pool]), default=0),
     )
 
 
@@ -120,7 +135,8 @@ def askable(
 ) -> tuple[Rationale, ...]:
     """The problems whose bare prompt leaves room in the context for a sample of mining."""
     limit = context - stage.mining.max_new_tokens
-    return tuple(item for item in rationales if counter.prompt(protocol.prompt(item.question)) <= limit)
+    lengths = counter.prompts([protocol.prompt(item.question) for item in rationales])
+    return tuple(item for item, tokens in zip(rationales, lengths, strict=True) if tokens <= limit)
 
 
 def require_askable(num_problems: int, name: str, stage: StageConfig, context: int) -> None:

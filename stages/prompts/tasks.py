@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from statistics import mean
 from typing import Any
 
@@ -108,7 +109,8 @@ def draw_rows(
     """As `make_rows`, each row with the index of the rationale it was made of."""
     prompts = {"reconstruct": reconstruct_prompt, "complete": complete_prompt, "rewrite": rewrite_prompt}
     rng = random.Random(f"plyfold-{stage.task}-{seed}")
-    written = _measured(rationales, typical or rationales, count_tokens)
+    supervised = stage.task in SUPERVISED
+    written = [] if supervised else _measured(rationales, typical or rationales, count_tokens)
     shown = [_shown(rationale, stage.task) for rationale in rationales]
     rows: list[tuple[int, Row]] = []
     for copy in range(stage.epochs):
@@ -121,7 +123,7 @@ def draw_rows(
             bare = protocol.prompt(rationale.question)
             prompt = bare if unaided else prompts[stage.task](rationale, shown[index], stage, rng)
             row: Row = {"prompt": prompt}
-            if stage.task in SUPERVISED:
+            if supervised:
                 row["completion"] = render_solution(rationale)
             else:
                 tokens, words, num_steps = written[index]
@@ -167,6 +169,7 @@ def _measured(
     return [measure(rationale) if rationale.steps else usual for rationale in rationales]
 
 
+@lru_cache(maxsize=16_384)  # a plan reads prompts for their length, a run makes them again
 def _shown(rationale: Rationale, task: str) -> tuple[str, ...]:
     """The steps as a prompt may show them; a supervised row gives its answer away in the target, which is its point."""
     if task in SUPERVISED:

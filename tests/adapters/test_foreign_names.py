@@ -31,6 +31,8 @@ from plyfold.engines.vllm import model_dtype
 from plyfold.merge.inputs import Part
 from plyfold.merge.plan import plan_compose
 
+pytestmark = pytest.mark.slow
+
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 

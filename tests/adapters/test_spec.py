@@ -183,6 +183,7 @@ def test_module_names_cannot_be_paths(folder: Path, name: str) -> None:
         read_spec(_write(folder, header, bytes(112)))
 
 
+@pytest.mark.slow
 def test_truncation_anywhere_and_every_flipped_header_byte_is_contained(folder: Path) -> None:
     weights = folder / WEIGHTS_NAME
     whole = weights.read_bytes()

@@ -35,6 +35,8 @@ from plyfold.core.errors import (
     ShapeMismatchError,
 )
 
+pytestmark = pytest.mark.slow
+
 CONFIG = AdapterConfig(r=4, alpha=8)
 TOKENS_BT = torch.randint(0, 500, (2, 12), generator=torch.Generator().manual_seed(1))
 

@@ -183,6 +183,7 @@ write_adapter(Path(sys.argv[1]), {n: make(n) for n in order}, base_repo="a/b", b
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for seed in ("1", "2"):
@@ -226,6 +227,7 @@ except DiskFullError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_error_with_nothing_half_written(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _FULL, tmp_path], capture_output=True, text=True, check=True)
     assert "no space" in done.stdout

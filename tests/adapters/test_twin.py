@@ -17,6 +17,8 @@ from plyfold.adapters.base.load import load_nf4, load_tokenizer, load_twin
 from plyfold.adapters.base.resolve import BaseRef, Quantisation
 from plyfold.adapters.base.twin import ensure_twin
 
+pytestmark = pytest.mark.slow
+
 TOKENS_BT = torch.randint(0, 500, (2, 24), generator=torch.Generator().manual_seed(1))
 CHOICES = [Quantisation(compute_dtype=d, double_quant=q) for d in ("float32", "bfloat16") for q in (True, False)]
 

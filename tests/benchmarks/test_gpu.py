@@ -15,6 +15,8 @@ import pytest
 
 from plyfold.stages.plan.model_shape import KNOWN
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 VLLM = importlib.util.find_spec("vllm") is not None
 PARTS = ("limits", "load", "twin", "sft", "grpo", "adapters", *(["vllm"] if VLLM else []))

@@ -21,6 +21,8 @@ from plyfold.sandbox.problems import make_problems
 
 from ..conftest import Hub
 
+pytestmark = pytest.mark.slow
+
 CANARY = "CANARY77VALUE"
 CONFIG = """
 curriculum: tiny

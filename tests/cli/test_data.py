@@ -168,6 +168,7 @@ def test_lengths_are_tokens_where_the_tokenizer_is_and_no_weights_are_needed(
     assert found["stages"][0]["length"] == {"min": tokens, "median": tokens, "max": tokens}
 
 
+@pytest.mark.slow
 def test_rows_that_training_leaves_out_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     few = ["stages.structure.data.rows=[0,20]", "stages.structure.epochs=1"]
     few += ["stages.remedy.data.rows=[0,20]", "stages.remedy.epochs=4"]
@@ -188,6 +189,7 @@ def test_rows_that_training_leaves_out_are_counted(capsys: pytest.CaptureFixture
     assert found["refusal"]["where"] == "stages.brevity"
 
 
+@pytest.mark.slow
 def test_problems_that_can_never_be_enough_are_refused_as_train_refuses_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from plyfold.cli.main import run
 
+pytestmark = pytest.mark.slow
+
 STAGES = """
 curriculum: tiny
 base: {repo: acme/tiny, revision: auto}

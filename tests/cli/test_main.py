@@ -103,6 +103,7 @@ def test_running_out_of_memory_anywhere_is_told_as_such(
     assert "unexpected" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("into", [">&-", "2>&-", ">&- 2>&-", "| cat"])
 def test_a_closed_stream_or_a_poor_encoding_ends_no_command(into: str, tmp_path: Path) -> None:
     done = subprocess.run(

@@ -14,6 +14,8 @@ from plyfold.registry.store.store import find_store
 
 from ..conftest import Hub
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 curriculum: mine
 base: {repo: plyfold/sandbox-base, revision: auto, path: sandbox, compute_dtype: float32}

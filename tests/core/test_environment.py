@@ -108,6 +108,7 @@ def _said(config: CurriculumConfig, folder: Path) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_only_what_stays_here_is_read_and_it_is_said_nowhere(name: str, tmp_path: Path) -> None:
     keys, values, read = _keys(name), _one_stage(name), set()
@@ -169,6 +170,7 @@ def test_a_resolver_of_somebody_else_is_not_called() -> None:
     assert not called
 
 
+@pytest.mark.slow
 def test_what_an_error_advises_works(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("sandbox", ["stages.structure.data.split=${oc.env:PLYFOLD_CANARY}"])
@@ -185,6 +187,7 @@ def test_what_an_error_advises_works(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (meaning(config.base.path or ""), config.rollout.url) == ("a/b", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", [READ, "${base.licence}", "${oc.decode:${oc.env:PLYFOLD_CANARY}}", "${oc.env:X", "\\${a}"]
 )
@@ -199,6 +202,7 @@ def test_a_records_config_is_plain_data(name: str, text: str, tmp_path: Path) ->
     assert CANARY not in _said(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_records_numbers_are_no_texts() -> None:
     values = _one_stage("sandbox")
     for key, leaf in _leaves(values).items():
@@ -220,6 +224,7 @@ def test_older_records_name_the_curriculums_rows_by_reference() -> None:
     assert build_config(values).eval.data.split == "${data.split}"
 
 
+@pytest.mark.slow
 def test_a_file_is_read_where_the_variable_leads_and_named_as_it_is_spelt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

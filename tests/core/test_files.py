@@ -123,6 +123,7 @@ with files.staged_folder(target, replace=True) as staged:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["exchange", "two renames"])
 def test_a_kill_while_a_folder_is_replaced_leaves_the_old_or_the_new(tmp_path: Path, way: str) -> None:
     target, outcomes = tmp_path / "out", []
@@ -227,6 +228,7 @@ def unfit(tmp_path: Path) -> dict[str, Path]:
     }
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_made_is_one_clear_error(tmp_path: Path) -> None:
     paths = unfit(tmp_path)
     before = sorted(tmp_path.rglob("*"))

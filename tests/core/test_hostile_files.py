@@ -71,6 +71,7 @@ def test_a_bad_file_is_refused_by_name(reader: str, bad: bytes, tmp_path: Path) 
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.slow
 def test_a_bad_line_of_metrics_is_left_out_and_the_page_is_drawn(bad: bytes, tmp_path: Path) -> None:
     run_dir = tmp_path / "1-structure"
     run_dir.mkdir()

@@ -27,6 +27,7 @@ main()
 """Runs a command in a process that strikes itself the moment a module is looked for."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["click", "traceback", "plyfold.cli.main", "plyfold.core.console", "plyfold.cli.records.lineage",
                "plyfold.registry.store.store", "pydantic", "rich.console"]

@@ -247,6 +247,7 @@ def test_a_lock_is_never_a_link_and_keeps_its_bytes(tmp_path: Path, victim: Path
     assert (victim / "notes.txt").read_text() == "work"
 
 
+@pytest.mark.slow
 def test_links_are_found_however_deep(tmp_path: Path) -> None:
     deep = tmp_path
     for _ in range(1200):

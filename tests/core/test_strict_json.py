@@ -28,6 +28,7 @@ _VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(_VALUES, st.booleans())
 def test_what_every_reader_understands_alike_is_read(value: object, escaped: bool) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=escaped).encode()) == value

@@ -65,6 +65,7 @@ CONFIGS: dict[str, bytes] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_config_that_is_too_much_or_none_is_one_error(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -177,6 +177,7 @@ def test_spelling_is_exact_and_stable(value: Decimal) -> None:
     assert extract_answer(f"Step 1: 5 + 5 = 10\nAnswer: {value:,f}") == spelt
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_any_text_is_read_without_an_error(text: str) -> None:
     value = extract_answer(text)

@@ -637,6 +637,7 @@ UNITS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 def test_time_grows_with_the_text_and_no_faster(unit: str) -> None:
     text = "Answer: 18\n" + unit * (100_000 // len(unit))

@@ -81,6 +81,7 @@ class TestSelfTest:
         if not current_platform.is_cpu():
             pytest.skip("the defect is in vLLM's CPU kernels")
 
+    @pytest.mark.slow
     def test_the_grouped_kernel_passes_where_gathering_with_minus_one_fails(self) -> None:
         def gathering(
             wrapper: object,

@@ -12,6 +12,8 @@ from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
 from plyfold.engines.hf import HfEngine
 from plyfold.engines.protocol import Generation
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [
     "Question: Tom has 3 apples and buys 4 more. How many apples does he have?\nSolution:\n",
     "Question: 2 + 2?\nSolution:\n",

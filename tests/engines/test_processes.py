@@ -18,6 +18,8 @@ import pytest
 
 from plyfold.engines.processes import PARENT, Watch, launched, stop_server
 
+pytestmark = pytest.mark.slow
+
 GONE_S = 10
 ENGINE = """
     import multiprocessing, os, sys, time

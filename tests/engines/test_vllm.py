@@ -25,6 +25,8 @@ from plyfold.engines.protocol import Generation
 from plyfold.engines.vllm import VllmEngine
 from plyfold.variants import materialise, parse_variant, twin_of
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+
 VARIANTS = ("base", "1", "1+2", "1+2+3")
 MAX_NEW_TOKENS = 12
 PROMPTS = [

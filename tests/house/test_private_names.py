@@ -150,6 +150,7 @@ def _trainable(model: Any) -> set[str]:
     return {str(name) for name in names}
 
 
+@pytest.mark.slow
 def test_peft_forgets_a_freeze_in_each_way_that_activate_mends(stacked: Any) -> None:
     assert _trainable(stacked) == {"default"}
     with stacked.disable_adapter():
@@ -163,6 +164,7 @@ def test_peft_forgets_a_freeze_in_each_way_that_activate_mends(stacked: Any) -> 
     assert _trainable(stacked) == {"default"}
 
 
+@pytest.mark.slow
 def test_a_layers_list_of_adapters_decides_what_computes(stacked: Any) -> None:
     layer = next(module for module in stacked.modules() if isinstance(module, LoraLayer))
     x_BI = torch.randn(3, layer.in_features, dtype=torch.bfloat16)
@@ -180,6 +182,7 @@ def test_a_layers_list_of_adapters_decides_what_computes(stacked: Any) -> None:
     assert (layer.merged, layer.disable_adapters) == (False, False)
 
 
+@pytest.mark.slow
 def test_a_linear4bit_is_the_linear_of_its_dequantised_weight(ref: BaseRef) -> None:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import modules
@@ -211,6 +214,7 @@ def _stock(model: Any, ref: BaseRef, folder: Path, **fields: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_stock_trl_still_needs_what_the_trainers_mend(stacked: Any, ref: BaseRef, tmp_path: Path) -> None:
     """If this fails, TRL has changed: what is mended in stages/trainers.py may no longer need it, or need more."""
     layers = [module for module in stacked.modules() if isinstance(module, LoraLayer)]
@@ -226,6 +230,7 @@ def test_stock_trl_still_needs_what_the_trainers_mend(stacked: Any, ref: BaseRef
     assert named <= log[-1].keys()
 
 
+@pytest.mark.slow
 def test_trl_is_loaded_without_its_vllm_client() -> None:
     """Which takes seconds, and which would merge adapters into the quantised base."""
     assert not hasattr(sys.modules["trl.generation.vllm_generation"], "LLM")

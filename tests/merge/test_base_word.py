@@ -245,6 +245,7 @@ def asked(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [bnb, gptq, compressed, fp8, mxfp4, None])
 def test_quantised_weights_are_refused_when_planned(
     here: Path, capsys: pytest.CaptureFixture[str], pack: Callable[[dict[str, torch.Tensor], str], None] | None

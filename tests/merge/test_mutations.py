@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 CASES_OF_A_KIND = 7
 
 
+@pytest.mark.slow
 def test_hundreds_of_broken_adapters_give_a_right_sum_or_one_clear_refusal() -> None:
     command = [sys.executable, "benchmarks/mutations.py", "--json", "--seed", "500000"]
     done = subprocess.run(

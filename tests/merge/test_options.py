@@ -10,6 +10,8 @@ import pytest
 
 from plyfold.cli.main import run
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("bitsandbytes", reason="needs plyfold[train]")
 pytest.importorskip("peft", reason="needs plyfold[train]")
 

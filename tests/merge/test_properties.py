@@ -100,6 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 # ---- identity and signs
 
 
+@pytest.mark.slow
 @given(form=forms)
 @FEW
 def test_one_adapter_of_scale_one_is_itself_bit_for_bit_and_stays_so(folder: Any, form: dict[str, Any]) -> None:

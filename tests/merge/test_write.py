@@ -104,6 +104,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(tmp_path, parts, into
     assert listing(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_no_result_and_the_next_run_sweeps(tmp_path, parts):
     write_base_folder(tmp_path / "base")
     script = (

@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).parents[2]
 CASES_OF_A_KIND = 1
 
 
+@pytest.mark.slow
 def test_hostile_input_is_right_or_refused_once() -> None:
     command = [sys.executable, "benchmarks/registry.py", "hostile", "--json", "--seed", "700000", "--no-hub"]
     done = subprocess.run(
@@ -43,6 +44,7 @@ def test_hostile_input_is_right_or_refused_once() -> None:
     assert {"right", "IntegrityError"} <= outcomes
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_read_rightly_or_refused_once() -> None:
     command = [sys.executable, "benchmarks/hostile.py", "--texts", "--jobs", "1", "--json", "--seed", "900000"]
     done = subprocess.run(
@@ -105,6 +107,7 @@ def test_a_folder_that_is_no_stages_number_names_no_stage(store: Store) -> None:
         store.ref("toy", "9" * 5000)
 
 
+@pytest.mark.slow
 def test_a_line_of_the_log_that_does_not_end_is_passed_over_with_all_it_holds(store: Store) -> None:
     path = store.root / "log.jsonl"
     known = store.log()

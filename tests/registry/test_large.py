@@ -59,6 +59,7 @@ def walk(node: TreeNode, depth: int = 0) -> list[tuple[str, int]]:
 
 
 class TestChains:
+    @pytest.mark.slow
     def test_longer_than_python_recurses(self, store: Store, make_record: Any) -> None:
         digests: list[str] = []
         for _ in range(1100):

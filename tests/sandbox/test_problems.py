@@ -33,6 +33,7 @@ def test_rows_are_gsm8k_rows_whose_every_mark_holds() -> None:
         assert last == f"#### {result}"
 
 
+@pytest.mark.slow
 def test_splits_are_disjoint_and_without_duplicates() -> None:
     train = [row["question"] for row in make_problems("train", 3000, seed=1)]
     test = [row["question"] for row in make_problems("test", 3000, seed=1)]
@@ -87,6 +88,7 @@ def test_notes_are_by_the_narrator_of_the_text() -> None:
     assert headings == {"Shuffled steps:", "Partial solution:", "Reference:"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diet", [Diet(), Diet(cued=0.4, careless=0.8)])
 def test_served_shares_are_the_stated_ones(diet: Diet) -> None:
     texts = list(islice(serve(diet, 5), 6000))

@@ -293,6 +293,7 @@ class TestRun:
             run_server(fake)
 
 
+@pytest.mark.slow
 def test_a_server_ends_with_a_launcher_that_was_killed() -> None:
     child = """
 from plyfold.engines.processes import follow_launcher

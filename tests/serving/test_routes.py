@@ -12,6 +12,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from plyfold.serving.gateway import ROLLOUTS, RUNS, SERVED
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+
 KEY = "k-secret"
 REFUSED = {
     "/": "no page",

@@ -24,6 +24,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import psutil
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+
 NAMES = ("base", "1", "1+2", "1+2+3")
 HABITS = {"repetition_penalty": 1.3, "do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20,
           "no_repeat_ngram_size": 1, "max_new_tokens": 3}  # fmt: skip

@@ -35,6 +35,8 @@ from plyfold.stages.training.run_folder import unfinished
 
 from ..support.tiny_curriculum import CONFIG
 
+pytestmark = pytest.mark.slow
+
 MakeConfig = Callable[..., CurriculumConfig]
 
 

@@ -21,6 +21,8 @@ from plyfold.adapters.tensors import tensor_digest
 from plyfold.registry.store.store import Store
 from plyfold.stages.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 curriculum: tiny
 base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}

@@ -26,6 +26,8 @@ from plyfold.stages.training.recorder import RunRecorder
 from plyfold.stages.training.run_folder import unfinished
 from plyfold.stages.training.trainers import GRPOTrainer, StageGRPOTrainer, StageSFTTrainer
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 curriculum: tiny
 base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}

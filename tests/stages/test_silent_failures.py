@@ -36,6 +36,8 @@ from plyfold.stages.prompts.tasks import make_rows
 from plyfold.stages.rollouts.sampling import hf_sampler
 from plyfold.stages.training.trainers import StageGRPOTrainer, StageSFTTrainer
 
+pytestmark = pytest.mark.slow
+
 ADAPTER = AdapterConfig(r=4, alpha=8)
 BF16 = Quantisation()
 STEPS = {"max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}

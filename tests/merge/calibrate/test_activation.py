@@ -20,6 +20,8 @@ from plyfold.merge.factor_reader import ModuleStack
 from plyfold.merge.inputs import Part, PartSet, check_parts
 from plyfold.merge.lowrank import truncate
 
+pytestmark = pytest.mark.slow
+
 UNEXCITED_COST = 1e-6
 """Relative to sqrt(E|dW x|^2): directions below a millionth of the largest amplitude count as never excited."""
 SIZES = [(24, 20, [4, 6, 3]), (6, 20, [4, 4, 4]), (40, 8, [6, 6]), (20, 40, [5])]

@@ -32,6 +32,8 @@ from plyfold.merge.fold.fold import fold
 from plyfold.merge.inputs import Part, check_parts
 from plyfold.sandbox.problems import make_problems
 
+pytestmark = pytest.mark.slow
+
 peft = pytest.importorskip("peft", reason="needs plyfold[train]")
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs plyfold[train]")
 

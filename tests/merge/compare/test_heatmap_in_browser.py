@@ -16,6 +16,8 @@ from plyfold.merge.inputs import Part
 
 from ...conftest import TINY_MODULES
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HOSTILE = "<script>document.title = 'taken'</script><img src=https://example.com/x.png onerror=alert(1)>"
 

@@ -21,6 +21,8 @@ from plyfold.cli.main import run
 
 from ...support.peft_folders import write_adapter_folder
 
+pytestmark = pytest.mark.slow
+
 NUM_KILLS = 8
 LARGE = {f"model.layers.{layer}.mlp.down_proj": (1024, 1024) for layer in range(8)}
 

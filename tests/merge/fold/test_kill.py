@@ -15,6 +15,8 @@ from plyfold.merge.inputs import Part
 
 from ...support.peft_folders import write_adapter_folder, write_base_folder
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {f"model.layers.{layer}.mlp.{name}_proj": (900, 700) for layer in range(16) for name in ("up", "gate")}
 KILLS = 4
 FOLD = """

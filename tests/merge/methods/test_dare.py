@@ -89,6 +89,7 @@ def test_a_part_keeps_its_mask_where_others_lack_the_module():
     assert relative(product(merged(alone, "dare_linear")), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_over_many_seeds_the_mean_is_the_plain_sum():
     stack = random_stack(12, 10)
     truth = product(merged(stack, "linear"))

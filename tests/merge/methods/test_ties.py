@@ -47,6 +47,7 @@ def test_the_streamed_matrix_is_the_dense_one(shape, density, weights):
     assert relative(found, expected) < bounds.gamma(4 + 3 + 1, bounds.U32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("rank", [2, 4, 12])
 def test_what_the_rank_holds_is_near_the_optimum_and_what_it_loses_is_stated(rank, density):
@@ -64,6 +65,7 @@ def test_what_the_rank_holds_is_near_the_optimum_and_what_it_loses_is_stated(ran
     torch.testing.assert_close(found.spectrum_N[:rank], S[:rank], rtol=0.02, atol=0)
 
 
+@pytest.mark.slow
 def test_without_power_passes_the_search_is_visibly_worse(monkeypatch):
     stack = random_stack(150, 90, weights=(1, 1, 1))
     parts, target = deltas(stack), ties_target(stack, 0.3)

@@ -147,6 +147,7 @@ def test_an_answer_that_makes_no_sense_is_asked_for_again_and_then_said(
     assert "acme/toy" in error.value.where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [200, 404, 500])
 def test_an_answer_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch, status: int, tmp_path: Path) -> None:
     def zeros() -> Iterator[bytes]:
@@ -294,6 +295,7 @@ def hub_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Socketed], Hub
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "byte"),
     [(b"", b"H"), (OK, b"x"), (OK + b"x: ", b"y"), (OK + b"Content-Length: 99999\r\n\r\n", b"z"), (OK + b"\r\n", b"z")],
@@ -314,6 +316,7 @@ def test_a_hub_that_drips_is_given_up(hub_at: Any, tmp_path: Path, start: bytes,
         assert "bytes a second" in error.value.found
 
 
+@pytest.mark.slow
 def test_a_slow_hub_that_keeps_a_pace_is_heard_to_the_end(hub_at: Any, tmp_path: Path) -> None:
     body = OK + b"Content-Length: 30000\r\n\r\n"
     client = hub_at(Socketed(body, b"x" * 1000, pause_s=0.04))

@@ -86,6 +86,7 @@ def test_scores_of_other_tools_stay_where_they_are(stores: tuple[Store, Store]) 
     assert evaluations(here, one) == []
 
 
+@pytest.mark.slow
 def test_of_thousands_the_newest_travel_and_none_pushes_out_what_was_measured_here(
     stores: tuple[Store, Store],
 ) -> None:

@@ -166,6 +166,7 @@ def test_the_pin_command_is_seen_in_show_and_gc(store: Store, capsys: pytest.Cap
     assert run(["pin", "7"]) == 3
 
 
+@pytest.mark.slow
 def test_a_living_lease_keeps_and_a_dead_one_does_not(store: Store) -> None:
     one, two = unnamed(store)
     with lease(store, [two]):
@@ -214,6 +215,7 @@ def test_a_damaged_record_that_is_needed_stops_everything(store: Store) -> None:
     assert len(store.digests()) == 4
 
 
+@pytest.mark.slow
 def test_publishing_beside_it_loses_nothing(store: Store, folder: Path, make_record: Any) -> None:
     """One thread publishes and names old objects over and over, another deletes: every name leads somewhere."""
     one, _ = unnamed(store)

@@ -20,6 +20,8 @@ from plyfold.registry.store.attestations import read_log
 from plyfold.registry.store.objects import TMP_MAX_AGE_S
 from plyfold.registry.store.store import Store, find_store
 
+pytestmark = pytest.mark.slow
+
 NUM_KILLS = 40
 NUM_WRITERS = 3
 

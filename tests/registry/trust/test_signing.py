@@ -283,6 +283,7 @@ def repository(store: Store, one: str, keys: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @needs_library
 def test_model_signings_own_command_verifies_a_downloaded_repository(repository: Path, keys: Path) -> None:
     shutil.copyfile(keys / "mine.pub", repository.parent / "signing.pub")
@@ -303,6 +304,7 @@ def test_model_signings_own_command_verifies_a_downloaded_repository(repository:
     assert (bad.returncode, "adapter_model.bin" in bad.stderr, "lineage.json" in bad.stderr) == (1, True, True)
 
 
+@pytest.mark.slow
 @needs_library
 def test_a_signature_made_by_model_signings_own_command_is_good(
     store: Store, one: str, keys: Path, tmp_path: Path

@@ -326,6 +326,7 @@ def flood(digest: str, count: int, reason: str = "flood") -> list[Statement]:
     return [revocation(digest, f"{reason} {number}", created="2020-01-01T00:00:00Z") for number in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "reason"), [(4000, "flood"), (9999, "x"), (60, "y" * 1980)])
 def test_a_flood_is_one_small_file_and_pushes_nothing_out(store: Store, count: int, reason: str) -> None:
     one, two = store.stages("toy").values()
@@ -346,6 +347,7 @@ def test_a_flood_is_one_small_file_and_pushes_nothing_out(store: Store, count: i
     assert said(store, two) == ["again"]
 
 
+@pytest.mark.slow
 @needs_keys
 def test_a_flood_that_takes_itself_back_lifts_nothing_that_a_named_key_said(keys: Path, store: Store) -> None:
     one = store.ref("toy", 1)
@@ -396,6 +398,7 @@ def test_an_older_registry_reads_the_same_and_becomes_one_file(store: Store) -> 
     assert said(store, two) == []
 
 
+@pytest.mark.slow
 def test_a_long_withdrawal_of_an_older_registry_is_kept(store: Store) -> None:
     one, two = store.stages("toy").values()
     many = flood(one, 4000)
@@ -439,6 +442,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 def test_a_flood_costs_a_tree_no_more_files_and_few_more_marks(store: Store, opened: list[Path]) -> None:
     one = store.ref("toy", 1)
     revoke(store, one, "mine")

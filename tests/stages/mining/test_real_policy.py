@@ -32,6 +32,8 @@ from plyfold.stages.rollouts import samplers
 from plyfold.stages.rollouts.engine import Completion, Request, Sampling
 from plyfold.stages.rollouts.sampling import Sample, hf_sampler
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 curriculum: tiny
 base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}

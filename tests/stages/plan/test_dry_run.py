@@ -28,16 +28,22 @@ def _nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def local(tmp_path: Path) -> list[str]:
+def _rows_here(folder: Path, num_rows: int) -> list[str]:
     """Overrides that put the sandbox's rows, as GSM8K-shaped files, in place of a Hub dataset."""
     overrides = []
     for split, key in (("train", "data.path"), ("test", "eval.data.path")):
-        file = tmp_path / f"{split}.jsonl"
-        rows = [dict(row) for row in make_problems(split, 4100 if split == "train" else 20)]  # type: ignore[arg-type]
+        file = folder / f"{split}.jsonl"
+        rows = [dict(row) for row in make_problems(split, num_rows if split == "train" else 20)]  # type: ignore[arg-type]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         overrides.append(f"{key}={file}")
     return overrides
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> list[str]:
+    """Overrides for few rows at hand, of which each stage of `gsm8k` reads its own."""
+    own = {"structure": "[0,60]", "brevity": "[60,140]"}
+    return [*_rows_here(tmp_path, 160), *(f"stages.{name}.data.rows={rows}" for name, rows in own.items())]
 
 
 @pytest.fixture
@@ -124,9 +130,10 @@ def test_a_plan_to_be_carried_out_is_refused_without_its_base(local: list[str], 
         plan_curriculum(load_config("gsm8k", local), Store(tmp_path / "registry"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k", "paper", "sandbox"])
-def test_every_shipped_config_plans_on_the_sandbox(name: str, local: list[str], shown: Callable[..., Any]) -> None:
-    overrides = [] if name == "sandbox" else [*local, "base.path=sandbox", "base.revision=auto"]
+def test_every_shipped_config_plans_on_the_sandbox(name: str, tmp_path: Path, shown: Callable[..., Any]) -> None:
+    overrides = [] if name == "sandbox" else [*_rows_here(tmp_path, 4100), "base.path=sandbox", "base.revision=auto"]
     config = load_config(name, overrides)
     plan = shown("-c", name, *overrides)
     assert plan["base"]["missing"] is None
@@ -159,7 +166,7 @@ def test_every_shipped_config_plans_on_the_sandbox(name: str, local: list[str], 
 def test_what_could_only_fail_after_hours_is_refused_first(
     overrides: list[str], where: str, only_show: bool, tmp_path: Path
 ) -> None:
-    config = load_config("sandbox", overrides)
+    config = load_config("sandbox", ["stages.structure.epochs=2", *overrides])
     with pytest.raises(ConfigError) as caught:
         plan_curriculum(config, Store(tmp_path / "registry"), only_show=only_show)
     assert caught.value.where == where
@@ -187,7 +194,11 @@ def test_an_override_that_is_not_yaml_is_named() -> None:
 
 
 def test_fewer_rows_that_fit_than_a_batch_takes_are_refused_before_an_earlier_stage_trains(tmp_path: Path) -> None:
-    few = ["stages.brevity.trainer.max_completion_length=985", "stages.brevity.data.rows=[0,40]"]
+    few = [
+        "stages.structure.epochs=2",
+        "stages.brevity.trainer.max_completion_length=985",
+        "stages.brevity.data.rows=[0,40]",
+    ]
     with pytest.raises(ConfigError, match="too few rows for one generation batch") as caught:
         plan_curriculum(load_config("sandbox", few), Store(tmp_path / "registry"))
     found = re.fullmatch(r"(\d+) rows of at most 39 tokens", str(dict(caught.value.fields())["found"]))

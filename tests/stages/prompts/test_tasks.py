@@ -57,6 +57,7 @@ def _of(row: Row) -> Rationale:
     return BY_QUESTION[found[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", STAGES)
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32))
@@ -69,6 +70,7 @@ def test_no_prompt_gives_the_answer_away(task: str, seed: int) -> None:
         assert render_solution(rationale) not in prompt
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_hidden_steps_are_nowhere_in_a_rollout_prompt(seed: int) -> None:
@@ -119,6 +121,7 @@ def _digits(prompt: str) -> set[str]:
     return set(re.findall(r"[0-9]+", re.sub(r"(?<=[0-9])(?:,|\{,\}|\\[!,]| )(?=[0-9]{3}(?![0-9]))", "", prompt)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hide", HIDES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("task", ["complete", "rewrite"])
@@ -288,6 +291,7 @@ def test_epochs_are_fresh_copies_and_seeds_decide() -> None:
     assert _rows("complete", RATIONALES) != _rows("complete", RATIONALES, seed=1)
 
 
+@pytest.mark.slow
 def test_sandbox_prompts_are_clean_too() -> None:
     rationales, _ = load_rationales(DataConfig(path="sandbox", rows=[0, 200]))
     for task in STAGES:

@@ -36,6 +36,7 @@ def test_correctness_outranks_format_outranks_length(wrong: int, bare: int, righ
     assert list(scores) == sorted(scores)
 
 
+@pytest.mark.slow
 @given(tokens, tokens)
 def test_every_token_less_pays_and_none_pays_a_jump(num_tokens: int, teacher: int) -> None:
     shorter, longer = brevity(num_tokens, teacher), brevity(num_tokens + 1, teacher)
@@ -87,6 +88,7 @@ def test_labels_without_content_buy_nothing() -> None:
     assert REWARD.score(few, 30, "18", 60) == REWARD.score(many, 30, "18", 60)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 12), st.sampled_from(["Step {}: ", "{}. ", "", "**Step {}:** "]), tokens, tokens)
 def test_labels_and_their_number_never_change_the_reward(steps: int, label: str, num_tokens: int, teacher: int) -> None:
     labelled = "".join(f"{label.format(number)}9+{number}\n" for number in range(1, steps + 1)) + "Answer: 18"

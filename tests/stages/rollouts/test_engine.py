@@ -317,6 +317,7 @@ def test_the_command_that_starts_a_server_is_shown_whole(
     assert "no stage" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_server_is_stopped_whole_and_one_that_ends_by_itself_is_an_error() -> None:
     from plyfold.stages.rollouts.vllm_server import run_rollout_server
 

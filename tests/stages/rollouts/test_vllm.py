@@ -32,6 +32,8 @@ from plyfold.stages.rollouts.http import HttpRollouts
 from plyfold.stages.training.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+
 BOUND = 1e-4
 """Two float32 evaluations of one sum in other orders, over 8 tokens of a 2-layer model."""
 STEPS = 4

@@ -203,7 +203,7 @@ def ask(teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         arguments = [
             "data", "rationales", "-c", "gsm8k", "-o", str(tmp_path / "out.jsonl"), "--endpoint", url or teacher.url,
             "--model", "toy", *([] if plain else ["--json"]),
-            f"data.path={rows}", "eval.data.path=sandbox", "eval.data.name=null", *options,
+            f"data.path={rows}", "eval.data.path=sandbox", "eval.data.name=null", "eval.data.rows=[0,20]", *options,
         ]  # fmt: skip
         assert run(arguments) == code
         captured = capsys.readouterr()
@@ -220,6 +220,7 @@ def _kept(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_through_every_fault_the_verified_ones_are_kept(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
     hindered = ["429", "503", "error", "cut", "nonsense", "thinking"]
     teacher.faults = {row["question"]: faults for row, faults in zip(ROWS, [
@@ -255,6 +256,7 @@ def test_through_every_fault_the_verified_ones_are_kept(teacher: Teacher, ask: A
     assert all(row["completion"] or row["reason"] == "empty" for row in rejected)
 
 
+@pytest.mark.slow
 def test_the_file_is_trained_on_as_it_is(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
     ask()
     out = tmp_path / "out.jsonl"
@@ -268,6 +270,7 @@ def test_the_file_is_trained_on_as_it_is(teacher: Teacher, ask: Any, tmp_path: P
     assert [len(stage.rationales) for stage in plan.stages] == [12, 12, 12]
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_file(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
     teacher.faults = {ROWS[2]["question"]: ["wrong"], ROWS[5]["question"]: ["wrong"] * 9}
     ask()
@@ -279,7 +282,7 @@ def test_a_killed_run_continues_to_the_same_file(teacher: Teacher, ask: Any, tmp
     code = "import sys; from plyfold.cli.main import run; sys.exit(run(sys.argv[1:]))"
     arguments = ["data", "rationales", "-c", "gsm8k", "-o", str(tmp_path / "out.jsonl"), "--endpoint", teacher.url,
                  "--model", "toy", "--concurrency", "2", f"data.path={tmp_path / 'rows.jsonl'}",
-                 "eval.data.path=sandbox", "eval.data.name=null"]  # fmt: skip
+                 "eval.data.path=sandbox", "eval.data.name=null", "eval.data.rows=[0,20]"]  # fmt: skip
     child = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
@@ -317,6 +320,7 @@ def test_a_cut_line_is_dropped_with_a_note_and_a_broken_one_refused(teacher: Tea
     assert "line 1" in ask(code=4)
 
 
+@pytest.mark.slow
 def test_what_no_retry_mends_stops_at_once_and_keeps_what_there_is(teacher: Teacher, ask: Any, tmp_path: Path) -> None:
     last = ROWS[11]["question"]
     for fault, code, told in (
@@ -336,6 +340,7 @@ def test_what_no_retry_mends_stops_at_once_and_keeps_what_there_is(teacher: Teac
     assert ask()["kept"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [list(SENT)[start : start + 11] for start in range(0, len(SENT), 11)], ids=" ".join)
 def test_a_bad_answer_is_one_rejected_row_and_the_others_are_kept(
     teacher: Teacher, ask: Any, tmp_path: Path, kinds: list[str]

@@ -19,6 +19,8 @@ from plyfold.registry.store.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 # One GPU is not needed for --multi_gpu: it names torch's launcher, and accelerate's --cpu starts a single process.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
           "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip

@@ -16,6 +16,8 @@ from plyfold.stages.training.health import CLIPPED, ENTROPY, EQUAL_GROUPS
 from plyfold.stages.training.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 curriculum: tiny
 base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}

@@ -12,6 +12,8 @@ from plyfold.registry.store.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 curriculum: tiny
 base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}

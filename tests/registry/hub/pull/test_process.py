@@ -19,6 +19,8 @@ from plyfold.registry.store.store import Store, find_store
 from ....conftest import Hub
 from ..conftest import stages
 
+pytestmark = pytest.mark.slow
+
 CODE = "import sys; from plyfold.cli.main import run; sys.exit(run(sys.argv[1:]))"
 
 
