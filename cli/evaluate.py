@@ -14,9 +14,10 @@ from ..core.config import CurriculumConfig, DataConfig, EvalConfig, build_config
 from ..core.console import emit_json, say
 from ..core.disk.digest import short
 from ..core.errors import ConfigError, IntegrityError, NotFoundError
-from .options import config_option, curriculum_option, json_option, registry_option
+from .options import base_option, config_option, curriculum_option, json_option, registry_option
 
 if TYPE_CHECKING:
+    from ..merge.inputs import BaseWord
     from ..registry.record import Record
     from ..registry.store.store import Store
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Score the first N problems only.")
 @click.option("--data", type=click.Path(path_type=Path), help="Problems: a .jsonl, .json, .csv, .tsv or .parquet file.")
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
+@base_option
 @config_option
 @curriculum_option
 @registry_option
@@ -39,6 +41,7 @@ def eval_command(
     limit: int | None,
     data: Path | None,
     runs: Path,
+    base: BaseWord | None,
     config: str | None,
     curriculum: str | None,
     registry: Path | None,
@@ -46,15 +49,16 @@ def eval_command(
 ) -> None:
     """Score variants side by side: base, 1, 1+2, 1+2+3.
 
-    The first variant is what the others are compared with; without any, the base and every step of the curriculum
-    are scored. Data, protocol and limits are those the last stage was trained with, or those of -c; KEY=VALUE changes
-    them, for example eval.max_new_tokens=256. The base of a config can be scored before anything is trained:
-    plyfold eval base -c FILE.
+    A VARIANT is also the name or the start of the digest of any adapter of the registry, a PEFT folder (./my-lora), or
+    a checkpoint (./folded), which is loaded after the rest. The first variant is what the others are compared with;
+    without any, the base and every step of the curriculum are scored. Data, protocol and limits are those the last
+    stage was trained with, or those of -c; KEY=VALUE changes them, for example eval.max_new_tokens=256. The base of a
+    config can be scored before anything is trained: plyfold eval base -c FILE.
     """
-    from ..variants import Variant, find_variant
+    from ..variants import Variant, find_variant, names_folder
 
-    overrides = [argument for argument in arguments if "=" in argument]
-    asked = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument and not names_folder(argument.partition("=")[0])]
+    asked = [argument for argument in arguments if argument not in overrides]
     if misplaced := next(filter(is_config, asked), ""):
         raise ConfigError("a config is no variant", found=misplaced, next_step=f"name it with -c {misplaced}")
     options = {"engine": engine, "protocol": protocol, "limit": limit}
@@ -62,10 +66,10 @@ def eval_command(
     overrides = [*_data_overrides(data), *overrides]
     loaded = load_config(config, overrides) if config is not None else None
     store, name, untrained = _where(registry, curriculum, asked, loaded, config)
+    variants = [find_variant(store, argument, name) for argument in asked]
     if untrained:
-        variants = [Variant(curriculum=name, stages=())]
+        variants = variants or [Variant(curriculum=name)]
     else:
-        variants = [find_variant(store, argument, name) for argument in asked]
         numbers = tuple(store.stages(name))
         variants = variants or [Variant(curriculum=name, stages=numbers[:last]) for last in range(len(numbers) + 1)]
     settings = loaded.eval if loaded else _on_record(store, name, overrides)
@@ -83,9 +87,16 @@ def eval_command(
         raise
     if said := held_out_share(settings.data):
         say(f"{said}; scored are {len(problems)} rows of {rows.source}")
-    base = loaded.base if loaded and untrained else None
+    with_base = loaded and untrained and any(variant.is_stages for variant in variants)
     evaluation, folder = score_variants(
-        store, variants, problems, settings, data=DataRef.of(rows), runs=runs, untrained=base
+        store,
+        variants,
+        problems,
+        settings,
+        data=DataRef.of(rows),
+        runs=runs,
+        untrained=loaded.base if loaded and with_base else None,
+        base=base,
     )
     if as_json:
         emit_json({"curriculum": name, "folder": str(folder), **evaluation.to_json()})
@@ -101,14 +112,16 @@ def _where(
     loaded: CurriculumConfig | None,
     config: str | None,
 ) -> tuple[Store, str, bool]:
-    """The registry, the curriculum, and whether only the base of a config is scored, of which no stage is registered.
+    """The registry, the curriculum, and whether only a config's base, of which no stage is registered, or folders are.
 
     Raises:
         NotFoundError: No registry, or no such curriculum in it, and more than a config's base is asked for.
     """
     from ..registry.store.store import find_store
+    from ..variants.name import names_folder
 
-    alone = loaded is not None and curriculum is None and set(asked) <= {"base"}
+    folders = {name for name in asked if names_folder(name)}
+    alone = loaded is not None and curriculum is None and set(asked) <= {"base"} | folders
     try:
         store = find_store(registry)
         known = store.curricula()

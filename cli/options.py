@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..merge.inputs import BaseWord
+    from ..registry.store.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,6 +58,61 @@ def api_key_file_option(function: Command) -> Command:
         help="Holds the key that every request but /health has to carry; else VLLM_API_KEY. Needed where others reach "
         "the address.",
     )(function)
+
+
+def base_option(function: Command) -> Command:
+    """`--base DIR|REPO` as `base: BaseWord | None`."""
+
+    def parsed(context: click.Context, option: click.Parameter, given: str | None) -> BaseWord | None:
+        from ..merge.inputs import parse_base
+
+        return None if given is None else parse_base(given)
+
+    return click.option(
+        "--base",
+        metavar="DIR|REPO",
+        callback=parsed,
+        help="The base of PEFT folders: a folder, or its Hub id. Known already for what is registered.",
+    )(function)
+
+
+def store_beside_folders(
+    registry: Path | None, curriculum: str | None, names: Sequence[str], *, dry_run: bool = False
+) -> tuple[Store, str]:
+    """The registry and the curriculum that variants are looked up in; folders need neither, and make an empty one.
+
+    Args:
+        registry: Folder of the registry, if it is named.
+        curriculum: The curriculum, if it is named.
+        names: Variants, as typed.
+        dry_run: Whether a missing registry is only looked at, as if it were empty.
+
+    Raises:
+        NotFoundError: No registry or no curriculum, and more than folders and their base are asked for.
+        ConfigError: Several curricula, and none is named.
+    """
+    from ..registry.store.store import find_store
+    from ..variants.name import BASE, names_folder
+
+    folders = [name for name in names if names_folder(name)]
+    beside = bool(folders) and all(name in folders or name == BASE for name in names)
+    store = find_store(registry, create=beside, dry_run=dry_run)
+    if beside and curriculum is None and (len(folders) == len(names) or not store.curricula()):
+        return store, ""
+    return store, store.default_curriculum(curriculum)
+
+
+def registry_options(store: Store, curriculum: str) -> str:
+    """What a command that is typed here needs to find a registry and a curriculum, with a space before each."""
+    from ..core.errors import PlyfoldError
+    from ..registry.store.store import find_store
+
+    try:
+        here = find_store().root == store.root
+    except PlyfoldError:
+        here = False
+    named = "" if here else f" --registry {shlex.quote(str(store.root))}"
+    return named if len(store.curricula()) == 1 else f"{named} --curriculum {curriculum}"
 
 
 def public_key_option(function: Command) -> Command:

@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.console import emit_json, print_table, say, show
-from .options import api_key_file_option, curriculum_option, dry_run_option, json_option, registry_option
+from .options import (
+    api_key_file_option,
+    base_option,
+    curriculum_option,
+    dry_run_option,
+    json_option,
+    registry_option,
+    store_beside_folders,
+)
 
 if TYPE_CHECKING:
+    from ..merge.inputs import BaseWord
     from ..registry.store.store import Store
     from ..serving.launch import ServerPlan
     from ..variants import Variant
@@ -27,6 +36,7 @@ EXAMPLE_TOKENS = 128
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--max-model-len", type=int, help="Longest prompt plus answer, in tokens; else the base's.")
+@base_option
 @api_key_file_option
 @curriculum_option
 @registry_option
@@ -37,6 +47,7 @@ def serve_command(
     host: str,
     port: int,
     max_model_len: int | None,
+    base: BaseWord | None,
     api_key_file: Path | None,
     curriculum: str | None,
     registry: Path | None,
@@ -45,20 +56,24 @@ def serve_command(
 ) -> int:
     """Serve variants from one vLLM engine, each under its name: base, 1, 1+2.
 
-    Without a VARIANT it serves the base and every step of the curriculum. Ctrl-C stops it.
+    A VARIANT is also the name or the start of the digest of any adapter of the registry, or a PEFT folder: ./my-lora.
+    A checkpoint, ./folded, is served alone. Without a VARIANT it serves the base and every step of the curriculum.
+    Ctrl-C stops it.
     """
     from ..registry.maintenance.gc import lease
-    from ..registry.store.store import find_store
     from ..serving.launch import plan_server, prepare, run_server
 
-    store = find_store(registry)
-    chosen = _chosen(store, variants, store.default_curriculum(curriculum))
-    plan = plan_server(store, chosen, host=host, port=port, max_model_len=max_model_len, key_file=api_key_file)
+    store, name = store_beside_folders(registry, curriculum, variants, dry_run=dry_run)
+    chosen = _chosen(store, variants, name)
+    plan = plan_server(
+        store, chosen, host=host, port=port, max_model_len=max_model_len, key_file=api_key_file, base=base
+    )
     if dry_run:
         _show_plan(plan, as_json)
         return 0
     used = {entry.digest for variant in plan.variants for entry in variant.entries}
-    with lease(store, used, [plan.twin, plan.log, *plan.modules.values()]):
+    cached = [path for path in (plan.twin, plan.log, *plan.modules.values()) if path.is_relative_to(store.cache)]
+    with lease(store, used, cached):
         prepare(plan, store)
         say(f"starting vLLM {plan.vllm} on {plan.url}; its log: {plan.log}")
         return run_server(plan, on_ready=lambda: _show_ready(plan, as_json))
@@ -79,7 +94,9 @@ def _show_plan(plan: ServerPlan, as_json: bool) -> None:
         emit_json({"dry_run": True, **plan.to_json()})
         return
     _print_models(plan)
-    show(f"base     {plan.base.repo}@{plan.base.revision[:12]} as {plan.quantisation.compute_dtype} twin, {plan.twin}")
+    quantisation, at = plan.ground.quantisation, f"@{plan.base.revision[:12]}" if plan.base.revision else ""
+    made = f"as {quantisation.compute_dtype} twin" if quantisation else f"as it is, {plan.options.dtype}"
+    show(f"base     {plan.base.repo}{at} {made}, {plan.twin}")
     show(f"vLLM     {plan.vllm}, rank {plan.options.max_lora_rank}, {plan.options.max_loras} LoRA slots")
     show(f"command  {plan.shell_command}")
 
@@ -96,16 +113,16 @@ def _show_ready(plan: ServerPlan, as_json: bool) -> None:
 
 
 def _print_models(plan: ServerPlan) -> None:
-    rows: list[tuple[object, ...]] = [("base", plan.base.repo, "", "")]
+    rows: list[tuple[object, ...]] = [(plan.names[0], plan.base.repo, "", "")]
     for variant in plan.variants:
         if variant.path is not None:
-            stages = " + ".join(entry.record.label for entry in variant.entries)
+            stages = " + ".join(entry.record.label for entry in variant.entries) or "a folder"
             rows.append((variant.variant.name, stages, variant.r, variant.path.name))
     print_table(("model", "is", "rank", "adapter"), rows, right=("rank",))
 
 
 def _curl(plan: ServerPlan) -> str:
-    model = next(reversed(plan.modules), "base")
+    model = next(reversed(plan.modules), plan.names[0])
     body = {"model": model, "prompt": EXAMPLE_PROMPT, "max_tokens": EXAMPLE_TOKENS, "temperature": 0}
     from ..serving.access import bearer_header
 

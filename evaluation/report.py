@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 from ..core.console import print_table, show
@@ -89,9 +90,10 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     """
     with staged_folder(folder) as staged:
         write_json(staged / "results.json", {"schema": 1, **evaluation.to_json()})
+        names = file_names(evaluation.outcomes)
         for variant, outcomes in evaluation.outcomes.items():
             lines = [json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in outcomes]
-            write_bytes(staged / f"{_file_name(variant)}.jsonl", "".join(lines).encode())
+            write_bytes(staged / f"{names[variant]}.jsonl", "".join(lines).encode())
     return folder
 
 
@@ -110,6 +112,12 @@ def _interval(interval: Interval, factor: float, form: str) -> str:
     return f"[{factor * interval.low:{form}}, {factor * interval.high:{form}}]"
 
 
-def _file_name(variant: str) -> str:
-    """The variant's name, fit for every file system: `gsm8k:1+2*0.5` becomes `gsm8k-1+2x0.5`."""
-    return re.sub(r"[^\w+.-]", "-", variant.replace("*", "x"))
+def file_names(variants: Iterable[str]) -> dict[str, str]:
+    """The variants' names, fit for every file system, each once: `gsm8k:1+2*0.5` becomes `gsm8k-1+2x0.5`."""
+    found: dict[str, str] = {}
+    for variant in variants:
+        stem = re.sub(r"[^\w+.-]", "-", variant.replace("*", "x")).lstrip(".-")[-100:] or "variant"
+        taken = {name.casefold() for name in found.values()}
+        numbered = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
+        found[variant] = next(name for name in numbered if name.casefold() not in taken)
+    return found

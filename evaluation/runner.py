@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,8 @@ from .statistics import Interval, Paired, mean_ci95, paired, wilson
 
 PROBES = 3
 """Problems on which every adapter is checked to have an effect."""
+STAGES = re.compile(r"(?:[^:/]+:)?\d{1,3}(?:\*[^+]+(?:e\+\d+)?)?(?:\+\d{1,3}(?:\*[^+]+(?:e\+\d+)?)?)*")
+"""Names of variants that are stages: `1+2*0.5`, `gsm8k:1+2`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,14 @@ class Evaluation:
         }
 
 
-def evaluate(problems: Sequence[Problem], engine: Engine, variants: Sequence[str], protocol: Protocol) -> Evaluation:
+def evaluate(
+    problems: Sequence[Problem],
+    engine: Engine,
+    variants: Sequence[str],
+    protocol: Protocol,
+    *,
+    checkpoints: Collection[str] = (),
+) -> Evaluation:
     """Ask every variant every problem and compare each with the first variant.
 
     Args:
@@ -124,6 +134,7 @@ def evaluate(problems: Sequence[Problem], engine: Engine, variants: Sequence[str
         engine: Holds all `variants`.
         variants: Names, the baseline first.
         protocol: How to ask.
+        checkpoints: Those of the variants that are models of their own, and no adapters that might have no effect.
 
     Raises:
         ConfigError: Nothing to ask, nobody to ask, or a name or id twice.
@@ -135,7 +146,7 @@ def evaluate(problems: Sequence[Problem], engine: Engine, variants: Sequence[str
         if twice:
             raise ConfigError(f"a {what} is given twice", found=", ".join(twice[:5]))
     prompts = [protocol.prompt(problem.question) for problem in problems]
-    inert = _inert(engine, variants, prompts[:PROBES])
+    inert = _inert(engine, [name for name in variants if name not in checkpoints], prompts[:PROBES])
     generations = engine.generate_all(variants, prompts)
     outcomes = {
         variant: [outcome(problem, made) for problem, made in zip(problems, generations[variant], strict=True)]
@@ -160,6 +171,8 @@ def evaluate(problems: Sequence[Problem], engine: Engine, variants: Sequence[str
 
 def step_below(variant: str, variants: Sequence[str]) -> str | None:
     """Of some variants, the one that lacks only the last stage of another: `1` of `1+2`, the base of `1`."""
+    if not STAGES.fullmatch(variant):
+        return None
     rest = variant.rpartition("+")[0]
     alone = BASE if variant.rpartition(":")[2].isdecimal() else None
     return next((name for name in variants if name == (rest or alone)), None)

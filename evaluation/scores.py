@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.base.resolve import Quantisation, resolve_base
-from ..adapters.base.twin import ensure_twin, twin_path
 from ..core.config import BaseConfig, EvalConfig
 from ..core.console import printable, warn
 from ..core.disk.files import refuse_no_folder, sweep_staged
@@ -18,15 +17,17 @@ from ..core.disk.links import refuse_link
 from ..core.errors import ConfigError
 from ..data.answers.reader import normalise
 from ..data.problems import Problem
+from ..engines.in_turn import InTurn
 from ..engines.protocol import BASE, Engine, check_temperature
 from ..engines.vllm_options import vllm_version
 from ..registry.maintenance.gc import lease
-from ..variants import Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
+from ..variants import Variant, VariantPlan, check_fits, ground_of, materialise, plan_variant
 from .protocols import protocol
 from .report import write_evaluation
 from .runner import Evaluation, VariantScore, evaluate
 
 if TYPE_CHECKING:
+    from ..merge.inputs import BaseWord
     from ..registry.record import DataRef, Metric
     from ..registry.store.store import Store
 
@@ -55,6 +56,7 @@ def score_variants(
     data: DataRef,
     runs: Path = Path("runs"),
     untrained: BaseConfig | None = None,
+    base: BaseWord | None = None,
 ) -> tuple[Evaluation, Path]:
     """Score variants on the twin they were trained on, write every answer and attest what they scored.
 
@@ -67,8 +69,9 @@ def score_variants(
         config: Protocol, engine and limits; its `data` and `limit` have been used for `problems` already.
         data: The rows the problems are, as records name rows.
         runs: Folder under which `<curriculum>/eval/<time>` is made.
-        untrained: The base of a curriculum that has no stage yet, whose only variant it is. Its score stands beside
-            no adapter, and is not attested.
+        untrained: The base of a curriculum that has no stage yet. Scores stand beside no adapter of it, and are not
+            attested.
+        base: The user's word on the base of plain folders, over what they call it.
 
     Returns:
         The evaluation and the folder it was written to.
@@ -87,26 +90,48 @@ def score_variants(
     refuse_no_folder(place)
     for folder in (place.parent, place):
         refuse_link(folder)
-    if untrained is None:
-        plans = {name: plan_variant(store, variant) for name, variant in name_variants(chosen).items()}
-        base, quantisation = base_of(store, chosen)
-    else:
-        plans = {BASE: VariantPlan(variant=chosen[0], entries=(), composition=None, path=None)}
-        base, quantisation = resolve_base(untrained), Quantisation.of(untrained)
-    check_fits(base, list(plans.values()))
+    plans = {
+        name: VariantPlan(variant=variant, entries=(), composition=None, path=None)
+        if untrained is not None and name == BASE
+        else plan_variant(store, variant, base=base)
+        for name, variant in name_variants(chosen).items()
+    }
+    ground = ground_of(store, list(plans.values()), word=base, untrained=untrained)
+    if ground is not None:
+        check_fits(ground.base, list(plans.values()))
     warn_of_golds(problems)
     warn_of_overlaps(store, plans, data)
     used = {entry.digest for plan in plans.values() for entry in plan.entries}
-    cached = [twin_path(base, quantisation, store.cache), *(plan.path for plan in plans.values() if plan.path)]
+    cached = [plan.path for plan in plans.values() if plan.path]
+    if ground is not None and ground.quantisation is not None:
+        cached.append(ground.path(store.cache))
+    checkpoints = {name: plan.checkpoint for name, plan in plans.items() if plan.checkpoint is not None}
     with lease(store, used, cached):
-        adapters = {name: materialise(store, plan).path for name, plan in plans.items()}
-        twin = ensure_twin(base, quantisation, store.cache)
-        with closing(load_engine(config, twin, adapters, asked.stop)) as engine:
-            evaluation = evaluate(problems, engine, list(adapters), asked)
+        adapters = {name: materialise(store, plan).path for name, plan in plans.items() if name not in checkpoints}
+        weights = ground.ensure(store.cache) if ground is not None else None
+        with closing(_engine(config, weights, adapters, checkpoints, asked.stop)) as engine:
+            evaluation = evaluate(problems, engine, list(plans), asked, checkpoints=checkpoints)
     folder = write_evaluation(evaluation, _fresh(place))
     if not config.temperature and untrained is None:
         attest(store, evaluation, {name: plan.variant for name, plan in plans.items()}, data)
     return evaluation, folder
+
+
+def _engine(
+    config: EvalConfig,
+    weights: Path | None,
+    adapters: Mapping[str, Path | None],
+    checkpoints: Mapping[str, Path],
+    stop: Sequence[str],
+) -> Engine:
+    """One engine for what shares a base; with checkpoints, one after the other."""
+    if weights is not None and not checkpoints:
+        return load_engine(config, weights, adapters, stop)
+    adapted = None if weights is None else partial(load_engine, config, weights, adapters, stop)
+    return InTurn(
+        adapted,
+        {name: partial(load_engine, config, folder, {BASE: None}, stop) for name, folder in checkpoints.items()},
+    )
 
 
 def load_engine(config: EvalConfig, twin: Path, adapters: Mapping[str, Path | None], stop: Sequence[str]) -> Engine:
@@ -146,17 +171,18 @@ def warn_of_overlaps(store: Store, plans: Mapping[str, VariantPlan], data: DataR
 
 
 def attest(store: Store, evaluation: Evaluation, variants: Mapping[str, Variant], data: DataRef) -> None:
-    """Write the scores beside the stages they belong to; merges and other weights than 1 belong to none."""
+    """Write the scores beside the stages they belong to; merges, folders and other weights than 1 belong to none."""
     from ..registry.lineage.scores import attest_scores
 
     described = evaluation.to_json()
     details = {key: described[key] for key in ("engine", "problems")}
+    details["engine"] = {key: value for key, value in described["engine"].items() if key != "checkpoints"}
     details["problems"]["source"] = data.id
     details["protocol"] = described["protocol"]["digest"]
     details["grader"] = described["grader"]
     for score in evaluation.scores:
         variant = variants[score.variant]
-        if variant.merge is None and (variant.weights is None or set(variant.weights) <= {1.0}):
+        if variant.is_stages and (variant.weights is None or set(variant.weights) <= {1.0}):
             measured = metrics(score, evaluation.protocol.name)
             attest_scores(store, variant.curriculum, variant.stages, measured, details, data)
 

@@ -286,5 +286,5 @@ def _local_paths(scope: Scope) -> dict[str, str]:
     arguments = _arguments(scope)
     found = {str(module.path): str(module.name) for module in getattr(arguments, "lora_modules", None) or ()}
     if model := getattr(arguments, "model", None):
-        found[str(model)] = "base"
+        found[str(model)] = next(iter(getattr(arguments, "served_model_name", None) or ()), "base")
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))

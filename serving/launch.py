@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import socket
 import sys
 import time
@@ -24,12 +25,14 @@ from ..core.errors import ConfigError, ConflictError, FailedError
 from ..core.one_host import UNANSWERED, ask
 from ..core.reading.strict_json import parse_json
 from ..engines.processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interruptible, launched
+from ..engines.vllm import model_dtype
 from ..engines.vllm_options import EngineOptions, engine_options, vllm_version
-from ..variants import BASE, Variant, VariantPlan, base_of, check_fits, materialise, plan_variant
+from ..variants import BASE, Ground, Variant, VariantPlan, check_fits, ground_of, materialise, plan_variant
 from .access import KEY_VARIABLE, api_key, check_reach, gateway_environment, gateway_flags, server_url, shell_line
 
 if TYPE_CHECKING:
-    from ..adapters.base.resolve import BaseRef, Quantisation
+    from ..adapters.base.resolve import BaseRef
+    from ..merge.inputs import BaseWord
     from ..registry.store.store import Store
 
 START_TIMEOUT_S = 1800.0
@@ -46,11 +49,13 @@ class ServerPlan:
 
     curriculum: str
     variants: tuple[VariantPlan, ...]
-    """As asked for, without duplicates; the base is served whether it is among them or not."""
-    base: BaseRef
-    quantisation: Quantisation
+    """As asked for, without duplicates; the base is served whether it is among them or not, a checkpoint alone."""
+    names: tuple[str, ...]
+    """What the model below the adapters is served as."""
+    ground: Ground
+    """That model: the base, or the checkpoint."""
     twin: Path
-    """Folder of the dequantised base, made or not."""
+    """Folder of its weights, made or not: the dequantised base, or the model as it is."""
     options: EngineOptions
     vllm: str
     """Version of vLLM."""
@@ -65,6 +70,11 @@ class ServerPlan:
     """That the server asks for; never shown."""
     key_file: Path | None = None
     """Where it was read; null with a key is VLLM_API_KEY."""
+
+    @property
+    def base(self) -> BaseRef:
+        """The base, or the checkpoint."""
+        return self.ground.base
 
     @property
     def url(self) -> str:
@@ -87,7 +97,7 @@ class ServerPlan:
             "curriculum": self.curriculum,
             "url": self.url,
             "key": None if self.key is None else str(self.key_file or KEY_VARIABLE),
-            "base": {"repo": self.base.repo, "revision": self.base.revision, "names": [BASE, self.base.repo]},
+            "base": {"repo": self.base.repo, "revision": self.base.revision, "names": list(self.names)},
             "twin": str(self.twin),
             "variants": [
                 {
@@ -116,50 +126,50 @@ def plan_server(
     port: int = 8000,
     max_model_len: int | None = None,
     key_file: Path | None = None,
+    base: BaseWord | None = None,
 ) -> ServerPlan:
     """Decide everything about a server without writing or starting anything.
 
     Args:
         store: Registry the stages are in.
-        variants: What to serve; all of one base.
+        variants: What to serve; all of one base, or one checkpoint.
         host: Address to listen on.
         port: TCP port; 0 takes a free one.
         max_model_len: Longest prompt plus answer in tokens; null takes the base's, on a CPU at most 4096.
         key_file: Holds the key that requests have to carry; null takes VLLM_API_KEY, and without one none is asked for.
+        base: The user's word on the base of plain folders, over what they call it.
 
     Raises:
-        ConfigError: Two variants of one name from different curricula, a context longer than the base's, an address
-            that others reach without a key, or a key that is none.
+        ConfigError: Two variants of one name from different curricula, a checkpoint beside others, a context longer
+            than the base's, an address that others reach without a key, or a key that is none.
         NotFoundError: An unknown stage or curriculum, or no vLLM (the command that installs it is named).
         BaseMismatchError, ShapeMismatchError, UnsupportedAdapterError, IncompatibleError: What vLLM would refuse late,
             or apply wrongly without a word.
         ConflictError: The port is taken.
     """
-    from ..adapters.base.twin import twin_path
-
     key = api_key(key_file)
     check_reach(host, key)
     version = vllm_version()
-    plans = [plan_variant(store, variant) for variant in dict.fromkeys(variants)]
+    plans = [plan_variant(store, variant, base=base) for variant in dict.fromkeys(variants)]
     _refuse_shared_names(plans)
-    base, quantisation = base_of(store, [plan.variant for plan in plans])
-    check_fits(base, plans)
+    names, ground = _model(store, plans, base)
     ranks = [plan.r for plan in plans if plan.composition]
-    options = engine_options(base.path, quantisation.compute_dtype, ranks, max_model_len=max_model_len)
+    dtype = ground.quantisation.compute_dtype if ground.quantisation else model_dtype(ground.base.path)
+    options = engine_options(ground.base.path, dtype, ranks, max_model_len=max_model_len)
     port = _free_port(host, port)
-    twin = twin_path(base, quantisation, store.cache)
+    twin = ground.path(store.cache)
     return ServerPlan(
         curriculum=plans[0].variant.curriculum,
         variants=tuple(plans),
-        base=base,
-        quantisation=quantisation,
+        names=names,
+        ground=ground,
         twin=twin,
         options=options,
         vllm=version,
         host=host,
         port=port,
         log=store.cache / "serve" / f"{port}.log",
-        command=_command(base, twin, plans, options, host, port),
+        command=_command(names, twin, plans, options, host, port),
         environment=options.environment() | gateway_environment(key),
         key=key,
         key_file=key_file,
@@ -172,10 +182,8 @@ def prepare(plan: ServerPlan, store: Store) -> None:
     Raises:
         DiskFullError: No room; nothing of it is half-written.
     """
-    from ..adapters.base.twin import ensure_twin
-
     with progress("prepare", len(plan.variants) + 1) as task:
-        ensure_twin(plan.base, plan.quantisation, store.cache)
+        plan.ground.ensure(store.cache)
         task.advance(note="base")
         for variant in plan.variants:
             materialise(store, variant)
@@ -214,6 +222,33 @@ def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) ->
             return INTERRUPTED
 
 
+def _model(store: Store, plans: Sequence[VariantPlan], word: BaseWord | None) -> tuple[tuple[str, ...], Ground]:
+    """The model that is served, and its names.
+
+    Raises:
+        ConfigError: A checkpoint beside other variants.
+        BaseMismatchError, ShapeMismatchError, IncompatibleError: Adapters that are not of the base.
+    """
+    from ..adapters.base.resolve import BaseRef
+
+    alone = next((plan for plan in plans if plan.checkpoint), None)
+    if alone is None:
+        ground = ground_of(store, plans, word=word)
+        assert ground is not None  # only checkpoints stand on none
+        check_fits(ground.base, plans)
+        return (BASE, ground.base.repo), ground
+    name = alone.variant.name
+    if len(plans) > 1:
+        raise ConfigError(
+            "a checkpoint is an engine of its own, and is served alone",
+            found=", ".join(plan.variant.name for plan in plans),
+            next_step=f"plyfold serve {shlex.quote(name)}",
+        )
+    assert alone.checkpoint is not None
+    folder = alone.checkpoint.resolve()
+    return (name,), Ground(base=BaseRef(repo=name, revision="", path=folder), quantisation=None)
+
+
 def _refuse_shared_names(plans: Sequence[VariantPlan]) -> None:
     owner: dict[str, Variant] = {}
     for plan in plans:
@@ -227,11 +262,11 @@ def _refuse_shared_names(plans: Sequence[VariantPlan]) -> None:
 
 
 def _command(
-    base: BaseRef, twin: Path, plans: Sequence[VariantPlan], options: EngineOptions, host: str, port: int
+    names: Sequence[str], twin: Path, plans: Sequence[VariantPlan], options: EngineOptions, host: str, port: int
 ) -> tuple[str, ...]:
     modules = [json.dumps({"name": plan.variant.name, "path": str(plan.path)}) for plan in plans if plan.path]
     command = [sys.executable, "-m", "plyfold.engines.vllm_main", "serve", str(twin)]
-    command += ["--served-model-name", BASE, base.repo, "--host", host, "--port", str(port)]
+    command += ["--served-model-name", *names, "--host", host, "--port", str(port)]
     command += ["--shutdown-timeout", str(DRAIN_S), *options.flags(), *gateway_flags("ServeGateway")]
     return tuple(command + (["--lora-modules", *modules] if modules else []))
 
@@ -293,10 +328,10 @@ def _check_answers(plan: ServerPlan) -> None:
     """Ask for the list of models, then each one for a token: an engine can be healthy and die at its first request."""
     try:
         listed = {model["id"] for model in _ask(plan, "/v1/models")["data"]}
-        expected = {BASE, plan.base.repo, *plan.modules}
+        expected = {*plan.names, *plan.modules}
         if listed != expected:
             raise _died(plan, f"vLLM lists other models than planned: {', '.join(sorted(listed))}")
-        for name in (BASE, *plan.modules):
+        for name in (plan.names[0], *plan.modules):
             _ask(plan, "/v1/completions", {"model": name, "prompt": "1", "max_tokens": 1, "temperature": 0})
     except (*UNANSWERED, ValueError, KeyError, TypeError) as error:
         raise _died(plan, f"vLLM started and then failed: {error or type(error).__name__}") from error

@@ -1,7 +1,8 @@
 """From a name to one adapter on disk: stages with weights, merges, imports, on the base they were trained on.
 
 Joins the registry, which knows what an adapter is, and merge, which adds adapters up. `name` has the names, `resolve`
-and `cache` lead from one to an adapter on disk, `base` to the model below it; `merging` and `publish` make merges.
+and `cache` lead from one to an adapter on disk, `base` and `ground` to the model below it; `merging` and `publish` make
+merges.
 """
 
 from importlib import import_module
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import base_of, digest_of, shared_base, twin_of
     from .cache import Materialised, materialise
+    from .ground import Ground, ground_of
     from .merging import MergeInputs, MergeOptions, MergePlan, folder_inputs, plan_merge, prepare_merge, stage_inputs
-    from .name import BASE, Variant, parse_variant
+    from .name import BASE, Variant, folder_name, names_folder, parse_variant
     from .publish import PublishedMerge, fold_merge, publish_merge
     from .resolve import VariantPlan, check_fits, find_variant, plan_variant
 
 _HOMES = {
     "BASE": "name",
+    "Ground": "ground",
     "Materialised": "cache",
     "MergeInputs": "merging",
     "MergeOptions": "merging",
@@ -30,7 +33,10 @@ _HOMES = {
     "find_variant": "resolve",
     "fold_merge": "publish",
     "folder_inputs": "merging",
+    "folder_name": "name",
+    "ground_of": "ground",
     "materialise": "cache",
+    "names_folder": "name",
     "parse_variant": "name",
     "plan_merge": "merging",
     "plan_variant": "resolve",
@@ -43,6 +49,7 @@ _HOMES = {
 
 __all__ = [
     "BASE",
+    "Ground",
     "Materialised",
     "MergeInputs",
     "MergeOptions",
@@ -56,7 +63,10 @@ __all__ = [
     "find_variant",
     "fold_merge",
     "folder_inputs",
+    "folder_name",
+    "ground_of",
     "materialise",
+    "names_folder",
     "parse_variant",
     "plan_merge",
     "plan_variant",

@@ -50,8 +50,7 @@ def base_of(
         IncompatibleError: No record says how its base was quantised.
         OfflineError, AuthError: The base is neither where it was last seen nor in the Hub cache, and cannot be had.
     """
-    from ..adapters.base.resolve import BaseRef, Quantisation, resolve_base
-    from ..core.config import BaseConfig
+    from ..adapters.base.resolve import Quantisation
     from ..registry.store.store import MERGES
 
     found: dict[str, BaseRecord] = {}
@@ -62,6 +61,8 @@ def base_of(
         digests = [store.ref(curriculum, stage) for stage in variant.stages or list(stages)[:1]]
         if variant.merge is not None:
             digests = [store.ref(curriculum, MERGES, variant.merge)]
+        elif variant.digest is not None:
+            digests = [variant.digest]
         for digest in digests:
             entry = store.read_record(digest)
             found[f"{curriculum} {entry.record.label}"] = entry.record.base
@@ -80,14 +81,25 @@ def base_of(
         found[told_by] = record = others[told_by]
     for text in _assumed(found):
         told(text)
+    return on_disk(store, record), Quantisation(**record.quantisation)  # type: ignore[arg-type]
+
+
+def on_disk(store: Store, record: BaseRecord) -> BaseRef:
+    """Where the base of a record lies here, held against that record.
+
+    Raises:
+        As `check_folder`; OfflineError, AuthError: It is neither where it was last seen nor can it be had.
+    """
+    from ..adapters.base.resolve import BaseRef, resolve_base
+    from ..core.config import BaseConfig
+
     known = store.base_path(record.repo, record.revision)
     if known is not None:
         ref = BaseRef(repo=record.repo, revision=record.revision, path=known)
     else:
         ref = resolve_base(BaseConfig(repo=record.repo, revision=record.revision))
     check_folder(ref.path, record, store.cache)
-    ref = replace(ref, weights=record.weights_digest)
-    return ref, Quantisation(**record.quantisation)  # type: ignore[arg-type]
+    return replace(ref, weights=record.weights_digest)
 
 
 def shared_base(entries: Sequence[Entry]) -> BaseRecord:
@@ -260,6 +272,9 @@ def _describe(base: BaseRecord) -> str:
 
 
 def _quantised(base: BaseRecord) -> str:
-    if base.quantisation is None:
-        return "quantisation not on record"
-    return ", ".join(f"{key} {value}" for key, value in sorted(base.quantisation.items())) or "not quantised"
+    return "quantisation not on record" if base.quantisation is None else described_quantisation(base.quantisation)
+
+
+def described_quantisation(quantisation: Mapping[str, object]) -> str:
+    """How a base was quantised, as records hold it, in one line."""
+    return ", ".join(f"{key} {value}" for key, value in sorted(quantisation.items())) or "not quantised"

@@ -40,10 +40,13 @@ class Materialised:
 def materialise(store: Store, variant: Variant | VariantPlan) -> Materialised:
     """Make a variant's composed adapter in the store's cache, or take the one that is there.
 
+    The base and a checkpoint have none.
+
     What is there is verified against the tensor digest noted when it was made, and made again if it differs.
 
     Raises:
-        As `plan_variant`, and DiskFullError: nothing half-written is left.
+        As `plan_variant`; IntegrityError: An adapter that has changed since it was planned.
+        DiskFullError: No room; nothing half-written is left.
     """
     from ..adapters.tensors import tensor_digest
     from ..merge.compose.write import compose
@@ -70,10 +73,15 @@ def materialise(store: Store, variant: Variant | VariantPlan) -> Materialised:
 
 
 def _warn_of_revoked(store: Store, plan: VariantPlan) -> None:
+    from ..registry.lineage.exported_copies import revoked_copies
     from ..registry.trust.revocation import revocations
 
-    found = revocations(store, [entry.digest for entry in plan.entries]).values()
-    for item in dict.fromkeys(item for each in found for item in each):
+    if plan.variant.path is not None:
+        revoked = revoked_copies(store, plan.entries)
+    else:
+        found = revocations(store, [entry.digest for entry in plan.entries]).values()
+        revoked = list(dict.fromkeys(item for each in found for item in each))
+    for item in revoked:
         warn(f"{plan.variant.alias} stands on {item.label} ({short(item.digest)}), revoked: {item.reason}")
 
 

@@ -14,6 +14,8 @@ from ...core.console import print_table, show_field
 from ...core.disk.digest import short
 from ...core.errors import GateError
 from ...merge.plan import METHODS, vllm_bucket
+from ...variants import folder_name
+from ..options import registry_options
 
 if TYPE_CHECKING:
     from ...adapters.spec import AdapterSpec
@@ -146,8 +148,7 @@ class Report:
             self._lines.append(("copied", str(done.copy)))
         plain = self.prepared.plan.keeps_all and all(part.weight == 1 for part in self.prepared.plan.parts)
         name = self.lineage.variant if plain and self.lineage else done.slug
-        served = f"   or   plyfold serve base {name}" if self.prepared.plan.bucket else ""
-        self.next_command = f"plyfold eval base {name}{served}"
+        self.next_command = self._eval_or_serve(f"base {name}", served=bool(self.prepared.plan.bucket))
 
     def folded(self, done: FoldReport) -> None:
         """Take note of a checkpoint."""
@@ -164,8 +165,18 @@ class Report:
             ("checked", f"{checked.adapter_tensors} adapter tensors used once; {read_back}"),
             *(("warning", warning) for warning in done.warnings if warning not in self.warnings),
         ]
-        if self.fold_plan is None or self.fold_plan.served:
-            self.next_command = f"vllm serve {shlex.quote(str(done.path))}"
+        name, served = shlex.quote(folder_name(done.path)), self.fold_plan is None or self.fold_plan.served
+        if self.plan.inputs.store is not None:
+            self.next_command = self._eval_or_serve(name, served=served)
+        elif served:
+            self.next_command = f"plyfold serve {name}"
+
+    def _eval_or_serve(self, names: str, *, served: bool) -> str:
+        """The commands that score or serve variants of the registry that was merged from."""
+        assert self.plan.inputs.store is not None
+        assert self.plan.inputs.variant is not None
+        where = registry_options(self.plan.inputs.store, self.plan.inputs.variant.curriculum)
+        return f"plyfold eval {names}{where}" + (f"   or   plyfold serve {names}{where}" if served else "")
 
     def verified(self, done: Verified) -> None:
         """Take note of what the prompts showed."""
@@ -388,13 +399,12 @@ def _alpha(spec: AdapterSpec) -> str:
 
 
 def _serve_command(done: Composition, path: Path) -> str:
-    """The command that serves a composed adapter, on the base that the user named or else the adapters do."""
+    """The command that serves a composed adapter, on the base that the user named or else the adapter does."""
     plan = done.prepared.plan
     if done.bucket is None:
         return f"PeftModel.from_pretrained(base, {str(path)!r})"
-    folder = plan.base_word.folder if plan.base_word else None
-    known = folder is not None or is_id(plan.base_repo) or (bool(plan.base_repo) and Path(plan.base_repo).is_dir())
-    base = shlex.quote(str(folder or plan.base_repo)) if known else "BASE"
-    module = shlex.quote(f"merged={path}")
-    command = f"vllm serve {base} --enable-lora --max-lora-rank {done.bucket} --lora-modules {module}"
-    return command if known else f"{command}, with the folder or Hub id of the base for BASE"
+    command = f"plyfold serve {shlex.quote(folder_name(path))}"
+    if plan.base_word is not None:
+        return f"{command} --base {shlex.quote(str(plan.base_word))}"
+    known = is_id(plan.base_repo) or (bool(plan.base_repo) and Path(plan.base_repo).is_dir())
+    return command if known else f"{command} --base BASE, with the folder or Hub id of the base for BASE"

@@ -290,7 +290,7 @@ def test_a_fold_computes_what_peft_computes(tmp_path: Path, capsys: pytest.Captu
         saved = json.loads((tmp_path / "out" / "config.json").read_text())
         assert saved["tie_word_embeddings"] is False
     shown = capsys.readouterr()
-    assert ("vllm serve" in shown.out) is (family != "gemma2")
+    assert ("plyfold serve " in shown.out) is (family != "gemma2")
     assert ("vLLM 0.32 has no head" in shown.err) is (family == "gemma2")
 
 

@@ -162,3 +162,66 @@ def test_a_stage_that_does_not_say_how_its_base_was_quantised_is_scored_beside_t
     assert [row["variant"] for row in json.loads(said)["variants"]] == ["base", "1+2", "2"]
     assert told.count("tiny 2 alice does not say how its base was quantised") == 1
     assert len([path for path in (store.cache / "twins").iterdir() if path.is_dir()]) == 1
+
+
+def test_every_kind_of_variant_is_scored_side_by_side(
+    make_store: Any, make_adapter: Any, tiny_base: Any, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(tmp_path / ".plyfold", tiny_base(dtype="float32"), stages=2)
+    make_adapter(tmp_path / "my-lora", seed=9)
+    assert run(["merge", "--stages", "1,2", "--rank", "3"]) == 0
+    assert run(["merge", "--stages", "1,2", "--into", "model", "-o", "folded"]) == 0
+    capsys.readouterr()
+    asked = ["base", "1+2", "tiny-s1.s2-svd3", store.ref("tiny", 2)[7:17], "./my-lora", "./folded"]
+    assert _eval(store, *asked, "-c", config, "--json") == 0
+    said, told = capsys.readouterr()
+    value = json.loads(said)
+    names = ["base", "1+2", "tiny-s1.s2-svd3", "2", "./my-lora", "./folded"]
+    assert [row["variant"] for row in value["variants"]] == names
+    assert "./my-lora does not say how its base was quantised while training" in " ".join(told.split())
+    answers = {
+        path.stem: [json.loads(line)["text"] for line in path.open()]
+        for path in (tmp_path / value["folder"]).glob("*.jsonl")
+    }
+    assert len(answers) == len(names)
+    # The twin is in float32 here, and so is the fold: what was left apart and what was folded in answer alike.
+    assert answers["folded"] == answers["1+2"]
+    assert answers["my-lora"] not in (answers["base"], answers["1+2"])
+    assert value["inert"] == []
+    assert value["steps"] == {}
+    assert set(value["engine"]["checkpoints"]) == {"./folded"}
+
+
+def test_a_folder_of_another_base_is_refused_before_anything_is_loaded(
+    store: Any,
+    make_adapter: Any,
+    config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_adapter(tmp_path / "foreign", repo="acme/another")
+    monkeypatch.setattr("plyfold.evaluation.scores.load_engine", lambda *_: pytest.fail("loaded"))
+    assert _eval(store, "base", "./foreign", "-c", config) == 8
+    said = capsys.readouterr().err
+    assert "./foreign" in said
+    assert "acme/another" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_folders_are_scored_where_no_registry_is(
+    make_adapter: Any, tiny_base: Any, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = str(tiny_base(dtype="float32"))
+    make_adapter(tmp_path / "my-lora", seed=9, repo="")
+    assert run(["eval", "./my-lora", "-c", config]) == 2
+    assert "--base" in capsys.readouterr().err
+    assert run(["eval", "./my-lora", "-c", config, "--base", base, "--json"]) == 0
+    assert [row["variant"] for row in json.loads(capsys.readouterr().out)["variants"]] == ["./my-lora"]
+
+
+def test_two_names_that_are_alike_to_a_file_system_keep_their_answers() -> None:
+    from plyfold.evaluation.report import file_names
+
+    names = ["./a-b", "./a/b", "A-B", "gsm8k:1+2*0.5", "."]
+    assert list(file_names(names).values()) == ["a-b", "a-b-2", "A-B-3", "gsm8k-1+2x0.5", "variant"]

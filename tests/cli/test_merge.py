@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class TestFolders:
             "--max-lora-rank 16",
             "a / b",
             "sha256:",
-            "vllm serve",
+            "plyfold serve ./out",
         ):
             assert text in shown
         assert Path("out/adapter_model.safetensors").is_file()
@@ -253,3 +254,57 @@ class TestStages:
     def test_an_unknown_stage_lists_the_known_ones(self, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["merge", "--stages", "1,4"]) == 3
         assert "3 (remedy)" in capsys.readouterr().err
+
+
+class TestNextStep:
+    """What `merge` prints as the next step is typed as it stands."""
+
+    @pytest.fixture
+    def trained(self, make_store: Any, tiny_base: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+        """A registry whose last stage says what to score on."""
+        from plyfold.core.config import config_dict, load_config
+        from plyfold.engines import vllm_options
+        from plyfold.registry.record import Recipe
+        from plyfold.serving import launch
+
+        for module in (vllm_options, launch):
+            monkeypatch.setattr(module, "vllm_version", lambda: "0.32.0+cpu")
+        made: Store = make_store(here / "kept", tiny_base(dtype="float32"), stages=2)
+        entry = made.stage("tiny", 2)
+        recipe = Recipe(config=config_dict(load_config("sandbox")))
+        record = entry.record.model_copy(update={"recipe": recipe})
+        made.set_ref("tiny", 2, made.publish(entry.path, record))
+        return made
+
+    def typed(self, told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> list[str]:
+        """Run the commands of a next step; `serve` is only planned."""
+        commands = [shlex.split(command) for command in told["next"].split("   or   ")]
+        for program, command, *arguments in commands:
+            assert program == "plyfold"
+            scored = ["--limit", "2", "eval.max_new_tokens=4"]
+            more = ["--port", "0", "--dry-run"] if command == "serve" else scored
+            assert run([command, *arguments, *more]) == 0, capsys.readouterr().err
+            capsys.readouterr()
+        return [command for _, command, *_ in commands]
+
+    @pytest.mark.parametrize("options", [[], ["--rank", "3"], ["--weights", "1,0.5"], ["--into", "model"]])
+    def test_of_stages(self, trained: Store, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        told = report(capsys, "--stages", "1,2", "--registry", str(trained.root), *options)
+        assert self.typed(told, capsys) == ["eval", "serve"]
+
+    def test_of_one_of_several_curricula(
+        self, trained: Store, make_store: Any, tiny_base: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        make_store(trained.root, tiny_base(dtype="float32"), stages=1, curriculum="other")
+        where = ["--curriculum", "tiny", "--registry", str(trained.root)]
+        assert self.typed(report(capsys, "--stages", "1,2", *where), capsys) == ["eval", "serve"]
+
+    def test_of_folders(
+        self, trained: Store, make_adapter: Any, tiny_base: Any, here: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for seed, name in enumerate("ab"):
+            make_adapter(here / name, seed=seed, repo="")
+        base = ["--base", str(tiny_base(dtype="float32"))]
+        assert self.typed(report(capsys, "a", "b", *base), capsys) == ["serve"]
+        assert self.typed(report(capsys, "a", "b", *base, "-o", "with a space"), capsys) == ["serve"]
+        assert self.typed(report(capsys, "a", "b", *base, "--into", "model", "-o", "folded"), capsys) == ["serve"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,51 @@ def test_what_is_printed_when_ready_can_be_pasted(
     assert words[0] == "curl"
     assert words[1].startswith("http://127.0.0.1:")
     assert json.loads(words[-1])["model"] == "1+2"
+
+
+def test_every_kind_of_variant_is_served_and_a_checkpoint_alone(
+    registry: Path,
+    make_adapter: Any,
+    tiny_base: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_adapter(tmp_path / "my-lora", r=8)
+    shutil.copytree(tiny_base(dtype="bfloat16"), tmp_path / "folded")
+    assert run(["merge", "--stages", "1,2", "--rank", "3", "--registry", str(registry)]) == 0
+    capsys.readouterr()
+    asked = ["base", "tiny-1", "tiny-s1.s2-svd3", "./my-lora", "--port", "0", "--dry-run"]
+    assert serve(registry, *asked, "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert [variant["name"] for variant in value["variants"]] == ["base", "1", "tiny-s1.s2-svd3", "./my-lora"]
+    assert "./my-lora" in str(value["command"])
+    assert serve(registry, *asked) == 0
+    assert "a folder" in capsys.readouterr().out
+    assert serve(registry, "./folded", "--port", "0", "--dry-run", "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    folder = str(tmp_path / "folded")
+    assert (value["base"]["names"], value["twin"], value["dtype"]) == (["./folded"], folder, "bfloat16")
+    assert "--enable-lora" not in value["command"]
+    assert serve(registry, "base", "./folded", "--port", "0", "--dry-run") == 2
+    assert "plyfold serve ./folded" in capsys.readouterr().err
+
+
+def test_folders_need_no_registry(
+    make_adapter: Any,
+    tiny_base: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PLYFOLD_REGISTRY", raising=False)
+    make_adapter(tmp_path / "my-lora", r=8)
+    make_adapter(tmp_path / "foreign", r=8, repo="acme/another")
+    where = ["--base", str(tiny_base(dtype="float32")), "--port", "0", "--dry-run"]
+    assert run(["serve", "base", "./my-lora", *where]) == 0
+    assert "acme/tiny-qwen2" in capsys.readouterr().out
+    assert run(["serve", "./my-lora", "1", "--port", "0", "--dry-run"]) == 3
+    assert "no registry" in capsys.readouterr().err
+    assert not (tmp_path / ".plyfold").exists()

@@ -160,12 +160,11 @@ def test_what_a_merge_is_served_on_is_at_hand(name: str, here: Path, capsys: pyt
     adapter("a", 1, name)
     write_base_folder(here / "tiny")
     assert run(["merge", "a", "-o", "one", "--base", "tiny"]) == 0
-    assert "vllm serve tiny --enable-lora" in capsys.readouterr().out
+    assert "plyfold serve ./one --base tiny" in capsys.readouterr().out
     assert run(["merge", "a", "-o", "two"]) == 0
     said = capsys.readouterr().out
-    assert (
-        "vllm serve acme/tiny --enable" if name == "acme/tiny" else "the folder or Hub id of the base for BASE"
-    ) in said
+    assert "plyfold serve ./two" in said
+    assert ("the folder or Hub id of the base for BASE" in said) is (name != "acme/tiny")
 
 
 def test_import_reads_a_base_as_merge_does(here: Path) -> None:

@@ -65,7 +65,6 @@ def test_names_are_read(text: str, curriculum: str, stages: tuple[int, ...]) -> 
         "1++2",
         "1,2",
         "base+1",
-        "s1",
         "1+1",
         "0",
         "1*",
@@ -74,12 +73,10 @@ def test_names_are_read(text: str, curriculum: str, stages: tuple[int, ...]) -> 
         "1*nan",
         "1*2*3",
         "x:",
-        "../1",
         "1 +2",
         "-1",
         "A:1",
         "1\n",
-        "1234",
     ],
 )
 def test_other_names_are_refused(text: str) -> None:
@@ -99,12 +96,12 @@ def test_weights_are_part_of_the_name() -> None:
         st.integers(1, 999), st.floats(-1e300, 1e300, allow_nan=False).filter(lambda value: value), min_size=1
     ).filter(lambda terms: len(terms) <= 16)
 )
-def test_every_name_is_read_back(terms: dict[int, float]) -> None:
+def test_every_slug_is_read_back(terms: dict[int, float]) -> None:
     stages = tuple(sorted(terms))
     weights = tuple(terms[stage] for stage in stages)
     plain = all(weight == 1 for weight in weights)
     variant = Variant(curriculum="gsm8k", stages=stages, weights=None if plain else weights)
-    for text in (variant.name, variant.alias, variant.slug, variant.slug.replace("*", "x")):
+    for text in (variant.slug, variant.slug.replace("*", "x")):
         assert parse_variant(text, "gsm8k") == variant
 
 
@@ -151,7 +148,8 @@ class TestInAStore:
         assert run(["merge", "--stages", "1,2", "--rank", "3", "--registry", str(store.root), "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
         slug = "tiny-s1.s2-svd3"
-        assert told["next"] == f"plyfold eval base {slug}   or   plyfold serve base {slug}"
+        where = f" --registry {store.root}"
+        assert told["next"] == f"plyfold eval base {slug}{where}   or   plyfold serve base {slug}{where}"
         for text in (slug, f"tiny:{slug}"):
             variant = find_variant(store, text, "elsewhere")
             assert (variant.name, variant.merge, variant.stages) == (slug, slug, ())
