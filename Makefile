@@ -10,8 +10,9 @@ quickstart: setup
 	$(BIN)/plyfold quickstart
 
 # Two workers, each with one thread; what shares a server or a trained curriculum stays on one of them.
+# What is compiled is kept: the workers and the processes that tests start would compile it again and again.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test: setup
 	$(PYTEST)

@@ -28,7 +28,7 @@ from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.rewards.hierarchical import HierarchicalReward
 
 from ..support.peft_folders import BASE_REPO, BASE_REVISION, SHAPES
-from ..support.tiny_curriculum import CONFIG
+from ..support.tiny_curriculum import tiny_config
 
 COMPOSED = "sha256:774e6c273f59e6c0478fdededbf7949ab7fab505e07489da65feb0297b75ce98"
 COMPOSED_CONFIG = "sha256:9ca95ab2d977cde65f6045bbfbee09f01c1a663bd8b29edf03f9291f4557d684"
@@ -102,7 +102,7 @@ def test_a_curriculum_has_the_same_recipes_rows_and_adapters(
     tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(HierarchicalReward, "score", lambda self, text, *_: float(len(set(text))))
-    (tmp_path / "tiny.yaml").write_text(CONFIG.format(base=tiny_base()))
+    (tmp_path / "tiny.yaml").write_text(tiny_config(tiny_base()))
     config, store = load_config(tmp_path / "tiny.yaml", ()), Store(tmp_path / "store")
     plan = plan_curriculum(config, store)
     machine = (torch.backends.cpu.get_cpu_capability(), plan.base.revision)

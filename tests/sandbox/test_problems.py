@@ -94,7 +94,9 @@ def test_served_shares_are_the_stated_ones(diet: Diet) -> None:
     texts = list(islice(serve(diet, 5), 6000))
     stories = [text for text in texts if text.style != "tables"]
     cued = [text for text in stories if text.prompt.endswith("\nCareful solution:\n")]
-    bare = [text for text in stories if text.prompt.count("\n") == 2 and text not in cued]
+    bare = [
+        text for text in stories if text.prompt.count("\n") == 2 and not text.prompt.endswith("Careful solution:\n")
+    ]
     aided = [text for text in stories if text.prompt.count("\n") > 2]
     assert len(stories) / len(texts) == pytest.approx(1 / (1 + diet.tables), abs=0.02)
     assert len(aided) / len(stories) == pytest.approx(diet.notes, abs=0.03)

@@ -33,7 +33,7 @@ from plyfold.stages.training.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 from plyfold.stages.training.run_folder import unfinished
 
-from ..support.tiny_curriculum import CONFIG
+from ..support.tiny_curriculum import tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ MakeConfig = Callable[..., CurriculumConfig]
 @pytest.fixture
 def make_config(tmp_path: Path, tiny_base: Any) -> MakeConfig:
     path = tmp_path / "tiny.yaml"
-    path.write_text(CONFIG.format(base=tiny_base()))
+    path.write_text(tiny_config(tiny_base()))
     return lambda *overrides: load_config(path, overrides)
 
 

@@ -21,35 +21,30 @@ from plyfold.adapters.tensors import tensor_digest
 from plyfold.registry.store.store import Store
 from plyfold.stages.training.metrics import read_metrics
 
+from ..support.tiny_curriculum import tiny_config
+
 pytestmark = pytest.mark.slow
 
-CONFIG = """
-curriculum: tiny
-base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
-adapter: {{r: 4, alpha: 8}}
-data: {{path: sandbox, rows: [0, 20]}}
-eval: {{data: {{path: sandbox, split: test, rows: [0, 8]}}, max_new_tokens: 4}}
-threads: 1
-stages:
+STAGES = """
   structure: &sft
     number: 1
     task: reconstruct
     gate: tokens <= 4
-    trainer: &quick {{per_device_train_batch_size: 4, learning_rate: 1.0e-3, max_steps: 3, save_steps: 1,
-                      lr_scheduler_type: constant}}
-  again: {{number: 2, task: reconstruct, masking: {{mode: scattered}}, trainer: *quick}}
+    trainer: &quick {per_device_train_batch_size: 4, learning_rate: 1.0e-3, max_steps: 3, save_steps: 1,
+                      lr_scheduler_type: constant}
+  again: {number: 2, task: reconstruct, masking: {mode: scattered}, trainer: *quick}
   brevity:
     number: 3
     task: complete
     gate: accuracy >= previous
-    masking: {{mode: scattered}}
-    trainer: &grpo {{per_device_train_batch_size: 4, gradient_accumulation_steps: 1, num_generations: 4,
+    masking: {mode: scattered}
+    trainer: &grpo {per_device_train_batch_size: 4, gradient_accumulation_steps: 1, num_generations: 4,
                      max_completion_length: 8, learning_rate: 1.0e-3, max_steps: 3, save_steps: 1,
-                      lr_scheduler_type: constant}}
+                      lr_scheduler_type: constant}
   remedy:
     number: 4
     task: rewrite
-    mining: {{samples: 1, problems: 8, max_new_tokens: 4, wrong_share: 0.0, unaided_samples: 0}}
+    mining: {samples: 1, problems: 8, max_new_tokens: 4, wrong_share: 0.0, unaided_samples: 0}
     trainer: *grpo
 """
 STEPS = {"1-structure": 3, "2-again": 3, "3-brevity": 3, "4-remedy": 3}
@@ -90,7 +85,9 @@ for line in sys.stdin:
 
 @pytest.fixture
 def trainer(tmp_path: Path, tiny_base: Any) -> Iterator[subprocess.Popen[str]]:
-    (tmp_path / "tiny.yaml").write_text(CONFIG.format(base=tiny_base()))
+    (tmp_path / "tiny.yaml").write_text(
+        tiny_config(tiny_base(), STAGES, rows=20, scored=8, evaluation="max_new_tokens: 4")
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen([sys.executable, "-c", TRAIN], cwd=tmp_path, env=environment, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as process:  # fmt: skip

@@ -26,33 +26,28 @@ from plyfold.stages.training.recorder import RunRecorder
 from plyfold.stages.training.run_folder import unfinished
 from plyfold.stages.training.trainers import GRPOTrainer, StageGRPOTrainer, StageSFTTrainer
 
+from ..support.tiny_curriculum import tiny_config
+
 pytestmark = pytest.mark.slow
 
-CONFIG = """
-curriculum: tiny
-base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
-adapter: {{r: 4, alpha: 8}}
-data: {{path: sandbox, rows: [0, 20]}}
-eval: {{data: {{path: sandbox, split: test, rows: [0, 20]}}}}
-threads: 1
-stages:
+STAGES = """
   structure:
     number: 1
     task: reconstruct
-    trainer: {{per_device_train_batch_size: 4, learning_rate: 1.0e-3, max_steps: 4, save_steps: 2}}
+    trainer: {per_device_train_batch_size: 4, learning_rate: 1.0e-3, max_steps: 4, save_steps: 2}
   brevity:
     number: 2
     task: complete
-    masking: {{mode: scattered}}
-    trainer: {{per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4,
-               max_completion_length: 8, learning_rate: 1.0e-3, max_steps: 2}}
+    masking: {mode: scattered}
+    trainer: {per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4,
+               max_completion_length: 8, learning_rate: 1.0e-3, max_steps: 2}
 """
 
 
 @pytest.fixture
 def make_config(tmp_path: Path, tiny_base: Any) -> Callable[..., CurriculumConfig]:
     path = tmp_path / "tiny.yaml"
-    path.write_text(CONFIG.format(base=tiny_base()))
+    path.write_text(tiny_config(tiny_base(), STAGES, rows=20, scored=20))
     return lambda *overrides: load_config(path, overrides)
 
 

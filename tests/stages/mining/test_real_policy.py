@@ -32,22 +32,17 @@ from plyfold.stages.rollouts import samplers
 from plyfold.stages.rollouts.engine import Completion, Request, Sampling
 from plyfold.stages.rollouts.sampling import Sample, hf_sampler
 
+from ...support.tiny_curriculum import tiny_config
+
 pytestmark = pytest.mark.slow
 
-CONFIG = """
-curriculum: tiny
-base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
-adapter: {{r: 4, alpha: 8}}
-data: {{path: sandbox, rows: [0, 100]}}
-eval: {{data: {{path: sandbox, split: test, rows: [0, 40]}}}}
-threads: 1
-stages:
+STAGES = """
   remedy:
     number: 1
     task: rewrite
     unaided_share: 0.5
-    mining: {{samples: 2, confirm: 4, max_new_tokens: 8, wrong_share: 0, minimum: 4, unaided_samples: 2,
-             unaided_problems: 8}}
+    mining: {samples: 2, confirm: 4, max_new_tokens: 8, wrong_share: 0, minimum: 4, unaided_samples: 2,
+             unaided_problems: 8}
     trainer:
       per_device_train_batch_size: 4
       num_generations: 4
@@ -65,7 +60,7 @@ class _Killed(BaseException):
 @pytest.fixture
 def config(tmp_path: Path, tiny_base: Any) -> CurriculumConfig:
     path = tmp_path / "tiny.yaml"
-    path.write_text(CONFIG.format(base=tiny_base()))
+    path.write_text(tiny_config(tiny_base(), STAGES, rows=100))
     return load_config(path)
 
 

@@ -32,24 +32,19 @@ from plyfold.stages.rollouts.http import HttpRollouts
 from plyfold.stages.training.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 
+from ...support.tiny_curriculum import tiny_config
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
 
 BOUND = 1e-4
 """Two float32 evaluations of one sum in other orders, over 8 tokens of a 2-layer model."""
 STEPS = 4
 START_TIMEOUT_S, STOP_TIMEOUT_S = 500, 120
-CONFIG = """
-curriculum: tiny
-base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
-adapter: {{r: 4, alpha: 8}}
-data: {{path: sandbox, rows: [0, 40]}}
-eval: {{data: {{path: sandbox, split: test, rows: [0, 40]}}}}
-threads: 1
-stages:
+STAGES = """
   structure:
     number: 1
     task: reconstruct
-    trainer: {{per_device_train_batch_size: 4, learning_rate: 1.0e-2, max_steps: 2}}
+    trainer: {per_device_train_batch_size: 4, learning_rate: 1.0e-2, max_steps: 2}
   brevity:
     number: 2
     task: complete
@@ -70,7 +65,7 @@ MakeConfig = Callable[..., CurriculumConfig]
 @pytest.fixture
 def make_config(tmp_path: Path, tiny_base: Any) -> MakeConfig:
     path = tmp_path / "tiny.yaml"
-    path.write_text(CONFIG.format(base=tiny_base(dtype="float32")))
+    path.write_text(tiny_config(tiny_base(dtype="float32"), STAGES))
     return lambda *overrides: load_config(path, overrides)
 
 
@@ -150,7 +145,7 @@ def test_mining_draws_from_the_engine_and_from_the_policy_of_that_moment(
     from plyfold.stages.rollouts.vllm import VllmRollouts
 
     path, runs = tmp_path / "mined.yaml", tmp_path / "runs"
-    path.write_text(CONFIG.partition("  brevity:")[0].format(base=tiny_base(dtype="float32")) + REMEDY)
+    path.write_text(tiny_config(tiny_base(dtype="float32"), STAGES.partition("  brevity:")[0] + REMEDY))
     load, sample = VllmRollouts.load, VllmRollouts.sample
     policies: dict[str, Any] = {}
     drawn: dict[str, list[Any]] = {}

@@ -19,36 +19,31 @@ from plyfold.registry.store.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.training.metrics import read_metrics
 
+from ...support.tiny_curriculum import tiny_config
+
 pytestmark = pytest.mark.slow
 
 # One GPU is not needed for --multi_gpu: it names torch's launcher, and accelerate's --cpu starts a single process.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
           "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
-CONFIG = """
-curriculum: tiny
-base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
-adapter: {{r: 4, alpha: 8}}
-data: {{path: sandbox, rows: [0, 20]}}
-eval: {{data: {{path: sandbox, split: test, rows: [0, 4]}}, max_new_tokens: 4}}
-threads: 1
-stages:
+STAGES = """
   structure:
     number: 1
     task: reconstruct
     gate: tokens <= 4
-    trainer: {{per_device_train_batch_size: 2, learning_rate: 1.0e-3, weight_decay: 0.0}}
+    trainer: {per_device_train_batch_size: 2, learning_rate: 1.0e-3, weight_decay: 0.0}
   brevity:
     number: 2
     task: complete
-    masking: {{mode: scattered}}
-    trainer: {{per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4,
-               max_completion_length: 8, learning_rate: 1.0e-3, save_steps: 2}}
+    masking: {mode: scattered}
+    trainer: {per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4,
+               max_completion_length: 8, learning_rate: 1.0e-3, save_steps: 2}
   remedy:
     number: 3
     task: rewrite
-    mining: {{samples: 1, max_new_tokens: 8, wrong_share: 0, unaided_samples: 1, unaided_problems: 4}}
-    trainer: {{per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8, learning_rate: 1.0e-3,
-               max_steps: 2}}
+    mining: {samples: 1, max_new_tokens: 8, wrong_share: 0, unaided_samples: 1, unaided_problems: 4}
+    trainer: {per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 8, learning_rate: 1.0e-3,
+               max_steps: 2}
 """
 # A random base never answers right, so the reward is replaced by one that varies.
 TRAIN = """
@@ -137,7 +132,9 @@ def test_one_of_several_ends_without_taking_its_interpreter_down(
 
 
 def test_two_processes_train_as_one_with_their_batches_together(tiny_base: Any, tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(CONFIG.format(base=tiny_base()))
+    (tmp_path / "tiny.yaml").write_text(
+        tiny_config(tiny_base(), STAGES, rows=20, scored=4, evaluation="max_new_tokens: 4")
+    )
     (tmp_path / "train.py").write_text(TRAIN)
     done = _launch(tmp_path / "train.py", "train", "-c", "tiny.yaml", "--registry", "store", "--json")
     assert done.returncode == 0, done.stderr
@@ -180,7 +177,9 @@ def test_a_run_of_two_processes_is_not_continued_by_one(
     from plyfold.core.errors import IncompatibleError
     from plyfold.stages.training.recorder import RunRecorder
 
-    (tmp_path / "tiny.yaml").write_text(CONFIG.format(base=tiny_base()))
+    (tmp_path / "tiny.yaml").write_text(
+        tiny_config(tiny_base(), STAGES, rows=20, scored=4, evaluation="max_new_tokens: 4")
+    )
     config = load_config(tmp_path / "tiny.yaml")
 
     class Killed(BaseException):

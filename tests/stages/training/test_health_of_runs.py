@@ -16,23 +16,18 @@ from plyfold.stages.training.health import CLIPPED, ENTROPY, EQUAL_GROUPS
 from plyfold.stages.training.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 
+from ...support.tiny_curriculum import tiny_config
+
 pytestmark = pytest.mark.slow
 
-CONFIG = """
-curriculum: tiny
-base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
-adapter: {{r: 4, alpha: 8}}
-data: {{path: sandbox, rows: [0, 40]}}
-eval: {{data: {{path: sandbox, split: test, rows: [0, 40]}}}}
-threads: 1
-stages:
+STAGES = """
   brevity:
     number: 1
     task: complete
-    masking: {{mode: scattered}}
+    masking: {mode: scattered}
     unaided_share: 0.5
-    trainer: {{per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4,
-               max_completion_length: 8, learning_rate: 1.0e-3, max_steps: 4, save_steps: 2}}
+    trainer: {per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4,
+               max_completion_length: 8, learning_rate: 1.0e-3, max_steps: 4, save_steps: 2}
 """
 
 
@@ -40,7 +35,7 @@ def _train(base: Path, folder: Path) -> tuple[list[dict[str, Any]], list[dict[st
     """The alarms on record and the lines of metrics.jsonl."""
     path = folder / "tiny.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(CONFIG.format(base=base))
+    path.write_text(tiny_config(base, STAGES))
     store = Store(folder / "store")
     train(load_config(path), store, runs_dir=folder / "runs")
     details = store.stage("tiny", 1).record.recipe.details

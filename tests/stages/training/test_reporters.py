@@ -12,20 +12,15 @@ from plyfold.registry.store.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.training.metrics import read_metrics
 
+from ...support.tiny_curriculum import tiny_config
+
 pytestmark = pytest.mark.slow
 
-CONFIG = """
-curriculum: tiny
-base: {{repo: acme/tiny-qwen2, revision: auto, path: {base}, compute_dtype: float32}}
-adapter: {{r: 4, alpha: 8}}
-data: {{path: sandbox, rows: [0, 20]}}
-eval: {{data: {{path: sandbox, split: test, rows: [0, 20]}}}}
-threads: 1
-stages:
+STAGES = """
   structure:
     number: 1
     task: reconstruct
-    trainer: &trainer {{per_device_train_batch_size: 4, learning_rate: 1.0e-3, max_steps: 3, report_to: {reporter}}}
+    trainer: &trainer {per_device_train_batch_size: 4, learning_rate: 1.0e-3, max_steps: 3, report_to: REPORTER}
   again:
     number: 2
     task: reconstruct
@@ -35,7 +30,7 @@ stages:
 
 def _train(reporter: str, base: Path, folder: Path) -> list[Path]:
     """The run folders of two stages that were trained with a reporter."""
-    (folder / "tiny.yaml").write_text(CONFIG.format(base=base, reporter=reporter))
+    (folder / "tiny.yaml").write_text(tiny_config(base, STAGES.replace("REPORTER", reporter), rows=20, scored=20))
     train(load_config(folder / "tiny.yaml"), Store(folder / "store"), None, folder / "runs")
     return [folder / "runs" / "tiny" / name for name in ("1-structure", "2-again")]
 
