@@ -378,7 +378,7 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
         plain = OmegaConf.merge({}, written.marked(values) if own else written.literal(values), written.marked(changes))
         check_growth(OmegaConf.to_container(plain, resolve=False), where)
         _check_stage_names(values, overrides, where)
-        _require_sections(plain, where)
+        _require_sections(plain, where, written)
         whole = _with_whole_adapters(_with_held_out(plain))
         merged = OmegaConf.merge(OmegaConf.structured(CurriculumConfig), whole)
         unresolved = OmegaConf.to_container(merged, resolve=False)
@@ -526,7 +526,7 @@ def _with_whole_adapters(plain: Any) -> Any:
     return plain
 
 
-def _require_sections(plain: Any, where: object) -> None:
+def _require_sections(plain: Any, where: object, written: Written) -> None:
     """Refuse a config without what has no default, with lines that mend it.
 
     Raises:
@@ -538,7 +538,7 @@ def _require_sections(plain: Any, where: object) -> None:
         lacking = [f"{section}.{key}" for key in keys if not hasattr(value, "get") or value.get(key) is None]
         if value is None or lacking:
             missing += [section] if value is None else lacking
-            lines.append(mended)
+            lines.append(_with_revision(value, written) if lacking == ["base.revision"] else mended)
     if missing:
         raise ConfigError(
             "the config lacks what has no default",
@@ -547,6 +547,16 @@ def _require_sections(plain: Any, where: object) -> None:
             found=f"no {', no '.join(missing)}",
             next_step="write, with your own values:\n" + "\n".join(lines),
         )
+
+
+def _with_revision(base: Any, written: Written) -> str:
+    """A base's section as it was written, with the revision that it lacks."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    words: Any = written.unmarked(OmegaConf.to_container(base, resolve=False))
+    mended = {"base": {**words, "revision": "auto" if words.get("path") else "main"}}
+    return str(yaml.safe_dump(mended, default_flow_style=None, sort_keys=False, width=10_000)).strip()
 
 
 def _with_held_out(plain: Any) -> Any:

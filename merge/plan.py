@@ -190,7 +190,7 @@ def plan_compose(
     if vllm_bucket(kept) is None and max_error is None:
         warnings.append(f"rank {kept} is above vLLM's largest; --method svd --rank {VLLM_RANKS[-1]} can be served")
     if not METHODS[method].approximates and len(parts) > 1:
-        warnings.append(f"{method} is for adapters trained apart; it is not the sum that stages were trained as")
+        warnings.append(f"{method} is for adapters trained apart; stages of a curriculum were trained as their sum")
     return ComposePlan(
         parts=chosen.parts,
         specs=chosen.specs,

@@ -105,8 +105,8 @@ def resolve_base(config: BaseConfig, *, local_only: bool = False) -> BaseRef:
         IntegrityError: A weights file is damaged.
         IncompatibleError: Its weights are quantised already.
     """
-    if config.path is None and config.repo == BASE_REPO and config.revision == content_revision(BASE_FOLDER):
-        return BaseRef(repo=config.repo, revision=config.revision, path=BASE_FOLDER)  # wherever plyfold lies by now
+    if config.path is None and (embedded := embedded_base(config.repo, config.revision)):
+        return BaseRef(repo=config.repo, revision=content_revision(embedded), path=embedded)
     if config.path is None:
         path = snapshot(
             config.repo,
@@ -139,6 +139,17 @@ def _complete(cached: Path) -> None:
 def sandbox_folder() -> Path:
     """Folder of the embedded base."""
     return BASE_FOLDER
+
+
+def embedded_base(repo: str, revision: str) -> Path | None:
+    """The folder of the base that comes with plyfold, wherever plyfold lies by now; None where another is meant.
+
+    Args:
+        repo: Name of a base.
+        revision: The digest of its content, or `auto` for the one that is here.
+    """
+    meant = repo == BASE_REPO and revision in ("auto", content_revision(BASE_FOLDER))
+    return BASE_FOLDER if meant else None
 
 
 def content_revision(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...core.console import emit_json, print_table, progress, show_field, warn
+from ...core.disk.digest import short
 from ...core.errors import IntegrityError, NotFoundError, PlyfoldError
 from ..options import curriculum_option, json_option, registry_option
 
@@ -185,8 +186,9 @@ def _report(
 
 def _show(sides: list[Side], verdict: str, fields: list[Difference], pair: PairInterference) -> None:
     for name, side in zip("AB", sides, strict=True):
-        show_field(name, f"{side.label}  {side.digest}")
-    show_field("tensors", VERDICTS[verdict])
+        # The digest by which `show` and `merge` know it; that of the tensors is nobody's name.
+        show_field(name, f"{side.label}  {side.record.digest()}" if side.record else side.label)
+    show_field("tensors", f"{VERDICTS[verdict]}, {' and '.join(dict.fromkeys(short(side.digest) for side in sides))}")
     if fields:
         rows = [[field, _cell(first), _cell(second)] for field, first, second in fields[:FIELDS]]
         more = f"and {len(fields) - FIELDS} more (--json shows all)" if len(fields) > FIELDS else ""

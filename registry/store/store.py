@@ -302,8 +302,10 @@ class Store(Refs):
             attestations.write_location(self.layout.locations, repo, revision, path, spelling)
 
     def base_path(self, repo: str, revision: str) -> Path | None:
-        """Where a base was last seen on this machine, if it is still there."""
-        return attestations.read_location(self.layout.locations, repo, revision)
+        """Where a base was last seen on this machine, if it is still there; the embedded base always is."""
+        from ...adapters.base.resolve import embedded_base
+
+        return attestations.read_location(self.layout.locations, repo, revision) or embedded_base(repo, revision)
 
     def remember_rows(self, sha256: str, path: Path) -> None:
         """Note in which file or folder rows lie on this machine; local knowledge, never in a record."""

@@ -66,6 +66,7 @@ def test_the_sandbox_is_found_by_its_name_wherever_plyfold_lies_now(hub: Any) ->
     folder = sandbox_folder()
     ref = resolve_base(BaseConfig(repo="plyfold/sandbox-base", revision=content_revision(folder)))
     assert ref.path == folder  # where a registry remembers another place, or comes from another machine
+    assert resolve_base(BaseConfig(repo="plyfold/sandbox-base", revision="auto")) == ref
     with pytest.raises(OfflineError):  # another sandbox's adapters do not belong to this one
         resolve_base(BaseConfig(repo="plyfold/sandbox-base", revision="0" * 40))
 

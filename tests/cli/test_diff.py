@@ -75,8 +75,9 @@ def test_what_is_shown(store: Store, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["diff", "1", "2"]) == 0
     shown = capsys.readouterr().out
     for text in (
-        "toy 1 structure",
-        "different tensors",
+        f"toy 1 structure  {store.ref('toy', 1)}",
+        f"toy 2 brevity  {store.ref('toy', 2)}",
+        "different tensors, ",
         "recipe.config.train.lr",
         "k_proj",
         "column overlap",

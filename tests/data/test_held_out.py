@@ -167,6 +167,27 @@ def test_a_missing_section_is_answered_with_a_line_that_mends_it(
     assert load_config("mine.yaml").eval.data.part == [0.0, 0.1]
 
 
+@pytest.mark.parametrize(
+    ("base", "mended"),
+    [
+        ("repo: a/b, path: here", "base: {repo: a/b, path: here, revision: auto}"),
+        ("repo: a/b, path: '${oc.env:MODELS}/b'", "base: {repo: a/b, path: '${oc.env:MODELS}/b', revision: auto}"),
+        ("repo: a/b, compute_dtype: float32", "base: {repo: a/b, compute_dtype: float32, revision: main}"),
+    ],
+)
+def test_a_base_without_a_revision_keeps_its_other_words(
+    folder: Path, base: str, mended: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELS", "/somewhere")
+    others = [line for section, line in LINES.items() if section != "base"]
+    Path("mine.yaml").write_text("".join(others) + f"base: {{{base}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config("mine.yaml")
+    assert caught.value.next_step.splitlines()[1:] == [mended]
+    Path("mine.yaml").write_text("".join(others) + mended + "\n")
+    assert load_config("mine.yaml").base.repo == "a/b"
+
+
 @pytest.mark.parametrize(("lacking", "step"), [("number", "number: 1"), ("task", "task: reconstruct")])
 def test_a_stage_that_lacks_a_key_is_told_which(folder: Path, lacking: str, step: str) -> None:
     keys = {"number": 1, "task": "complete"}

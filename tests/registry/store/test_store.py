@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from plyfold.adapters.base.resolve import content_revision, sandbox_folder
 from plyfold.core.errors import (
     ConfigError,
     ConflictError,
@@ -23,6 +24,7 @@ from plyfold.core.errors import (
 from plyfold.registry.record import RECORD_FILE
 from plyfold.registry.store import store as store_module
 from plyfold.registry.store.store import Store, find_store
+from plyfold.sandbox import BASE_REPO
 
 NOWHERE = f"sha256:{'f' * 64}"
 
@@ -404,3 +406,9 @@ class TestLedger:
         assert store.base_path("a/b", "0" * 40) == (tmp_path / "base").resolve()
         assert store.base_path("c/d", "1" * 40) is None
         assert store.base_path("e/f", "0" * 40) is None
+
+    def test_the_embedded_base_lies_where_plyfold_does(self, store: Store, tmp_path: Path) -> None:
+        revision = content_revision(sandbox_folder())
+        store.remember_base(BASE_REPO, revision, tmp_path / "where plyfold lay before")
+        assert store.base_path(BASE_REPO, revision) == sandbox_folder()
+        assert store.base_path(BASE_REPO, "0" * 40) is None
