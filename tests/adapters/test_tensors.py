@@ -161,6 +161,7 @@ def test_written_folders_load_in_peft_with_every_number_and_scale(tmp_path: Path
     assert not hasattr(model.get_base_model().get_submodule("model.layers.0.self_attn.k_proj"), "lora_A")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 2.0, 0.75])
 def test_written_folders_are_legal_for_vllm_with_the_same_rank_and_scale(tmp_path: Path, scale: float) -> None:
     helper_module = pytest.importorskip("vllm.lora.peft_helper", reason="vLLM is not installed")

@@ -311,6 +311,7 @@ def test_a_plan_with_a_last_step_that_checks_is_not_the_solution() -> None:
     assert parse_rationale("Q?", f"{plan}\n\n{SOLVED}\nAnswer: 18", "18").steps == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["Step 1\n" * 4000, "So the answer is 18. " * 5000, "Die Antwort ist 18. " * 5000],
@@ -350,6 +351,7 @@ def test_a_verification_is_not_the_solution() -> None:
 step = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=40)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(step, min_size=2, max_size=8), st.integers(-999, 9999))
 def test_whatever_the_teacher_writes_no_step_announces_an_answer(steps: list[str], answer: int) -> None:

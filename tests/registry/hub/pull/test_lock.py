@@ -21,6 +21,8 @@ from plyfold.registry.trust.revocation import revoke
 from ....conftest import Hub, MakeAdapter, MakeRecord
 from ..conftest import is_empty, stages
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lock(pushed: Store, tmp_path: Path) -> Path:

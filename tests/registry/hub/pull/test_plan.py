@@ -24,6 +24,8 @@ from ....conftest import Hub, MakeAdapter, MakeRecord
 from ....support.hub_filling import put
 from ..conftest import is_empty, stages
 
+pytestmark = pytest.mark.slow
+
 MakeMerge = Callable[..., str]
 
 

@@ -19,6 +19,8 @@ from ....conftest import Hub
 from ....support.hub_filling import put
 from ..conftest import commits, is_empty, stages
 
+pytestmark = pytest.mark.slow
+
 
 def test_stages_arrive_as_they_left(hub: Hub, store: Store, away: Store, client: HubClient) -> None:
     done = push(store, stages(store)[2:], "acme", client=client)

@@ -22,10 +22,13 @@ from ....support.hub_filling import put
 from ....support.key_files import write_key
 from ..conftest import is_empty, stages
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("model_signing") is None,
-    reason="model-signing is not installed: pip install 'plyfold[sign]'",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("model_signing") is None,
+        reason="model-signing is not installed: pip install 'plyfold[sign]'",
+    ),
+]
 ONE = "acme/toy-s01-structure"
 
 

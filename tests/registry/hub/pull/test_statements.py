@@ -21,6 +21,8 @@ from ....conftest import Hub, MakeAdapter, MakeRecord
 from ....support.hub_filling import put
 from ..conftest import is_empty, stages
 
+pytestmark = pytest.mark.slow
+
 FILE = "revocations.json"
 ONE = "acme/toy-s01-structure"
 

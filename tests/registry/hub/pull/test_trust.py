@@ -30,6 +30,8 @@ from ....support.hub_filling import put
 from ....support.key_files import write_key
 from ..conftest import stages
 
+pytestmark = pytest.mark.slow
+
 FILE = "revocations.json"
 ONE = "acme/toy-s01-structure"
 needs_keys = pytest.mark.skipif(

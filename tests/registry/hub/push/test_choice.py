@@ -25,6 +25,8 @@ from ....conftest import Hub, MakeAdapter, MakeRecord
 from ....support.hub_collections import collections
 from ..conftest import stages
 
+pytestmark = pytest.mark.slow
+
 DIRTY = Code(version="0.1.0", git="0123abcd" * 5, dirty=True)
 Command = Callable[..., dict[str, Any]]
 

@@ -20,6 +20,8 @@ from plyfold.registry.store.store import Store, find_store
 
 from ....conftest import Hub
 
+pytestmark = pytest.mark.slow
+
 CODE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 

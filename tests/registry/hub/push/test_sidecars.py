@@ -22,6 +22,8 @@ from plyfold.registry.trust.signing import signs
 from ....conftest import Hub, MakeAdapter, MakeRecord
 from ..conftest import stages
 
+pytestmark = pytest.mark.slow
+
 REPO = "acme/toy-s01-structure"
 
 
