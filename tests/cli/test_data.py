@@ -209,6 +209,7 @@ def test_no_network_is_asked_for_a_tokenizer(
     assert _json(capsys, "check", *arguments)["unit"] == "characters"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "name"), [("1", "structure"), ("brevity", "brevity"), ("remedy", "remedy")])
 def test_previewed_rows_are_the_training_rows(capsys: pytest.CaptureFixture[str], stage: str, name: str) -> None:
     small = [f"stages.{name}.data={{rows: [1520, 1560], rationales: null}}", f"stages.{name}.epochs=1"]

@@ -98,6 +98,7 @@ class TestSelfTest:
         assert not cpu_lora.base_rows_changed(cpu_lora.add_lora_linear)
         assert cpu_lora.base_rows_changed(gathering)
 
+    @pytest.mark.slow
     def test_install_is_idempotent_and_replaces_only_a_wrong_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 

@@ -217,6 +217,7 @@ class TestAnyHub:
 
 
 class TestOnlyTheTestHub:
+    @pytest.mark.slow
     def test_eight_writers_of_five_commits_lose_nothing(self, place):
         conflicts: list[int] = []
         failures: list[BaseException] = []

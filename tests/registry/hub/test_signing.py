@@ -53,6 +53,7 @@ def replace(hub: Hub, **files: bytes) -> None:
     hub.store.commit(REPO, "main", rows, "mallory")
 
 
+@pytest.mark.slow
 def test_model_signing_alone_verifies_what_push_published(signed: Store, tmp_path: Path) -> None:
     from huggingface_hub import HfApi
 

@@ -31,6 +31,8 @@ from plyfold.stages.prompts.tasks import make_rows
 from plyfold.stages.rollouts.sampling import Sample
 from plyfold.stages.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 QUICK = [
     "data.rows=[0,20]",
     "stages.structure.data.rows=[0,20]",
@@ -102,7 +104,6 @@ def _find(
     return find_failures(*made, None, sampler, folder, batch), sampler
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("calls", [0, 1, 3, 7, 12])
 def test_a_killed_mining_goes_on_to_the_very_same_failures(make_plan: MakePlan, tmp_path: Path, calls: int) -> None:
     made = make_plan("stages.remedy.mining.confirm=8", "stages.remedy.mining.unaided_problems=20")
@@ -162,7 +163,6 @@ def test_the_manifest_says_what_was_mined_with_what(make_plan: MakePlan, tmp_pat
     assert all(policy.rate(plan.protocol.prompt(question)) < 0.5 for question in trained | apart)
 
 
-@pytest.mark.slow
 def test_solved_problems_are_rehearsed_beside_the_failures(make_plan: MakePlan, tmp_path: Path) -> None:
     alone, _ = _find(make_plan(), tmp_path / "alone")
     made = make_plan("stages.remedy.mining.rehearsal_share=0.25")
@@ -181,7 +181,6 @@ def test_solved_problems_are_rehearsed_beside_the_failures(make_plan: MakePlan, 
     assert len(most.rationales) == len(failures) + found.summary["problems"]["solved"]  # as many as there are
 
 
-@pytest.mark.slow
 def test_a_policys_gain_is_measured_with_fresh_samples(make_plan: MakePlan, tmp_path: Path, make_adapter: Any) -> None:
     made = make_plan("stages.remedy.mining.samples=2", "stages.remedy.mining.held_out_share=0.3")
     found, policy = _find(made, tmp_path)
@@ -247,7 +246,6 @@ def test_a_manifest_of_other_failures_is_not_trained_on(make_plan: MakePlan, tmp
         _find(made, tmp_path)
 
 
-@pytest.mark.slow
 def test_what_was_mined_stands_with_other_rows_to_be_scored_on_and_a_renamed_file(
     make_plan: MakePlan, tmp_path: Path
 ) -> None:
@@ -280,7 +278,6 @@ def test_what_was_mined_stands_after_an_upgrade_or_with_another_engine(
     assert (tmp_path / MINED).read_bytes() == mined
 
 
-@pytest.mark.slow
 def test_mining_goes_on_with_another_batch_from_what_was_drawn(make_plan: MakePlan, tmp_path: Path) -> None:
     made = make_plan("stages.remedy.mining.confirm=8", "stages.remedy.mining.unaided_samples=0")
     with pytest.raises(_Killed):

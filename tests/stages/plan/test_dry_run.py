@@ -155,9 +155,11 @@ def test_every_shipped_config_plans_on_the_sandbox(name: str, tmp_path: Path, sh
         (["stages.remedy.mining.minimum=2000"], "stages.remedy.mining"),
         (["stages.brevity.trainer.max_completion_length=1024"], "stages.brevity.trainer.max_completion_length"),
         (["stages.remedy.mining.max_new_tokens=1024"], "stages.remedy.mining.max_new_tokens"),
-        (["stages.structure.trainer.max_length=8"], "stages.structure"),
-        (["stages.brevity.trainer.max_completion_length=1020"], "stages.brevity"),
-        (["stages.remedy.mining.max_new_tokens=1021"], "stages.remedy.mining.max_new_tokens"),
+        pytest.param(["stages.structure.trainer.max_length=8"], "stages.structure", marks=pytest.mark.slow),
+        pytest.param(["stages.brevity.trainer.max_completion_length=1020"], "stages.brevity", marks=pytest.mark.slow),
+        pytest.param(
+            ["stages.remedy.mining.max_new_tokens=1021"], "stages.remedy.mining.max_new_tokens", marks=pytest.mark.slow
+        ),
         (["base.revision=main"], "base"),
         (["base.repo=my model"], "base"),
     ],
