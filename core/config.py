@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from importlib import resources
 from io import StringIO
 from pathlib import Path
@@ -380,7 +381,7 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
         _check_stage_names(values, overrides, where)
         _require_sections(plain, where, written)
         whole = _with_whole_adapters(_with_held_out(plain))
-        merged = OmegaConf.merge(OmegaConf.structured(CurriculumConfig), whole)
+        merged = OmegaConf.merge(_schema(), whole)
         unresolved = OmegaConf.to_container(merged, resolve=False)
         written.marked(unresolved)  # whatever OmegaConf made a text of on the way
         config = OmegaConf.to_object(merged)
@@ -398,6 +399,14 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
     check_values(unresolved, where)
     setattr(config, _WRITTEN, unresolved)
     return config
+
+
+@cache
+def _schema() -> Any:
+    """The classes of a config as OmegaConf has them; what is merged into it is merged into a copy."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(CurriculumConfig)
 
 
 def scalar_fields(kind: type = CurriculumConfig, key: str = "") -> Iterator[tuple[str, bool]]:
