@@ -298,6 +298,7 @@ def test_a_tensor_that_peft_would_drop_is_refused(tmp_path: Path, make_adapter: 
         read_spec(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
 @pytest.mark.parametrize("pattern", [r"(.|\w)*!", ".*" * 12 + "!", "x" * 20_000])
 def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, make_adapter: Any, field: str, pattern: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,14 @@ def _relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def _imported(path: Path) -> Iterator[tuple[int, str]]:
     """Names that a module imports from plyfold, with their lines."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("plyfold")):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -52,7 +58,7 @@ def test_every_folder_of_code_is_one_that_ships() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_folder_has_a_face_that_says_what_it_knows(room: str) -> None:
     for folder in {path.parent for path in MODULES if path.is_relative_to(ROOT / room)}:
-        said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        said = ast.get_docstring(_parsed(folder / "__init__.py"))
         assert said, _relative(folder)
         assert said.splitlines()[0].rstrip().endswith((".", ":")), _relative(folder)
 
@@ -75,7 +81,7 @@ def test_private_attributes_of_the_store_stay_there() -> None:
         f"{_relative(path)}:{node.lineno} {node.attr}"
         for path in MODULES
         if not path.is_relative_to(ROOT / "registry" / "store")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(_parsed(path))
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
         if isinstance(node.value, ast.Name) and node.value.id == "store"
     ]
