@@ -24,7 +24,8 @@ from plyfold.registry.lineage.scores import EVAL, variant_name
 from plyfold.registry.lineage.shared_scores import SharedScore, adopt_evaluations
 from plyfold.registry.record import BaseRecord, Code, Metric, Parent, Record, StageId, Weights
 from plyfold.registry.store.store import Store
-from plyfold.registry.trust.statements import REVOKED, RevocationPayload, Statement, adopt
+from plyfold.registry.trust.statements import REVOKED, WITHDRAWN, RevocationPayload, Statement, adopt
+from plyfold.registry.trust.trust import Signer
 
 NUM_ADAPTERS = 1000
 RUNS = 5
@@ -132,9 +133,10 @@ def commands(root: Path) -> list[dict[str, Any]]:
 def flooded(root: Path) -> list[dict[str, Any]]:
     """Seconds of `tree` before and after a repository has filled its share of what is kept of each adapter.
 
-    Both registries are asked in turn, so that their ratio holds on a busy machine too.
+    All registries are asked in turn, so that their ratio holds on a busy machine too.
     """
     clean = spread(root)
+    signed = _signed_flood(Store(Path(shutil.copytree(clean.root, root / "signed"))), root)
     hostile = Store(Path(shutil.copytree(clean.root, root / "hostile")))
     for entry in list(hostile.entries()):
         record, digest = entry.record, entry.digest
@@ -153,16 +155,33 @@ def flooded(root: Path) -> list[dict[str, Any]]:
             for number in range(100)
         ])  # fmt: skip
     plyfold = Path(sys.executable).with_name("plyfold")
-    seconds: dict[str, list[float]] = {"clean": [], "hostile": []}
+    stores = {"clean": clean, "hostile": hostile, "hostile, signed": signed}
+    seconds: dict[str, list[float]] = {name: [] for name in stores}
     for _ in range(RUNS):
-        for name, store in (("clean", clean), ("hostile", hostile)):
+        for name, store in stores.items():
             seconds[name].append(timed([plyfold, "tree", "--registry", store.root], root, 1)[0])
     medians = {name: statistics.median(each) for name, each in seconds.items()}
-    kept = {name: _attested_bytes(store) for name, store in (("clean", clean), ("hostile", hostile))}
     return [
-        {"registry": name, "bytes": kept[name], "seconds": each, "ratio": each / medians["clean"]}
+        {"registry": name, "bytes": _attested_bytes(stores[name]), "seconds": each, "ratio": each / medians["clean"]}
         for name, each in medians.items()
     ]
+
+
+def _signed_flood(store: Store, root: Path) -> Store:
+    """A registry after a repository has revoked each of 600 adapters 25 times and taken it back, all of it signed."""
+    from tests.support.key_files import write_key
+
+    write_key(root, "stranger")
+    signer = Signer(key=root / "stranger.pem")
+    for digest in store.digests()[:600]:
+        said: list[Statement] = []
+        for number in range(25):
+            created, of = f"2026-01-01T00:00:{number:02}Z", {"label": "x", "reason": f"{number}"}
+            bad = Statement(digest=digest, kind=REVOKED, created=created, payload=RevocationPayload(**of))
+            back = RevocationPayload(**of, withdraws=(bad.id,))
+            said += [bad, Statement(digest=digest, kind=WITHDRAWN, created=created, payload=back)]
+        adopt(store, [item.signed(signer) for item in said])
+    return store
 
 
 def _attested_bytes(store: Store) -> int:

@@ -313,7 +313,8 @@ def printable(text: str) -> str:
     separator but the space; of what it counts, fillers and selectors are unseen all the same.
     """
     text = spelt(text)
-    if text.isascii() and text.isprintable():
+    line = text.replace("\n", "")
+    if line.isprintable() and (line.isascii() or not _UNSEEN.search(line)):
         return text
     shown = (char == "\n" or (char.isprintable() and not _UNSEEN.match(char)) for char in text)
     return "".join(char if seen else ascii(char)[1:-1] for char, seen in zip(text, shown, strict=True))

@@ -194,9 +194,11 @@ def read_capped(path: Path, max_bytes: int) -> bytes:
         OSError: There is no such file, it may not be read, or it is no plain file.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a plain file", str(path))
-        return file.read(max_bytes + 1)
+        # Room is taken for all that is asked for; a file of the system's own says that it is empty.
+        return file.read(min(status.st_size or max_bytes, max_bytes) + 1)
 
 
 def beside(target: Path, kind: str) -> Path:

@@ -114,9 +114,10 @@ def said_together(
     for each, heard in others.items():
         here = sort.known(store, each) if each == digest else []
         every = [*here, *fresh(joined(heard), here)]
-        full = len(every) > sort.max_kept
-        keys = trust.keys(store, each) if full else ()
-        kept = [item.said.sound() for item in sort.bounded(here if full and replace else every, keys)]
+        fitting = sort.bounded(every, ())
+        if len(fitting) < len(every):  # keys are only looked at where they decide
+            fitting = sort.bounded(here if replace else every, trust.keys(store, each))
+        kept = [item.sound().said for item in fitting]
         room -= len(to_bytes(kept))
         if room < 0:
             kept = []

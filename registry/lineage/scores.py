@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from ...core.disk.digest import PREFIX, short
 from ...core.errors import IntegrityError, NotFoundError
@@ -30,8 +30,7 @@ UNKNOWN_GRADER = "grader unknown"
 """Of scores from before they named it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Terms:
+class Terms(NamedTuple):
     """What a score was measured on and with; None and empty are what it does not say."""
 
     data: str = ""
@@ -61,7 +60,7 @@ class Terms:
 
     def to_json(self) -> dict[str, Any]:
         """The terms as plain values."""
-        return asdict(self)
+        return self._asdict()
 
     def _said(self) -> dict[str, str]:
         protocol = self.protocol or ""
@@ -73,6 +72,9 @@ class Terms:
             **({"limits": self.limits} if self.limits else {}),
             "grader": f"grader {self.grader}" if self.grader else UNKNOWN_GRADER,
         }
+
+
+NO_TERMS = Terms()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class RecordedScore:
     """The rows it was measured on, where they are on record."""
     created: str
     """UTC, to the second."""
-    terms: Terms = Terms()
+    terms: Terms = NO_TERMS
     heard: bool = False
     """Whether somebody else measured it, and it came with a pull."""
 
@@ -258,7 +260,7 @@ def overlapping_scores(store: Store, digest: str) -> list[tuple[RecordedScore, l
 
 def _terms(payload: Mapping[str, Any]) -> Terms:
     """The terms of a measurement; what another tool wrote in a field of that name is not taken for it."""
-    engine, problems, data = ({**_mapping(payload.get(key))} for key in ("engine", "problems", "data"))
+    engine, problems, data = map(_mapping, map(payload.get, ("engine", "problems", "data")))
     metrics = [_mapping(item) for item in payload.get("metrics") or []]
     counts = [item["n"] for item in metrics if isinstance(item.get("n"), int)]
     named = next((str(item["protocol"]) for item in metrics if item.get("protocol")), None)

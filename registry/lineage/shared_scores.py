@@ -110,7 +110,16 @@ def _rank(known: Sequence[Known[SharedScore]], keys: Collection[str]) -> list[in
     return [age.get(item.name, len(known)) + (0 if item.counts(keys) else len(known)) for item in known]
 
 
-EVALUATIONS = Sort(kinds=(EVAL,), read=_read, rank=_rank, max_kept=500, max_bytes=600_000, max_heard_bytes=24_000)
+EVALUATIONS = Sort(
+    kinds=(EVAL,),
+    read=_read,
+    rank=_rank,
+    noun="scores",
+    max_kept=500,
+    max_bytes=600_000,
+    max_heard=12,
+    max_heard_bytes=12_000,
+)
 
 
 def _texts(value: object) -> Iterable[str]:

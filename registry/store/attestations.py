@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class Attestation:
     """It goes to the Hub beside the object, or came from there."""
     signature: dict[str, Any] | None = None
     """Of what travels: who signed it, unchecked."""
+    verified: bool = False
+    """Its signature was verified when it was kept, and its file is what was written then."""
 
     @property
     def heard(self) -> bool:
@@ -88,14 +91,16 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
     Raises:
         IntegrityError: One of them is not readable, or speaks of another object.
     """
-    found: list[tuple[str, int, str, int, Attestation]] = []
+    found: list[tuple[tuple[str, int, str, int], Attestation]] = []
     for path in _statement_files(folder / digest.removeprefix(PREFIX)):
-        value = read_json(path)
+        data = _read(path)
+        value = _object(data, path)
         together = path.name == TRAVELLING_FILE
-        modified_ns = path.stat().st_mtime_ns
+        travels = together or bool(_TRAVELLING_ALONE.fullmatch(path.name))
+        sealed = together and _is_sealed(data)
+        place = path.stat().st_mtime_ns, path.name
         try:
             for row in value["statements"] if together else [value]:
-                travels = together or bool(_TRAVELLING_ALONE.fullmatch(path.name))
                 statement = Attestation(
                     digest=value["digest"],
                     kind=str(row["kind"]),
@@ -104,13 +109,38 @@ def read_attestations(folder: Path, digest: str) -> list[Attestation]:
                     own=row.get("own") is True if together else not travels,
                     travels=travels,
                     signature=row.get("signature") if together else None,
+                    verified=sealed and row.get("verified") is True,
                 )
                 if statement.digest != digest or not isinstance(statement.payload, dict):
                     raise ValueError("another object")
-                found.append((statement.created, modified_ns, path.name, len(found), statement))
+                found.append(((statement.created, *place, len(found)), statement))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise IntegrityError("not an attestation of its object", where=path, next_step="remove it") from error
-    return [item[-1] for item in sorted(found, key=lambda item: item[:-1])]
+    return [statement for _, statement in sorted(found, key=itemgetter(0))]
+
+
+def write_together(path: Path, digest: str, attested: Collection[Attestation]) -> None:
+    """Write all that travels of one object as its one file; the caller holds the store's lock.
+
+    A digest of the file stands at its end where signatures are marked as verified, so that what was changed in it by
+    hand or by accident is verified again. It is no secret: whoever may write here could as well take a revocation out,
+    or call a score one that was measured here.
+    """
+    rows = [
+        {key: value for key, value in item.to_json().items() if key != "digest"}
+        | ({"own": True} if item.own else {})
+        | ({"verified": True} if item.verified else {})
+        for item in attested
+    ]
+    data = canonical_json({"schema": 2, "digest": digest, "statements": rows})
+    if any(item.verified for item in attested):
+        data = b'%s,"verified":"%s"}' % (data[:-1], sha256_bytes(data).encode())
+    write_bytes(path, data + b"\n")
+
+
+def _is_sealed(data: bytes) -> bool:
+    start, _, seal = data.rpartition(b',"verified":"')
+    return seal == b'%s"}\n' % sha256_bytes(start + b"}").encode() if b'"verified":true' in start else False
 
 
 def travelling_alone(folder: Path, digest: str) -> list[Path]:
@@ -294,12 +324,25 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         IntegrityError: Too large, not JSON, not an object, or no plain file.
     """
+    return _object(_read(path), path)
+
+
+def _read(path: Path) -> bytes:
     try:
-        value = strict_json.read_json(path, max_bytes=MAX_RECORD_BYTES)
+        return read_capped(path, MAX_RECORD_BYTES)
+    except (OSError, ValueError) as error:
+        raise _no_file_of_ours(path, error) from error
+
+
+def _object(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        value = strict_json.parse_json(data, max_bytes=MAX_RECORD_BYTES)
         if not isinstance(value, dict):
             raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise IntegrityError(
-            "not a file of this registry", where=path, found=str(error)[:200], next_step="remove it"
-        ) from error
+    except ValueError as error:
+        raise _no_file_of_ours(path, error) from error
     return value
+
+
+def _no_file_of_ours(path: Path, error: Exception) -> IntegrityError:
+    return IntegrityError("not a file of this registry", where=path, found=str(error)[:200], next_step="remove it")

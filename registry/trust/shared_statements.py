@@ -7,19 +7,20 @@ push nothing out that was said here, was signed by a key that was named, or was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from ...core.console import warn
 from ...core.disk.digest import PREFIX, canonical_json, digest_json, short
-from ...core.disk.files import disk_errors, write_bytes
+from ...core.disk.files import disk_errors
 from ...core.errors import ConfigError, IntegrityError
 from ...core.reading.strict_json import parse_json
 from ..record import UTC_TIME, Digest, first_fault, utc_now
-from ..store.attestations import TRAVELLING_FILE, Attestation, read_attestations, travelling_alone
+from ..store.attestations import TRAVELLING_FILE, Attestation, read_attestations, travelling_alone, write_together
 from ..store.store import Store
 from .trust import NAMED_KEYS, Signature, Signer, can_verify, named_before, sign_bytes, signer_of
 
@@ -87,15 +88,29 @@ class Known(Generic[T]):
 
     said: T
     own: bool = False
+    verified: bool = False
+    """Its signature was verified when it was kept."""
 
     @cached_property
     def name(self) -> tuple[str, str]:
         """What it says, and who is said to have signed it."""
         return self.said.id, self.said.claimed
 
+    @property
+    def signer(self) -> str | None:
+        """As of what is said; verified once, since a strange curve takes a millisecond."""
+        return self.said.claimed if self.verified else self.said.signer
+
     def counts(self, keys: Collection[str]) -> bool:
         """Was it said here, or signed by one of these keys?"""
-        return self.own or (self.said.claimed in keys and self.said.signer is not None)
+        return self.own or (self.said.claimed in keys and self.signer is not None)
+
+    def sound(self) -> Known[T]:
+        """Itself, its signature verified; without that where it is not of its key."""
+        if self.verified or not self.said.signature or not can_verify():
+            return self
+        said = self.said.sound()
+        return replace(self, said=said, verified=said.signature is not None)
 
 
 @dataclass(frozen=True)
@@ -107,10 +122,16 @@ class Sort(Generic[T]):
     read: Callable[[Attestation], T | None]
     """None for what another tool attested."""
     rank: Callable[[Sequence[Known[T]], Collection[str]], list[int]]
-    """What goes last where there is too much of it: a number for each, the lowest kept first; given the keys."""
+    """What goes last where there is too much of it: a number for each, the lowest kept first; given the keys.
+
+    What was said here or is signed by one of the keys comes before all the rest.
+    """
+    noun: str
+    """What a message calls several of it."""
     max_kept: int
     max_bytes: int
     """Most of one adapter that is kept, or sent."""
+    max_heard: int
     max_heard_bytes: int
     """Of that, most of what neither was said here nor is signed by a named key: every question reads all of it."""
 
@@ -120,21 +141,24 @@ class Sort(Generic[T]):
 
     def _of(self, attested: Iterable[Attestation]) -> list[Known[T]]:
         chosen = [item for item in attested if item.kind in self.kinds]
-        known = [Known(said, item.own) for item in chosen if (said := self.read(item)) is not None]
+        known = [Known(said, item.own, item.verified) for item in chosen if (said := self.read(item)) is not None]
         # The one file holds each once; what was attested here may stand in it again, signed.
         return known if all(item.travels for item in chosen) else joined(known)
 
     def bounded(self, known: Sequence[Known[T]], keys: Collection[str]) -> list[Known[T]]:
         """As much as one adapter may have, in the order given; equal ranks keep what comes first."""
         ranked = sorted(zip(self.rank(known, keys), range(len(known)), strict=True))
-        kept, room, heard = [], self.max_bytes, self.max_heard_bytes
-        for _, index in ranked[: self.max_kept]:
-            size = len(canonical_json(known[index].said.to_json()))
+        kept, room, heard, heard_room = list[int](), self.max_bytes, 0, self.max_heard_bytes
+        for _, index in ranked:
             counts = known[index].counts(keys)
-            if size <= (room if counts else min(room, heard)):
+            if len(kept) == self.max_kept or (not counts and heard == self.max_heard):
+                break  # what counts was ranked first
+            size = len(canonical_json(known[index].said.to_json()))
+            if size <= (room if counts else min(room, heard_room)):
                 kept.append(index)
                 room -= size
-                heard -= 0 if counts else size
+                heard += not counts
+                heard_room -= 0 if counts else size
         return [known[index] for index in sorted(kept)]
 
 
@@ -151,7 +175,7 @@ def joined(known: Iterable[Known[T]]) -> list[Known[T]]:
     for item in known:
         there = found.setdefault(item.name, item)
         if item.own and not there.own:
-            found[item.name] = Known(there.said, own=True)
+            found[item.name] = replace(there, own=True)
     signed = {name for name, signer in found if signer}
     rows = [item for (name, signer), item in found.items() if signer or name not in signed]
     return sorted(rows, key=lambda item: (item.said.created, item.said.id, item.said.claimed))
@@ -163,7 +187,7 @@ def in_order(said: Iterable[T]) -> list[T]:
 
 
 def keep(store: Store, said: Iterable[T], sort: Sort[T], *, own: bool = False) -> list[T]:
-    """Keep in the registry what it does not know, as far as there is room; return that.
+    """Keep in the registry what it does not know, as far as there is room; return that, and warn of what is left out.
 
     Args:
         store: The registry; the adapters need not be held.
@@ -178,12 +202,14 @@ def keep(store: Store, said: Iterable[T], sort: Sort[T], *, own: bool = False) -
     given: dict[str, list[Known[T]]] = {}
     for item in said:
         given.setdefault(item.digest, []).append(Known(item, own))
-    new: list[T] = []
+    new, left_out = list[T](), dict[str, int]()
     for digest, items in given.items():
         if not fresh(items, sort.known(store, digest)):
             continue
         with store.locked():
-            new += _keep(store, digest, sort, items)
+            kept, left_out[digest] = _keep(store, digest, sort, items)
+        new += kept
+    _say_left_out(sort, left_out)
     return new
 
 
@@ -204,10 +230,11 @@ def sign_own(store: Store, digest: str, signer: Signer, *sorts: Sort[Any]) -> No
 
 
 def compact(store: Store, digest: str, *sorts: Sort[Any]) -> None:
-    """Make one file of what an older registry has in many, bounded."""
+    """Make one file of what an older registry has in many, bounded as one's own: all of it counted so far."""
     with store.locked():
         for sort in sorts:
-            _keep(store, digest, sort, [])
+            roomy = replace(sort, max_heard=sort.max_kept, max_heard_bytes=sort.max_bytes)
+            _say_left_out(sort, {digest: _keep(store, digest, roomy, [])[1]})
 
 
 def remember_keys(store: Store, digest: str, keys: Collection[str]) -> None:
@@ -219,13 +246,24 @@ def remember_keys(store: Store, digest: str, keys: Collection[str]) -> None:
             _write(store, [*attested, Attestation(digest=digest, kind=NAMED_KEYS, created=utc_now(), payload=payload)])
 
 
-def _keep(store: Store, digest: str, sort: Sort[T], items: Iterable[Known[T]]) -> list[T]:
-    """Under the store's lock."""
+def _say_left_out(sort: Sort[Any], counted: Mapping[str, int]) -> None:
+    """Warn of what was not kept; adapter -> how much of it."""
+    if of := [digest for digest, count in counted.items() if count]:
+        more = f" and {len(of) - 1:,} more adapters" if len(of) > 1 else ""
+        warn(
+            f"{sum(counted.values()):,} {sort.noun} about {short(of[0])}{more} were left out: of one adapter "
+            f"{sort.max_kept} are kept, by others {sort.max_heard} in {sort.max_heard_bytes:,} bytes"
+        )
+
+
+def _keep(store: Store, digest: str, sort: Sort[T], items: Iterable[Known[T]]) -> tuple[list[T], int]:
+    """What is new, and how many were left out; under the store's lock."""
     attested, alone = _attested(store, digest), travelling_alone(store.layout.attest, digest)
     before, keys = sort._of(attested), named_before(attested)
     names = {item.name for item in before}
-    chosen = sort.bounded([*before, *fresh(joined(items), before)], keys)
-    both = joined(Known(item.said.sound(), item.own) for item in chosen)
+    every = [*before, *fresh(joined(items), before)]
+    chosen = sort.bounded(every, keys)
+    both = joined(item.sound() for item in chosen)
     rows = [
         Attestation(
             digest=digest,
@@ -234,6 +272,7 @@ def _keep(store: Store, digest: str, sort: Sort[T], items: Iterable[Known[T]]) -
             payload=item.said.model_dump(mode="json")["payload"],
             own=item.own,
             signature=item.said.signature.model_dump() if item.said.signature else None,
+            verified=item.verified,
         )
         for item in both
     ]
@@ -242,7 +281,7 @@ def _keep(store: Store, digest: str, sort: Sort[T], items: Iterable[Known[T]]) -
     for path in alone:
         if path.name.partition("-")[0] in sort.kinds:
             path.unlink(missing_ok=True)
-    return [item.said for item in both if item.name not in names]
+    return [item.said for item in both if item.name not in names], len(every) - len(chosen)
 
 
 def fresh(items: Iterable[Known[T]], before: Iterable[Known[T]]) -> list[Known[T]]:
@@ -262,12 +301,9 @@ def _write(store: Store, attested: Sequence[Attestation]) -> None:
     if not attested:
         return
     digest = attested[0].digest
-    rows = [{**item.to_json(), **({"own": True} if item.own else {})} for item in attested]
-    for row in rows:
-        del row["digest"]
     path = store.layout.attest / digest.removeprefix(PREFIX) / TRAVELLING_FILE
     with disk_errors(path.parent):
-        write_bytes(path, canonical_json({"schema": 2, "digest": digest, "statements": rows}) + b"\n")
+        write_together(path, digest, attested)
 
 
 def to_bytes(said: Iterable[SharedStatement]) -> bytes:

@@ -16,7 +16,7 @@ from ...core.errors import ConfigError, IntegrityError
 from ..record import check_portable, first_fault
 from ..store.attestations import Attestation
 from ..store.store import Store
-from .shared_statements import Known, SharedStatement, Sort, in_order, keep, parse
+from .shared_statements import Known, SharedStatement, Sort, joined, keep, parse
 from .trust import Trust, lifts
 
 REVOKED: Final = "revoked"
@@ -65,20 +65,20 @@ def statements(store: Store, digest: str) -> list[Statement]:
     return [item.said for item in STATEMENTS.known(store, digest)]
 
 
-def standing(known: Iterable[Statement], keys: Collection[str] = ()) -> list[Statement]:
+def standing(known: Iterable[Known[Statement]], keys: Collection[str] = ()) -> list[Statement]:
     """The revocations among statements about one adapter that no other of them takes back.
 
     Args:
         known: The statements.
         keys: Fingerprints of the keys whose withdrawals count; none means that nobody named any.
     """
-    said = list(known)
+    kept = list(known)
     taking: dict[str, set[str | None]] = {}
-    for item in said:
-        signer = item.signer if item.payload.withdraws else None
-        for name in item.payload.withdraws:
+    for each in kept:
+        signer = each.signer if each.said.payload.withdraws else None
+        for name in each.said.payload.withdraws:
             taking.setdefault(name, set()).add(signer)
-    revoked = [item for item in said if item.kind == REVOKED]
+    revoked = [each.said for each in kept if each.said.kind == REVOKED]
     if not taking and not any(item.signature for item in revoked):
         return revoked  # as almost always; ids are digests, and take their time
     # Whoever adds a signature of theirs to another's revocation has to take it back as well: every copy counts.
@@ -104,11 +104,11 @@ def standing_here(
         IntegrityError: A statement is not readable.
         ConfigError, NotFoundError: A key that is named cannot be used.
     """
-    said = statements(store, digest)
+    known = STATEMENTS.known(store, digest)
     if news := list(more):
-        said = in_order([*said, *news])
-    withdrawn = any(item.kind == WITHDRAWN for item in said)  # keys are only looked at where they decide
-    return standing(said, (trust or Trust()).keys(store, digest) if withdrawn else ())
+        known = joined([*known, *map(Known, news)])
+    withdrawn = any(item.said.kind == WITHDRAWN for item in known)  # keys are only looked at where they decide
+    return standing(known, (trust or Trust()).keys(store, digest) if withdrawn else ())
 
 
 def adopt(store: Store, said: Iterable[Statement], *, own: bool = False) -> list[Statement]:
@@ -145,7 +145,7 @@ def _read(item: Attestation) -> Statement:
 
 def _rank(known: Sequence[Known[Statement]], keys: Collection[str]) -> list[int]:
     """What keeps an adapter refused goes last, and what was said here or signed by a named key after all the rest."""
-    up = {item.id for item in standing([each.said for each in known], keys)}
+    up = {item.id for item in standing(known, keys)}
 
     def of(item: Known[Statement]) -> int:
         kind = 0 if item.said.id in up else 1 if item.said.kind == WITHDRAWN else 2
@@ -155,5 +155,12 @@ def _rank(known: Sequence[Known[Statement]], keys: Collection[str]) -> list[int]
 
 
 STATEMENTS = Sort(
-    kinds=(REVOKED, WITHDRAWN), read=_read, rank=_rank, max_kept=50, max_bytes=100_000, max_heard_bytes=100_000
+    kinds=(REVOKED, WITHDRAWN),
+    read=_read,
+    rank=_rank,
+    noun="statements",
+    max_kept=50,
+    max_bytes=100_000,
+    max_heard=16,
+    max_heard_bytes=24_000,
 )

@@ -152,6 +152,8 @@ def attested_by(item: Attestation) -> str | None:
         signature = Signature.model_validate(item.signature)
     except ValidationError:
         return None
+    if item.verified:
+        return signature.claimed
     body = {"digest": item.digest, "kind": item.kind, "created": item.created, "payload": item.payload}
     return signer_of(canonical_json(body), signature)
 

@@ -34,6 +34,37 @@ def test_what_every_reader_understands_alike_is_read(value: object, escaped: boo
     assert parse_json(json.dumps(value, ensure_ascii=escaped).encode()) == value
 
 
+@given(_VALUES, st.booleans())
+def test_the_quick_way_comes_to_the_very_value(value: object, newline: bool) -> None:
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False) + "\n" * newline
+    assert repr(parse_json(text.encode())) == repr(json.loads(text))
+
+
+@given(
+    st.recursive(
+        st.sampled_from([1, "", "[", '"]', "\\", '\\"{', "[" * 40]),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "{", '"', "\\"]), inner, max_size=3)
+        ),
+        max_leaves=40,
+    ),
+    st.integers(0, 34),
+)
+def test_brackets_in_texts_are_no_levels(value: object, levels: int) -> None:
+    def depth(item: object) -> int:
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    for _ in range(levels):
+        value = [value, "]"]
+    data = json.dumps(value, separators=(",", ":")).encode()
+    if depth(value) <= MAX_DEPTH:
+        assert parse_json(data) == value
+    else:
+        with pytest.raises(MalformedJSONError, match="nested"):
+            parse_json(data)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -46,6 +77,10 @@ def test_what_every_reader_understands_alike_is_read(value: object, escaped: boo
         (b"9" * 5000, "5,000 digits"),
         (b'{"r": 1, "r": 2}', "'r' stands twice"),
         (b'{"a": {"r": 1, "r": 1}}', "'r' stands twice"),
+        (b'{"a":[{"r":1,"s":2,"r":1}]}', "'r' stands twice"),
+        (b'{"\\u0072":1,"r":1}', "'r' stands twice"),
+        (b'{"r":' + b"9" * 65 + b"}", "65 digits"),
+        (b'{"a":' * 33 + b'"]"' + b"}" * 33, "nested"),
         (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "nested"),
         (b'{"a":' * 100_000, "nested"),
         (b'"\\ud800"', "surrogate"),

@@ -19,7 +19,7 @@ from ....core.disk.digest import short
 from ....core.errors import AuthError, IntegrityError, NotFoundError
 from ...record import Record
 from ...trust.revocation import MAX_TOLD, Revocation
-from ...trust.shared_statements import MEND_FILE
+from ...trust.shared_statements import MEND_FILE, Known
 from ...trust.statements import WITHDRAWN, Statement, parse_statements, standing, standing_here
 from ...trust.trust import Trust
 from ..places import location, locations, namespace_of
@@ -165,7 +165,7 @@ def _overruled(looked: PullContext, heard: Mapping[str, list[Statement]], trust:
         for digest in dict.fromkeys(item.digest for item in items):
             keys = trust.keys(looked.store, digest)
             here = {each.id for each in standing_here(looked.store, digest, news[digest], trust)}
-            own = standing((item for item in items if item.digest == digest), keys)
+            own = standing((Known(item) for item in items if item.digest == digest), keys)
             if away := [item for item in own if item.id not in here]:
                 who, more = f"{away[0].payload.label} ({short(digest)})", _more(away)
                 doubts.append(f"{repo} says {who} is revoked: {away[0].payload.reason}{more}; here that is withdrawn")

@@ -88,7 +88,7 @@ def test_scores_of_other_tools_stay_where_they_are(stores: tuple[Store, Store]) 
 
 @pytest.mark.slow
 def test_of_thousands_the_newest_travel_and_none_pushes_out_what_was_measured_here(
-    stores: tuple[Store, Store],
+    stores: tuple[Store, Store], capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, _ = stores
     _score(here, [1], 0.6)
@@ -101,8 +101,10 @@ def test_of_thousands_the_newest_travel_and_none_pushes_out_what_was_measured_he
     ]
     kept = said_together(here, digest, many, EVALUATIONS)
     assert (kept[0], many[-1] in kept) == (one, True)
-    assert EVALUATIONS.max_heard_bytes - 1000 < len(to_bytes(kept[1:])) < EVALUATIONS.max_heard_bytes + 1000
+    assert len(kept) == 1 + EVALUATIONS.max_heard
+    capsys.readouterr()
     adopt_evaluations(here, many)
+    assert f"{len(many) - EVALUATIONS.max_heard:,} scores about" in capsys.readouterr().err
     assert evaluations(here, digest) == kept
     adopt_evaluations(here, many)
     assert evaluations(here, digest) == kept

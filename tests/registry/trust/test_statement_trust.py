@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from plyfold.cli.main import run
+from plyfold.core.disk.digest import short
 from plyfold.core.errors import AuthError, ConfigError, IntegrityError, NotFoundError
 from plyfold.registry.lineage.graph import tree
 from plyfold.registry.maintenance.gc import delete, plan_sweep
@@ -17,10 +18,11 @@ from plyfold.registry.maintenance.pins import pin, pins
 from plyfold.registry.maintenance.verify import verify
 from plyfold.registry.store import attestations
 from plyfold.registry.store.store import Store
+from plyfold.registry.trust import shared_statements
 from plyfold.registry.trust.revocation import MAX_TOLD, refuse_revoked, revocations, revoke, withdraw
-from plyfold.registry.trust.shared_statements import MAX_TRAVEL_BYTES, remember_keys, sign_own, to_bytes
+from plyfold.registry.trust.shared_statements import MAX_TRAVEL_BYTES, Known, remember_keys, sign_own, to_bytes
 from plyfold.registry.trust.statements import STATEMENTS, Statement, adopt, parse_statements, standing, statements
-from plyfold.registry.trust.trust import PUBLIC_KEY_VARIABLE, Signer, Trust
+from plyfold.registry.trust.trust import PUBLIC_KEY_VARIABLE, Signer, Trust, signer_of
 
 from ...support.key_files import write_key
 
@@ -135,10 +137,55 @@ def test_what_is_no_signature_is_refused_when_read(signature: Any) -> None:
         parse_statements(json.dumps({"schema": 1, "statements": [row]}).encode())
 
 
-def test_nobody_else_says_that_something_was_said_here() -> None:
-    row = {**revocation("sha256:" + "a" * 64).to_json(), "own": True}
+@pytest.mark.parametrize("mark", ["own", "verified"])
+def test_nobody_else_says_that_something_was_said_here_or_verified(mark: str) -> None:
+    row = {**revocation("sha256:" + "a" * 64).to_json(), mark: True}
     with pytest.raises(IntegrityError, match="is not what this version understands"):
         parse_statements(json.dumps({"schema": 1, "statements": [row]}).encode())
+
+
+@needs_keys
+def test_a_signature_is_verified_once_and_again_where_its_file_was_changed(
+    keys: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = store.ref("toy", 1)
+    first = revocation(one).signed(signer(keys))
+    adopt(store, [first, withdrawal(one, first).signed(signer(keys))])
+    verified: list[object] = []
+    monkeypatch.setattr(shared_statements, "signer_of", lambda *of: verified.append(of) or signer_of(*of))
+    assert (said(store, one), verified) == ([], [])
+    (path,) = files_of(store, one)
+    kept = path.read_text()
+    # What is written next keeps the mark; what was not verified when it was kept has none.
+    adopt(store, [revocation(one, "other").signed(signer(keys, "other"))])
+    assert len(verified) == 1
+    assert path.read_text().count('"verified":true') == 3
+    path.write_text(kept.replace("never mind", "never mine"))  # not what the key signed
+    assert said(store, one) == ["bad"]
+    path.write_text(kept.replace(kept[-10:-4], "000000"))  # a false digest of the file costs time and no more
+    verified.clear()
+    assert (said(store, one), len(verified)) == ([], 1)
+    sig = json.loads(kept)["statements"][0]["signature"]["sig"]
+    swapped = kept.replace(json.loads(kept)["statements"][1]["signature"]["sig"], sig)
+    path.write_text(swapped)
+    assert said(store, one) == ["bad"]
+    assert [item.problems[0].found for item in verify(store) if item.problems] == [
+        "a statement was changed: its signature is not of its key"
+    ]
+
+
+@needs_keys
+def test_what_could_not_be_verified_is_not_marked_as_if(
+    keys: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = store.ref("toy", 1)
+    first = revocation(one).signed(signer(keys))
+    false = withdrawal(one, first).model_copy(update={"signature": first.signature})
+    monkeypatch.setattr(shared_statements, "can_verify", lambda: False)
+    adopt(store, [first, false])
+    monkeypatch.undo()
+    assert said(store, one) == ["bad"]
+    assert '"verified"' not in files_of(store, one)[0].read_text()
 
 
 # ---- what lifts
@@ -328,13 +375,19 @@ def flood(digest: str, count: int, reason: str = "flood") -> list[Statement]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "reason"), [(4000, "flood"), (9999, "x"), (60, "y" * 1980)])
-def test_a_flood_is_one_small_file_and_pushes_nothing_out(store: Store, count: int, reason: str) -> None:
+def test_a_flood_is_one_small_file_and_pushes_nothing_out(
+    store: Store, count: int, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, two = store.stages("toy").values()
     revoke(store, one, "mine")
     adopt(store, [revocation(one, "known before")])
     many = flood(one, count, reason)
-    assert standing(many) == many
+    assert standing(map(Known, many)) == many
+    capsys.readouterr()
     adopt(store, many)
+    kept = sum(item.payload.reason.startswith(reason) for item in statements(store, one))
+    assert 0 < kept <= STATEMENTS.max_heard
+    assert f"{count - kept:,} statements about {short(one)} were left out" in capsys.readouterr().err
     adopt(store, [withdrawal(one, *many[:5000])])  # what it takes back was not all kept
     (path,) = files_of(store, one)
     assert path.stat().st_size < 2 * STATEMENTS.max_bytes
@@ -393,7 +446,7 @@ def test_an_older_registry_reads_the_same_and_becomes_one_file(store: Store) -> 
     legacy(store, one, flood(one, 300, "more"))
     adopt(store, [revocation(one, "third")])  # so does whatever is said next
     assert [path.name for path in files_of(store, one)] == [attestations.TRAVELLING_FILE]
-    assert len(statements(store, one)) == STATEMENTS.max_kept
+    assert len(statements(store, one)) == STATEMENTS.max_heard
     withdraw(store, one, "all")
     assert said(store, two) == []
 
@@ -437,8 +490,8 @@ def test_new_signatures_and_places_every_day_stay_few(store: Store, keys: Path) 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Files of the registry that are read."""
     found: list[Path] = []
-    original = attestations.read_json
-    monkeypatch.setattr(attestations, "read_json", lambda path: (found.append(path), original(path))[1])
+    original = attestations.read_capped
+    monkeypatch.setattr(attestations, "read_capped", lambda path, most: (found.append(path), original(path, most))[1])
     return found
 
 
