@@ -6,16 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...core.disk.files import read_capped
+from ...core.errors import IntegrityError
 from ...core.reading.strict_json import parse_lines
 
 METRICS = "metrics.jsonl"
+MAX_METRICS_BYTES = 256_000_000
+"""Largest metrics.jsonl that is read: some 500 bytes for each of 500,000 steps."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics.jsonl; what a kill has cut, or is no line of such a file, is dropped."""
+    """The complete lines of a metrics.jsonl; what a kill has cut, or is no line of such a file, is dropped.
+
+    Raises:
+        IntegrityError: It is too large for one.
+    """
     if not path.is_file():
         return []
-    return [row for row in parse_lines(path.read_bytes()) if _is_step(row)]
+    if (size := path.stat().st_size) > MAX_METRICS_BYTES:
+        raise IntegrityError(
+            "the metrics of a run are too large to be read",
+            where=path,
+            expected=f"at most {MAX_METRICS_BYTES:,} bytes",
+            found=f"{size:,} bytes",
+            next_step="move that file aside; what the run logged before is then not drawn",
+        )
+    return [row for row in parse_lines(read_capped(path, MAX_METRICS_BYTES)) if _is_step(row)]
 
 
 def _is_step(row: dict[str, Any]) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from plyfold.core.errors import IntegrityError
 from plyfold.stages.training.curves import HEIGHT, LEFT, RELOAD_S, RIGHT, TOP, WIDTH, read_stages, render, write_curves
+from plyfold.stages.training.metrics import MAX_METRICS_BYTES
 
 
 def run(folder: Path, name: str, lines: list[dict[str, Any]]) -> None:
@@ -25,6 +28,15 @@ def charts(page: str, title: str) -> list[list[list[tuple[float, float]]]]:
     faint = [re.findall(r'<polyline class="faint[^>]*points="([^"]*)"', svg) for svg in row.split("<svg")[1:]]
     return [[[(float(x), float(y)) for x, y in (point.split(",") for point in line.split())] for line in svg]
             for svg in faint]  # fmt: skip
+
+
+def test_metrics_too_large_to_be_read_are_refused_by_name(tmp_path: Path) -> None:
+    run(tmp_path, "1-s", [{"step": 1, "reward": 1.0}])
+    path = tmp_path / "1-s" / "metrics.jsonl"
+    os.truncate(path, MAX_METRICS_BYTES + 1)  # nothing of it is on the disk
+    with pytest.raises(IntegrityError, match="too large") as error:
+        write_curves(tmp_path, running=False)
+    assert error.value.where == str(path)
 
 
 def test_a_measure_has_one_scale_in_all_stages(tmp_path: Path) -> None:
