@@ -251,8 +251,8 @@ def _say_left_out(sort: Sort[Any], counted: Mapping[str, int]) -> None:
     if of := [digest for digest, count in counted.items() if count]:
         more = f" and {len(of) - 1:,} more adapters" if len(of) > 1 else ""
         warn(
-            f"{sum(counted.values()):,} {sort.noun} about {short(of[0])}{more} were left out: of one adapter "
-            f"{sort.max_kept} are kept, by others {sort.max_heard} in {sort.max_heard_bytes:,} bytes"
+            f"{sum(counted.values()):,} {sort.noun} about {short(of[0])}{more} were left out: at most "
+            f"{sort.max_kept} are kept of one adapter, of others {sort.max_heard} in {sort.max_heard_bytes:,} bytes"
         )
 
 
