@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.base.model_config import ModelConfig, model_config
-from ...adapters.base.resolve import SANDBOX, sandbox_folder
+from ...adapters.base.resolve import SANDBOX, embedded_base, sandbox_folder
 from ...core.config import BaseConfig
 from ...core.disk.files import expanded
 from ...core.environment import meaning
@@ -156,9 +156,12 @@ def find_shape(config: BaseConfig) -> tuple[ModelShape | None, str]:
 
 
 def local_file(config: BaseConfig, name: str) -> Path | None:
-    """A file of the base where it is on this disk, in `base.path` or in the local Hub cache."""
-    if config.path is not None:
+    """A file of the base where it is on this disk, in `base.path`, with plyfold or in the local Hub cache."""
+    if config.path is None:
+        folder = embedded_base(config.repo, config.revision)
+    else:
         folder = sandbox_folder() if config.path == SANDBOX else expanded(meaning(config.path))
+    if folder is not None:
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

@@ -54,6 +54,10 @@ def base() -> BaseRef:
     return resolve_base(SANDBOX)
 
 
+def test_the_embedded_base_needs_no_path() -> None:
+    assert shape_of(replace(SANDBOX, path=None)) == shape_of(SANDBOX)
+
+
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_weights_are_exact(base: BaseRef, double_quant: bool) -> None:
     model = load_nf4(base, Quantisation(compute_dtype="float32", double_quant=double_quant), "cpu")
