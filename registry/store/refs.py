@@ -139,7 +139,9 @@ class Refs:
             f"no curriculum {name!r} in the registry" if name else "the registry is empty",
             where=self.root,
             expected=f"one of {', '.join(known)}" if known else "",
-            next_step="`plyfold train` or `plyfold quickstart` trains one",
+            next_step=f"name one that is there, as {known[0]}; `plyfold train -c FILE` trains another"
+            if known
+            else "`plyfold train` or `plyfold quickstart` trains one",
         )
 
     def stages(self, curriculum: str) -> dict[int, str]:

@@ -310,8 +310,9 @@ class TestRefs:
         with pytest.raises(ConfigError) as caught:
             store.default_curriculum()
         assert caught.value.expected == "one of other, toy"
-        with pytest.raises(NotFoundError):
+        with pytest.raises(NotFoundError) as missing:
             store.default_curriculum("third")
+        assert "as other;" in missing.value.next_step
 
     def test_a_held_lock_is_a_conflict_and_ends_with_its_holder(
         self, store: Store, folder: Path, make_record: Any, monkeypatch: pytest.MonkeyPatch
