@@ -105,7 +105,11 @@ def _common_options() -> list[click.Option]:
 
     return [
         click.Option(
-            ["-q", "--quiet"], is_flag=True, expose_value=False, callback=quiet, help="Warnings and errors only."
+            ["-q", "--quiet"],
+            is_flag=True,
+            expose_value=False,
+            callback=quiet,
+            help="Only the result, warnings and errors.",
         ),
         click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=verbose, help="More messages."),
         click.Option(["--debug"], is_flag=True, expose_value=False, callback=debug, help="Show tracebacks."),
