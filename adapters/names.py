@@ -152,7 +152,7 @@ def ends(name: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-def core(name: str) -> str:
+def version_free(name: str) -> str:
     """What of a module's name does not change with the version of its model's code: `layers.0.mlp.up_proj`."""
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in LEADING:
@@ -213,7 +213,7 @@ def _marks(key: str, text: str, adapter: str | None) -> set[str]:
 def _refuse_two_spellings(path: Path, names: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(core(name), name)
+        other = seen.setdefault(version_free(name), name)
         if other != name:
             raise two_spellings(path, other, name)
 

@@ -18,7 +18,7 @@ from ..core.errors import IncompatibleError, ShapeMismatchError, UnsupportedAdap
 from .base.checkpoint import Checkpoint, open_checkpoint
 from .base.model_config import ModelConfig, quiet_transformers
 from .header import TensorEntry, shown
-from .names import EMBEDDINGS, core, two_spellings
+from .names import EMBEDDINGS, two_spellings, version_free
 from .spec import DTYPES, AdapterSpec, refuse_whole_weights
 
 HEADS = ("lm_head", "embed_out", "output_layer")
@@ -170,7 +170,7 @@ class Placement:
                 expected=f"one tensor a module in {self.base.path}, as the adapters have it",
             )
         names = (key for header in self.base.shards.values() for key in header.tensors)
-        like = next((key for key in names if core(key) == core(name)), None)
+        like = next((key for key in names if version_free(key) == version_free(name)), None)
         return IncompatibleError(
             "the adapters change a module that the base does not have",
             where=where,

@@ -21,7 +21,9 @@ from .targets import Targets
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
-OTHER_WEIGHTS = {
+COMPOSITION_FILE = "composition.json"
+"""Beside a composed adapter: its inputs, method and certificate."""
+UNREAD_WEIGHTS = {
     "adapters.safetensors": "as MLX saves an adapter",
     "pytorch_lora_weights.safetensors": "as diffusers saves one",
     "adapter_0.pt": "as torchtune saves one",
@@ -377,7 +379,7 @@ def _no_weights(folder: Path) -> IntegrityError | NotFoundError:
             next_step="have its author save it again with safe_serialization=True",
         )
     shards = sorted(file.name for file in folder.glob("adapter_model*.safetensors"))
-    other = next((f"{name}, {tool}" for name, tool in OTHER_WEIGHTS.items() if (folder / name).exists()), "")
+    other = next((f"{name}, {tool}" for name, tool in UNREAD_WEIGHTS.items() if (folder / name).exists()), "")
     return NotFoundError(
         f"no {WEIGHTS_NAME} in the folder",
         where=folder,

@@ -41,7 +41,7 @@ from curriculum_rows import (
 from plyfold.core.config import CurriculumConfig, config_dict, save_config
 from plyfold.core.disk.digest import digest_json
 from plyfold.core.disk.files import write_json
-from plyfold.stages.training.metrics import read_metrics
+from plyfold.stages.runtime.metrics import read_metrics
 
 if TYPE_CHECKING:
     from plyfold.registry.store.store import Store
@@ -167,7 +167,7 @@ class Bench:
         Raises:
             PlyfoldError: As `plyfold train --dry-run` of that row does.
         """
-        from plyfold.stages.training.library_logging import quiet_libraries
+        from plyfold.stages.runtime.library_logging import quiet_libraries
 
         with quiet_libraries():
             from plyfold.stages.plan.curriculum_plan import plan_curriculum

@@ -16,7 +16,7 @@ from curriculum_rows import BASELINES, SUPERVISED, Row, completions_a_step
 from curriculum_statistics import Answers, Difference, compare, estimate, verdict
 
 from plyfold.core.disk.files import write_bytes, write_json
-from plyfold.stages.training.metrics import read_metrics
+from plyfold.stages.runtime.metrics import read_metrics
 
 GOAL_ACCURACY = 0.1129
 GOAL_LENGTH = -0.274

@@ -51,7 +51,7 @@ from plyfold.adapters.tensors import Factors, write_adapter
 from plyfold.core.config import AdapterConfig, load_config
 from plyfold.stages.plan.memory_estimate import nf4_bytes
 from plyfold.stages.plan.trl_args import trainer_arguments
-from plyfold.stages.training.library_logging import quiet_libraries
+from plyfold.stages.runtime.library_logging import quiet_libraries
 from plyfold.stages.training.trainers import StageGRPOTrainer, StageSFTTrainer
 
 ADAPTER = AdapterConfig(r=16, alpha=32)

@@ -29,7 +29,7 @@ from typing import Any
 
 from plyfold.core.errors import PlyfoldError
 from plyfold.registry.hub.client import HubClient
-from plyfold.registry.hub.push.collection import collect
+from plyfold.registry.hub.push.collection import update_collection
 from plyfold.registry.hub.push.push import pull, push
 from plyfold.registry.record import BaseRecord, Code, Parent, Record, StageId, Weights
 from plyfold.registry.store.store import Store
@@ -136,7 +136,7 @@ class Bench:
                 return "an adapter is left out"
             if way == "push":
                 records = [(each.repo, self.store.read_record(each.digest).record) for each in done]
-                found = collect(self.client, SPACE, "toy", records, private=True)
+                found = update_collection(self.client, SPACE, "toy", records, private=True)
                 return self.incomplete_hub() or ("" if found.fault or self.collected() else "not all collected")
             return self.incomplete_hub()
         pull(self.store, f"{SPACE}/toy", client=self.client)

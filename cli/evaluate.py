@@ -167,13 +167,14 @@ def _rows_here(store: Store, record: Record, recorded: DataConfig) -> Path | Non
         NotFoundError: It lies at neither place.
         IntegrityError: What lies there holds other rows.
     """
-    from ..data.dataset import SANDBOX, load_scored
-    from ..data.readers import is_local
+    from ..data.dataset import load_scored
+    from ..data.readers import is_local_path
     from ..registry.record import SCORED
+    from ..sandbox import SANDBOX
 
     known = record.recipe.details.get(SCORED)
     digest = known.get("sha256") if isinstance(known, dict) else None
-    if not isinstance(digest, str) or recorded.path == SANDBOX or not is_local(recorded.path):
+    if not isinstance(digest, str) or recorded.path == SANDBOX or not is_local_path(recorded.path):
         return None
     remembered, others = store.rows_path(digest), list[tuple[Path, str]]()
     for place in dict.fromkeys([*([remembered] if remembered else []), Path(recorded.path).absolute()]):

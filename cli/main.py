@@ -22,7 +22,7 @@ from ..core.console import print_error, printable, set_verbosity
 from ..core.disk.files import DISK_FULL, NO_PATH, NOT_ALLOWED, disk_full, no_path, not_allowed
 from ..core.disk.locks import no_locks
 from ..core.errors import ConfigError, FailedError, NotFoundError, PlyfoldError, ran_out_of_memory
-from ..core.interrupts import INTERRUPTED, end_quietly, interruptible
+from ..core.interrupts import INTERRUPTED, allow_interrupts, end_quietly
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "The whole job on the sandbox: train three stages, compose, score, draw the lineage."),
@@ -174,7 +174,7 @@ def run(arguments: list[str]) -> int:
     """
     debug = "--debug" in arguments
     try:
-        interruptible()
+        allow_interrupts()
         result: Any = plyfold.main(args=arguments, prog_name="plyfold", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except PlyfoldError as error:

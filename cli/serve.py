@@ -61,7 +61,7 @@ def serve_command(
     Ctrl-C stops it.
     """
     from ..registry.maintenance.gc import lease
-    from ..serving.launch import plan_server, prepare, run_server
+    from ..serving.launch import plan_server, prepare_server, run_server
 
     store, name = store_beside_folders(registry, curriculum, variants, dry_run=dry_run)
     chosen = _chosen(store, variants, name)
@@ -74,7 +74,7 @@ def serve_command(
     used = {entry.digest for variant in plan.variants for entry in variant.entries}
     cached = [path for path in (plan.twin, plan.log, *plan.modules.values()) if path.is_relative_to(store.cache)]
     with lease(store, used, cached):
-        prepare(plan, store)
+        prepare_server(plan, store)
         say(f"starting vLLM {plan.vllm} on {plan.url}; its log: {plan.log}")
         return run_server(plan, on_ready=lambda: _show_ready(plan, as_json))
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from .environment import EnvironmentText
 from .errors import ConfigError, NotFoundError, first_line
-from .reading.interpolation import Written, check_growth
+from .reading.interpolation import ConfigWriter, check_growth
 from .reading.yaml_text import MAX_DEPTH, check_values, check_yaml, read_yaml
 
 CURRICULUM_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -29,7 +29,7 @@ STAGE_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
 MAX_STAGE = 999
 """Largest number of a stage."""
 _STAYS_HERE = "stays_here"
-ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def stays_here(default: Any = MISSING) -> Any:
@@ -63,7 +63,7 @@ class AdapterConfig:
     """Rank."""
     alpha: int = 32
     """Scale numerator; a power-of-two alpha / r folds without rounding."""
-    targets: list[str] = field(default_factory=lambda: list(ALL_LINEAR))
+    targets: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))
     """Names of the linear modules that get an adapter."""
 
 
@@ -373,7 +373,7 @@ def _build(values: Mapping[str, Any], overrides: Sequence[str], *, where: object
         given = key and any(f"{override.partition('=')[0]}.".startswith(whole) for override in overrides)
         return f"{key}, an override" if given else f"{key} in {where}" if key else where
 
-    written = Written(place, dict(scalar_fields()))
+    written = ConfigWriter(place, dict(scalar_fields()))
     try:
         changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
         plain = OmegaConf.merge({}, written.marked(values) if own else written.literal(values), written.marked(changes))
@@ -420,7 +420,7 @@ def scalar_fields(kind: type = CurriculumConfig, key: str = "") -> Iterator[tupl
             yield here, bool(each.metadata.get(_STAYS_HERE))
 
 
-def _read_environment(section: Any, written: Written, key: str = "") -> None:
+def _read_environment(section: Any, written: ConfigWriter, key: str = "") -> None:
     """Read what is marked in fields that stay here, in their place; refuse it everywhere else.
 
     Raises:
@@ -535,7 +535,7 @@ def _with_whole_adapters(plain: Any) -> Any:
     return plain
 
 
-def _require_sections(plain: Any, where: object, written: Written) -> None:
+def _require_sections(plain: Any, where: object, written: ConfigWriter) -> None:
     """Refuse a config without what has no default, with lines that mend it.
 
     Raises:
@@ -558,7 +558,7 @@ def _require_sections(plain: Any, where: object, written: Written) -> None:
         )
 
 
-def _with_revision(base: Any, written: Written) -> str:
+def _with_revision(base: Any, written: ConfigWriter) -> str:
     """A base's section as it was written, with the revision that it lacks."""
     import yaml
     from omegaconf import OmegaConf

@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 def end_quietly() -> None:
-    """From now on until `interruptible`, Ctrl-C ends this process at once.
+    """From now on until `allow_interrupts`, Ctrl-C ends this process at once.
 
     Not where Ctrl-C is ignored (`nohup`), nor in a process that multiprocessing has spawned: it imports the command's
     script again, and its parent ends it.
@@ -20,7 +20,7 @@ def end_quietly() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
-def interruptible() -> None:
+def allow_interrupts() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again: there is something to close."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)

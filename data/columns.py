@@ -300,10 +300,10 @@ def _question(records: Sequence[Mapping[str, Any]], asked: str, names: Sequence[
     """The question's column, with the one that holds the rest of it."""
     rest = [name for name in names if name != asked and name.casefold() in BESIDE_QUESTION]
     rest = [name for name in rest if any(_texts(records, name, "question"))]
-    return joined([asked], rest) if rest and not _chats(asked) else asked
+    return question_columns([asked], rest) if rest and not _chats(asked) else asked
 
 
-def joined(asked: Sequence[str], rest: Sequence[str]) -> list[str]:
+def question_columns(asked: Sequence[str], rest: Sequence[str]) -> list[str]:
     """The columns of a question with those that hold the rest of it, in the order they are read in."""
     before = [name for name in rest if name.casefold() in _BEFORE_QUESTION]
     return [*before, *asked, *(name for name in rest if name not in before)]

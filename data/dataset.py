@@ -21,9 +21,10 @@ from ..core.disk.digest import digest_json, sha256_bytes
 from ..core.disk.files import expanded
 from ..core.environment import EnvironmentText, meaning
 from ..core.errors import ConfigError
+from ..sandbox import SANDBOX
 from .answers.reader import normalise
 from .columns import ABSENT, OUR_COLUMNS, column_names, names_of, propose, text_in, unread_beside, value_at
-from .contamination import find_shared, fold, letters_and_signs
+from .contamination import find_shared, letters_and_signs, normal_question
 from .problems import Problem
 from .rationale.parse import (
     CODE,
@@ -35,9 +36,8 @@ from .rationale.parse import (
     parse_rationale,
     read_gold,
 )
-from .readers import is_local, read_dataset, read_file, refuse_address
+from .readers import is_local_path, read_dataset, read_file, refuse_address
 
-SANDBOX = "sandbox"
 SANDBOX_ROWS = 2000
 """Rows of the sandbox where the config names no range."""
 
@@ -134,7 +134,9 @@ def _of_part(rows: list[Row], part: Sequence[float], config: DataConfig, section
             expected="[start, stop) with 0 <= start < stop <= 1",
         )
     start, stop = part
-    places = [int(sha256_bytes(fold(row.question).encode()).rpartition(":")[2][:12], 16) / 16**12 for row in rows]
+    places = [
+        int(sha256_bytes(normal_question(row.question).encode()).rpartition(":")[2][:12], 16) / 16**12 for row in rows
+    ]
     first = min(places)
     kept = [row for row, place in zip(rows, places, strict=True)
             if (start <= place < stop and not (start > 0 and stop == 1 and place == first))
@@ -183,7 +185,7 @@ def _read(config: DataConfig, section: str) -> list[tuple[int, dict[str, Any]]]:
     path = expanded(meaning(config.path))
     if config.path == SANDBOX:
         records = _sandbox(config, stop)
-    elif path.is_dir() or not is_local(config.path):
+    elif path.is_dir() or not is_local_path(config.path):
         records = read_dataset(config, section)
     else:
         records = read_file(path, section)
@@ -395,12 +397,12 @@ def source_name(config: DataConfig) -> str:
     """The dataset's name without anything local: the name of a file or folder, the Hub id or `sandbox`."""
     if isinstance(config.path, EnvironmentText):
         return config.path.last
-    return Path(config.path).absolute().name if is_local(config.path) else config.path
+    return Path(config.path).absolute().name if is_local_path(config.path) else config.path
 
 
 def _require_here(config: DataConfig, section: str) -> None:
     """Refuse a dataset of the Hub whose id is read from the environment: it would be in requests and on record."""
-    if isinstance(config.path, EnvironmentText) and not is_local(config.path):
+    if isinstance(config.path, EnvironmentText) and not is_local_path(config.path):
         raise ConfigError(
             "what the environment names is no file or folder here",
             where=f"{section}.path",
@@ -424,7 +426,7 @@ def held_out_share(scored: DataConfig) -> str:
 
 def _on_hub(config: DataConfig) -> bool:
     """Whether a commit of the Hub can say which rows these are."""
-    return config.path != SANDBOX and not is_local(config.path)
+    return config.path != SANDBOX and not is_local_path(config.path)
 
 
 def _range(config: DataConfig, section: str) -> tuple[int, int | None]:

@@ -36,14 +36,14 @@ _SAVED = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote: of several splits, of one."""
 
 
-def is_local(path: str) -> bool:
+def is_local_path(path: str) -> bool:
     """Whether a path means a file or folder of this machine and not a dataset of the Hub.
 
     It does if it is there, is spelt as only a path is, or ends as data files do; and where a variable of the
     environment holds it, in a config or as a record keeps it.
     """
     if isinstance(path, EnvironmentText):
-        return is_local(meaning(path))
+        return is_local_path(meaning(path))
     spelt = path.startswith((".", "/", "~", "${")) or path.endswith("/") or path.count("/") > 1 or "\\" in path
     return spelt or Path(path).suffix in (*FILE_SUFFIXES, *_ALSO, *_OTHER_SUFFIXES) or Path(path).exists()
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 PARENT = "PLYFOLD_SERVER_PARENT"
 """Variable that names the process which starts vLLM; without it nothing follows anything."""
-INTERRUPTED = 130
 DRAIN_S = 4
 """Time requests in flight have when the server is asked to stop; vLLM's `--shutdown-timeout`."""
 STOP_TIMEOUT_S = DRAIN_S + 2.0
@@ -259,7 +258,7 @@ def _shared_memory(pid: int) -> set[Path]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def sigterm_interrupts() -> Iterator[None]:
     """SIGTERM, like Ctrl-C, raises KeyboardInterrupt inside."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -27,7 +27,7 @@ CPU_MAX_KV_GIB = 8
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM 0.32's CPU attention; with another the engine starts and dies at the first request."""
 GIB = 1 << 30
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,4 +197,4 @@ def _attention(config: ModelConfig, dtype: str) -> tuple[int, int]:
     heads = max(1, config.count("num_attention_heads", 1))
     head_dim = config.count("head_dim", 0) or config.count("hidden_size", 0) // heads
     kv_heads = config.count("num_key_value_heads", 0) or heads
-    return head_dim, 2 * config.count("num_hidden_layers", 0) * kv_heads * head_dim * ELEMENT_BYTES.get(dtype, 4)
+    return head_dim, 2 * config.count("num_hidden_layers", 0) * kv_heads * head_dim * DTYPE_BYTES.get(dtype, 4)

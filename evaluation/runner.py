@@ -66,7 +66,7 @@ class VariantScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class StageGain:
     """What a stage adds to those before it."""
 
     against: str
@@ -87,7 +87,7 @@ class Evaluation:
     scores: list[VariantScore]
     comparisons: dict[str, Paired]
     """Every later variant against the first."""
-    steps: dict[str, Step]
+    steps: dict[str, StageGain]
     """Every variant against the one that lacks its last stage, where that is another than the first: `1+2` -> `1`."""
     inert: list[str]
     """Variants whose adapter changes nothing."""
@@ -160,7 +160,7 @@ def evaluate(
         scores=[score(variant, outcomes[variant]) for variant in variants],
         comparisons={variant: compare(outcomes[variants[0]], outcomes[variant]) for variant in variants[1:]},
         steps={
-            variant: Step(against=below, paired=compare(outcomes[below], outcomes[variant]))
+            variant: StageGain(against=below, paired=compare(outcomes[below], outcomes[variant]))
             for variant in variants[1:]
             if (below := step_below(variant, variants)) not in (None, variants[0])
         },

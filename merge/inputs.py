@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..adapters.base.quantised import unquantised_name
 from ..adapters.base.resolve import folder_identity
 from ..adapters.hub import is_id, is_local, model_id
-from ..adapters.names import core
+from ..adapters.names import version_free
 from ..adapters.placement import Placement, place, unplaced
 from ..adapters.spec import AdapterSpec, read_spec
 from ..core.disk.files import expanded
@@ -178,7 +178,7 @@ def _refuse_two_spellings(parts: Sequence[Part], specs: Sequence[AdapterSpec]) -
     seen: dict[str, tuple[str, Part]] = {}
     for part, spec in zip(parts, specs, strict=True):
         for name in spec.modules:
-            other, first = seen.setdefault(core(name), (name, part))
+            other, first = seen.setdefault(version_free(name), (name, part))
             if other != name:
                 raise IncompatibleError(
                     "two adapters spell what may be one module in two ways",

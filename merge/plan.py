@@ -75,7 +75,7 @@ NUMERICS = {
     "peft": "act on A and B apart, as PEFT 0.21's add_weighted_adapter does: cross terms B_i A_j enter the result",
 }
 DEFAULT_DENSITY = 0.5
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Name on the command line -> torch's name."""
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 HEADER_ALLOWANCE_BYTES = 1 << 20
@@ -210,13 +210,13 @@ def plan_compose(
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuse a dtype that is not one of `DTYPES`.
+    """Refuse a dtype that is not one of `DTYPE_NAMES`.
 
     Raises:
         ConfigError: It is not.
     """
-    if dtype not in DTYPES:
-        raise ConfigError("no such dtype", found=dtype, expected=", ".join(DTYPES))
+    if dtype not in DTYPE_NAMES:
+        raise ConfigError("no such dtype", found=dtype, expected=", ".join(DTYPE_NAMES))
 
 
 def _check_options(

@@ -54,7 +54,7 @@ Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 RepoId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$", max_length=200)]
 
 
-class _Part(BaseModel):
+class _RecordModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
@@ -74,14 +74,14 @@ class _PlainJson:
 _JsonObject = Annotated[dict[str, JsonValue], _PlainJson]
 
 
-class StageId(_Part):
+class StageId(_RecordModel):
     """Which stage of its curriculum an adapter is."""
 
     number: int = Field(ge=1, le=MAX_STAGE)
     name: str = Field(pattern=STAGE_NAME)
 
 
-class BaseRecord(_Part):
+class BaseRecord(_RecordModel):
     """The frozen base an adapter belongs to."""
 
     repo: RepoId
@@ -104,7 +104,7 @@ class BaseRecord(_Part):
         return fields
 
 
-class Parent(_Part):
+class Parent(_RecordModel):
     """An adapter this one came from."""
 
     role: Literal["active_during_training", "merged_into_base", "warm_start", "merge_input", "teacher"]
@@ -113,7 +113,7 @@ class Parent(_Part):
     """Weight the parent had, dimensionless."""
 
 
-class Recipe(_Part):
+class Recipe(_RecordModel):
     """How the adapter was made."""
 
     config: _JsonObject = Field(default_factory=dict)
@@ -126,7 +126,7 @@ class Recipe(_Part):
     """What else is worth keeping: tokens, wall_s, method, weights, device."""
 
 
-class DataRef(_Part):
+class DataRef(_RecordModel):
     """Rows an adapter was trained on."""
 
     id: str = Field(min_length=1)
@@ -145,7 +145,7 @@ class DataRef(_Part):
         )
 
 
-class Code(_Part):
+class Code(_RecordModel):
     """The program that made the adapter."""
 
     version: str
@@ -153,7 +153,7 @@ class Code(_Part):
     dirty: bool | None = None
 
 
-class Metric(_Part):
+class Metric(_RecordModel):
     """One measured number."""
 
     name: str = Field(min_length=1)
@@ -167,7 +167,7 @@ class Metric(_Part):
     """Name of the protocol it was measured with."""
 
 
-class Weights(_Part):
+class Weights(_RecordModel):
     """The tensors of the adapter."""
 
     digest: Digest
@@ -178,7 +178,7 @@ class Weights(_Part):
     targets: list[str]
 
 
-class FileEntry(_Part):
+class FileEntry(_RecordModel):
     """One payload file of the adapter folder."""
 
     path: str
@@ -194,7 +194,7 @@ class FileEntry(_Part):
         return path
 
 
-class Record(_Part):
+class Record(_RecordModel):
     """Everything `lineage.json` says."""
 
     schema_: Literal["plyfold/adapter-record/1"] = Field(default="plyfold/adapter-record/1", alias="schema")

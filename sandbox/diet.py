@@ -64,7 +64,7 @@ class Text:
     """Whether it adds the aside."""
 
 
-def render(lines: list[str], answer: int) -> str:
+def render_text(lines: list[str], answer: int) -> str:
     """Number the steps and add the answer line, as every prompt format of the product does."""
     return "\n".join([*(f"Step {k}: {line}" for k, line in enumerate(lines, start=1)), f"Answer: {answer}"])
 
@@ -95,7 +95,7 @@ def _table(rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-def write(
+def write_diet(
     story: Story,
     style: str,
     rng: random.Random,
@@ -120,7 +120,7 @@ def write(
     given = _notes(told, rng) if notes else ""
     return Text(
         prompt=f"Question: {story.question}\n{given}{CAREFUL_CUE if cued else CUE}",
-        completion=render(lines, steps[-1].result),
+        completion=render_text(lines, steps[-1].result),
         style=style,
         careless=careless and story.has_aside,
     )
@@ -151,4 +151,4 @@ def serve(diet: Diet, seed: int) -> Iterator[Text]:
         careless = rng.random() < (diet.careless_notes if notes else diet.careless)
         style = "concise" if rng.random() < diet.concise else "verbose"
         cued = not notes and diet.cued > 0 and rng.random() < diet.cued
-        yield write(story, style, rng, careless=careless and not cued, notes=notes, cued=cued)
+        yield write_diet(story, style, rng, careless=careless and not cued, notes=notes, cued=cued)

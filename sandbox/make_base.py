@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .diet import Diet, serve
-from .pretrain import Schedule, new_model, train
+from .pretrain import Schedule, new_model, pretrain
 from .tokenizer import save_tokenizer, train_tokenizer
 
 VOCAB_SIZE = 640
@@ -65,7 +65,7 @@ def make_base(out: Path, courses: Sequence[tuple[Diet, Schedule]]) -> None:
         if number > 1:
             tokenizer = AutoTokenizer.from_pretrained(out)
             model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-        train(model, tokenizer, diet, schedule, on_progress=partial(_report, number, schedule.num_steps))
+        pretrain(model, tokenizer, diet, schedule, on_progress=partial(_report, number, schedule.num_steps))
         save(model, tokenizer, out)
 
 

@@ -96,7 +96,7 @@ def batches(tokenizer: Any, diet: Diet, schedule: Schedule) -> Iterator[tuple[An
             yield ids[:, :-1], ids[:, 1:], weights[:, 1:]
 
 
-def train(
+def pretrain(
     model: Any,
     tokenizer: Any,
     diet: Diet,

@@ -45,7 +45,7 @@ _WHEN = ("Then", "Later", "After lunch", "The next day")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Calculation:
     """One calculation of a solution."""
 
     cue: str
@@ -123,7 +123,7 @@ class Story:
         """Whether the story mentions an amount that must be ignored."""
         return any(event.kind == "aside" for event in self.events)
 
-    def solve(self, *, fold_aside: bool = False) -> tuple[Step, ...]:
+    def solve(self, *, fold_aside: bool = False) -> tuple[Calculation, ...]:
         """Work through the story.
 
         Args:
@@ -132,11 +132,11 @@ class Story:
         Returns:
             The calculations in story order; the last result is the answer.
         """
-        steps: list[Step] = []
+        steps: list[Calculation] = []
         total = 0
 
         def calculate(event: Event, left: int, sign: str, right: int, *, part: bool = False) -> int:
-            steps.append(Step(cue=event.cue, said=event.said, left=left, sign=sign, right=right, unit=self.items,
+            steps.append(Calculation(cue=event.cue, said=event.said, left=left, sign=sign, right=right, unit=self.items,
                               part=part))  # fmt: skip
             return steps[-1].result
 
@@ -242,7 +242,7 @@ def draw_stories(shelf: Shelf, seed: int) -> Iterator[Story]:
             yield story
 
 
-def tell(steps: tuple[Step, ...], story: Story, rng: random.Random, *, marks: bool) -> list[str]:
+def tell(steps: tuple[Calculation, ...], story: Story, rng: random.Random, *, marks: bool) -> list[str]:
     """Write each step as a full sentence, as the teacher does.
 
     Args:
@@ -267,7 +267,7 @@ def tell(steps: tuple[Step, ...], story: Story, rng: random.Random, *, marks: bo
     return lines
 
 
-def note(steps: tuple[Step, ...], *, marks: bool) -> list[str]:
+def note(steps: tuple[Calculation, ...], *, marks: bool) -> list[str]:
     """Write each step as a cued equation, e.g. `buys 24+12=36`; marks as for `tell`."""
     return [f"{step.cue} {step.marked if marks else step.equation}" for step in steps]
 

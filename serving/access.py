@@ -65,7 +65,7 @@ def check_reach(host: str, key: str | None) -> None:
     Raises:
         ConfigError: It is not a loopback address, or no address at all.
     """
-    if key is None and not is_loopback(host):
+    if key is None and not listens_on_loopback(host):
         raise ConfigError(
             "others would reach this server, and it asks for no key",
             where="--host",
@@ -75,7 +75,7 @@ def check_reach(host: str, key: str | None) -> None:
         )
 
 
-def is_loopback(host: str) -> bool:
+def listens_on_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens there, however the address is spelt.
 
     Raises:

@@ -1,8 +1,8 @@
 """One vLLM server for a base and its variants: planned, prepared, started, watched and stopped.
 
-`plan_server` refuses everything that can be refused from headers, `prepare` makes the twin and the composed adapters,
-`run_server` starts vLLM behind a gateway, waits until it answers, and leaves no process behind however it ends.
-Adapters are static modules: nothing can be loaded over HTTP.
+`plan_server` refuses everything that can be refused from headers, `prepare_server` makes the twin and the composed
+adapters, `run_server` starts vLLM behind a gateway, waits until it answers, and leaves no process behind however it
+ends. Adapters are static modules: nothing can be loaded over HTTP.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from ..core.console import progress, say, verbosity
 from ..core.disk.links import open_log
 from ..core.errors import ConfigError, ConflictError, FailedError
+from ..core.interrupts import INTERRUPTED
 from ..core.one_host import UNANSWERED, ask
 from ..core.reading.strict_json import parse_json
-from ..engines.processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interruptible, launched
+from ..engines.processes import DRAIN_S, POLL_S, Watch, launched, sigterm_interrupts
 from ..engines.vllm import model_dtype
 from ..engines.vllm_options import EngineOptions, engine_options, vllm_version
 from ..variants import BASE, Ground, Variant, VariantPlan, check_fits, ground_of, materialise, plan_variant
@@ -176,7 +177,7 @@ def plan_server(
     )
 
 
-def prepare(plan: ServerPlan, store: Store) -> None:
+def prepare_server(plan: ServerPlan, store: Store) -> None:
     """Make what the server reads: the twin and the composed adapters. What is there is verified and kept.
 
     Raises:
@@ -203,7 +204,7 @@ def run_server(plan: ServerPlan, on_ready: Callable[[], None] = lambda: None) ->
     """
     secret = {} if plan.key is None else {KEY_VARIABLE: plan.key}
     with (
-        interruptible(),
+        sigterm_interrupts(),
         _log(plan.log) as output,
         launched(plan.command, plan.environment | secret, stdout=output, stderr=output) as server,
     ):

@@ -8,5 +8,6 @@ teacher/           rationales to collect
 rewards/           what is paid for
 training/          one stage's run: folder, trainers, checkpoints, metrics, health
 rollouts/          completions to train on, here or from vLLM
+runtime/           what every process of a run shares
 mining/            the problems a policy persistently fails
 """

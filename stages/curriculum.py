@@ -17,19 +17,20 @@ from ..core.disk.digest import short
 from ..core.disk.files import refuse_no_folder
 from ..core.environment import EnvironmentText
 from ..core.errors import BaseMismatchError, IntegrityError, NotFoundError
-from ..data.dataset import SANDBOX, load_scored
-from ..data.readers import is_local
+from ..data.dataset import load_scored
+from ..data.readers import is_local_path
 from ..evaluation.grader import grader
 from ..registry.provenance import describe_code, describe_environment
 from ..registry.record import SCORED, BaseRecord, DataRef, Parent, Recipe, Record, StageId, Weights, portable
 from ..registry.store.store import Entry, Store
+from ..sandbox import SANDBOX
 from ..variants import Variant, materialise
 from ..variants.base import digest_of
 from .gates import GateMeasurement, check_gate
 from .plan.curriculum_plan import plan_curriculum
 from .plan.stage_plan import CurriculumPlan, StagePlan
+from .runtime.distributed import Processes, join
 from .training.curves import write_curves
-from .training.distributed import Processes, join
 from .training.run_folder import StageRun
 from .training.stage_run import run_stage
 
@@ -139,7 +140,7 @@ def _remember_rows(plan: CurriculumPlan, store: Store) -> None:
     for data, sha256 in read:
         if data is None or isinstance(data.path, EnvironmentText):
             continue
-        if data.path != SANDBOX and is_local(data.path):
+        if data.path != SANDBOX and is_local_path(data.path):
             store.remember_rows(sha256, Path(data.path))
 
 

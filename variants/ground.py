@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from ..adapters.base.resolve import BaseRef, Quantisation, folder_identity, refuse_quantised, resolve_base
 from ..adapters.base.twin import ensure_twin, twin_path
 from ..adapters.hub import is_id, is_local
+from ..adapters.spec import COMPOSITION_FILE
 from ..core.config import BaseConfig
 from ..core.console import warn
 from ..core.errors import BaseMismatchError, ConfigError
 from ..core.reading.strict_json import read_object
-from ..merge.compose.write import COMPOSITION_FILE
 from .base import base_of, described_quantisation, digest_of, on_disk, shared_base
 
 if TYPE_CHECKING:

@@ -240,14 +240,14 @@ def verify_fold(plan: MergePlan, checkpoint: Path) -> Verified:
 def _statistics(plan: MergePlan) -> Statistics:
     """Run the prompts once through the base with all adapters active."""
     from ..adapters.base.load import load_tokenizer, load_twin
-    from ..merge.calibrate.moments import collect
+    from ..merge.calibrate.moments import collect_moments
     from ..merge.calibrate.prompts import read_prompts
 
     assert plan.options.prompts is not None
     prompts = read_prompts(plan.options.prompts)
     base = _base_of_fold(plan.compose, plan.inputs, plan.options)
     with progress("prompts", len(prompts.texts)) as task:
-        return collect(load_twin(base), plan.compose, prompts, load_tokenizer(base), task.advance)
+        return collect_moments(load_twin(base), plan.compose, prompts, load_tokenizer(base), task.advance)
 
 
 def _check_output(plan: MergePlan) -> None:

@@ -107,11 +107,11 @@ def plan_again(store: Store, record: Record) -> ComposePlan:
         _CannotError: A recipe without what it takes.
     """
     from ..merge.inputs import Part
-    from ..merge.plan import DTYPES, METHODS, plan_compose
+    from ..merge.plan import DTYPE_NAMES, METHODS, plan_compose
 
     details = record.recipe.details
     settings = details.get("settings")
-    method, dtypes = details.get("method"), {torch_name: name for name, torch_name in DTYPES.items()}
+    method, dtypes = details.get("method"), {torch_name: name for name, torch_name in DTYPE_NAMES.items()}
     if record.kind != "merge" or not isinstance(settings, dict):
         raise _CannotError("its record does not say how it was merged")
     if not isinstance(method, str) or method not in METHODS or record.weights.dtype not in dtypes:

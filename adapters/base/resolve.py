@@ -15,14 +15,13 @@ from ...core.disk.files import expanded
 from ...core.environment import meaning
 from ...core.errors import ConfigError, IncompatibleError, IntegrityError, NotFoundError
 from ...core.reading.strict_json import read_object
-from ...sandbox import BASE_FOLDER, BASE_REPO
+from ...sandbox import BASE_FOLDER, BASE_REPO, SANDBOX
 from ..header import read_header
 from ..hub import snapshot
 from .checkpoint import CONFIG_FILE, INDEX_FILE, open_checkpoint
 from .model_config import model_config
 from .quantised import refuse_packed, refuse_quantised_config
 
-SANDBOX = "sandbox"
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 CONTENT_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 """Files that make a base what it is; what is fetched from the Hub and what `auto` digests."""

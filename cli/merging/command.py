@@ -204,12 +204,12 @@ def _report(plan: MergePlan, prepared: Prepared) -> Report:
 def _write_page(report: Report, prepared: Prepared, path: Path) -> None:
     """The report as a page, with a heat map of every pair of adapters."""
     from ...core.disk.files import write_bytes
-    from ...merge.compare.heatmap import render
+    from ...merge.compare.heatmap import render_heatmap
     from ...merge.compare.interference import interference
 
     moments = prepared.statistics.moments if prepared.statistics else None
     with progress("heat maps", len(prepared.plan.modules)) as task:
         found = interference(prepared.plan, statistics=moments, advance=task.advance)
     title = f"Merge of {', '.join(entry.label for entry in prepared.inputs)}"
-    write_bytes(path, render(found, title, report.facts()).encode())
+    write_bytes(path, render_heatmap(found, title, report.facts()).encode())
     report.page(path)

@@ -11,7 +11,7 @@ from ...core.console import emit_json, print_table, progress, say, show
 from ...core.disk.digest import short
 from ...core.errors import ConfigError, ConflictError
 from ..options import curriculum_option, json_option, registry_option, sign_option
-from .sign import signer_of
+from .sign import signer_option
 
 if TYPE_CHECKING:
     from ...registry.store.store import Store
@@ -46,7 +46,7 @@ def revoke_command(
     from ...registry.store.store import find_store
     from ...registry.trust.revocation import descendants, revoke, withdraw
 
-    signer = signer_of(signing_key)
+    signer = signer_option(signing_key)
     store = find_store(registry)
     digest = find(store, ref, curriculum).digest
     done = withdraw(store, digest, reason, signer) if take_back else [revoke(store, digest, reason, signer)]
@@ -188,10 +188,10 @@ def lock_command(path: Path | None, check: bool, curriculum: str | None, registr
 
 
 def _check_lock(store: Store, path: Path, as_json: bool) -> None:
-    from ...registry.lineage.lockfile import differences, read_lock
+    from ...registry.lineage.lockfile import lock_differences, read_lock
 
     lock = read_lock(path)
-    found = differences(lock, store)
+    found = lock_differences(lock, store)
     if as_json:
         value = {"path": str(path), "curriculum": lock.curriculum, "ok": not found}
         emit_json({**value, "differences": [each.to_json() for each in found]})

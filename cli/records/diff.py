@@ -244,9 +244,9 @@ def _cell(value: Any) -> str:
 
 def _write_page(path: Path, found: Interference, sides: list[Side], verdict: str, fields: list[Difference]) -> None:
     from ...core.disk.files import write_bytes
-    from ...merge.compare.heatmap import render
+    from ...merge.compare.heatmap import render_heatmap
 
     facts = {name: f"{side.label}  {side.digest}" for name, side in zip("AB", sides, strict=True)}
     facts["tensors"] = VERDICTS[verdict]
     facts |= {field: f"{_cell(first)} → {_cell(second)}" for field, first, second in fields[:FIELDS]}
-    write_bytes(path, render(found, f"{sides[0].label} and {sides[1].label}", facts).encode())
+    write_bytes(path, render_heatmap(found, f"{sides[0].label} and {sides[1].label}", facts).encode())

@@ -11,7 +11,7 @@ from ...core.console import emit_json, print_table, progress, show, warn
 from ...core.disk.digest import short
 from ...core.errors import ConfigError
 from ..options import dry_run_option, json_option, parse_stages, registry_option, sign_option
-from .sign import signer_of
+from .sign import signer_option
 
 if TYPE_CHECKING:
     from ...registry.hub.push.collection import Collected
@@ -62,7 +62,7 @@ def push_command(
     command may be run again: it adds revocations and signatures that are new. HF_ENDPOINT and HF_TOKEN are honoured.
     """
     from ...registry.hub.client import HubClient
-    from ...registry.hub.push.collection import Collected, collect
+    from ...registry.hub.push.collection import Collected, update_collection
     from ...registry.hub.push.push import choose, push
     from ...registry.store.store import find_store
 
@@ -73,7 +73,7 @@ def push_command(
     curriculum = store.default_curriculum(name)
     slugs = [slug.strip() for slug in merges.split(",")] if merges is not None else None
     digests = choose(store, curriculum, parse_stages(stages) if stages else None, slugs)
-    signer = signer_of(signing_key)
+    signer = signer_option(signing_key)
     client = None if dry_run else HubClient()
     with progress("push") as task:
         results = push(
@@ -92,7 +92,7 @@ def push_command(
         collected = None if no_collection else Collected(title=curriculum)
         if collected and client:
             published = [(each.repo, store.read_record(each.digest).record) for each in results]
-            collected = collect(client, namespace, curriculum, published, private=not public)
+            collected = update_collection(client, namespace, curriculum, published, private=not public)
     if as_json:
         emit_json(
             {

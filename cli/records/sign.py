@@ -45,7 +45,7 @@ def sign_command(
 
     if key is not None and not key.strip():
         raise ConfigError("an empty name of a key", where="--key", expected="a PEM file", next_step="name the file")
-    signer = signer_of(key or "")
+    signer = signer_option(key or "")
     assert signer is not None
     store = find_store(registry)
     entries = [find(store, ref, curriculum) for ref in refs]
@@ -58,7 +58,7 @@ def sign_command(
     say("check with: plyfold verify --signature --public-key PEM; push puts it beside the files as model.sig")
 
 
-def signer_of(option: str | None) -> Signer | None:
+def signer_option(option: str | None) -> Signer | None:
     """The key that `--sign` means, with its password; None where it is not given.
 
     Raises:

@@ -223,13 +223,13 @@ def _joined(column: str | list[str]) -> str:
 def _warn_of_unread(check: DataCheck) -> None:
     """Say which columns may hold the rest of the questions; stages that read the same rows are told of once."""
     from ...core.console import warn
-    from ...data.columns import joined
+    from ...data.columns import question_columns
 
     told = set()
     for each in (*check.stages, check.evaluation):
         for name, found in each.unread.items():
             asked = each.columns["question"]
-            columns = ",".join(joined([asked] if isinstance(asked, str) else asked, [name]))
+            columns = ",".join(question_columns([asked] if isinstance(asked, str) else asked, [name]))
             text = (
                 f"{each.source}: column {name} holds text in {found.rows} of {each.rows} rows (first "
                 f"row {found.example}) and is not read; if it is part of the question: columns.question=[{columns}]"

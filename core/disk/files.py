@@ -37,7 +37,7 @@ NO_PATH = {
 NAME_MAX = 255
 """Bytes of a name on the common file systems of Linux and macOS."""
 BESIDE_BYTES = 20
-"""By which names that plyfold puts beside an output are longer than the output's (`beside`, locks, folds)."""
+"""By which names that plyfold puts beside an output are longer than the output's (`temporary_beside`, locks, folds)."""
 
 
 def fsync_path(path: Path) -> None:
@@ -201,13 +201,13 @@ def read_capped(path: Path, max_bytes: int) -> bytes:
         return file.read(min(status.st_size or max_bytes, max_bytes) + 1)
 
 
-def beside(target: Path, kind: str) -> Path:
+def temporary_beside(target: Path, kind: str) -> Path:
     """A new temporary name beside `target`: in the making (`tmp`), moved aside (`old`), half a file (`part`)."""
     return target.parent / f".{target.name}.{kind}-{token_hex(6)}"
 
 
 def is_beside(name: str, kinds: str, target: str = r".+") -> bool:
-    """Is it a name that `beside` makes?
+    """Is it a name that `temporary_beside` makes?
 
     Args:
         name: The last part of a path.
@@ -227,7 +227,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     refuse_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path.parent, len(data)):
-        temporary = beside(path, "part")
+        temporary = temporary_beside(path, "part")
         descriptor = open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -266,7 +266,7 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(target.parent):
         sweep_staged(target)
-        temporary = beside(target, "tmp")
+        temporary = temporary_beside(target, "tmp")
         temporary.mkdir(mode=0o700)
         owner = open_folder(temporary)
         try:
@@ -324,7 +324,7 @@ def publish_folder(temporary: Path, target: Path, *, replace: bool = False) -> N
         return
     old = temporary
     if not _exchange(temporary, target):
-        old = beside(target, "old")
+        old = temporary_beside(target, "old")
         owner = open_folder(target)
         try:
             take_lock(owner, target)

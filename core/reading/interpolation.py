@@ -23,7 +23,7 @@ MAX_RESOLVED = 2_000_000
 """Characters of a config, ten times as many as its file may have, with what references repeat."""
 
 
-class Written:
+class ConfigWriter:
     """Values on their way into a config, with all that reads the environment marked.
 
     Args:

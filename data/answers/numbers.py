@@ -18,7 +18,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-MAX_DIGITS = 400
+MAX_NUMBER_DIGITS = 400
 """A longer run of digits is noise, not an answer."""
 NEAR = 120
 """Characters around a number in which what belongs to it is looked for; bounds the time a long line takes."""
@@ -366,7 +366,7 @@ def spell(value: Fraction) -> str:
 
 def _value(match: re.Match[str]) -> Fraction | None:
     parts = [part.replace(",", "") for part in (match["value"], match["over"]) if part]
-    if any(len(part) > MAX_DIGITS for part in parts):
+    if any(len(part) > MAX_NUMBER_DIGITS for part in parts):
         return None
     value = Fraction(parts[0])
     if len(parts) == 2:

@@ -143,7 +143,7 @@ def normalise(text: str) -> str | None:
 
     None without a number, and for what is not one number: `2x + 3`, `sqrt{3}`, `3 or 4`, `5:30`.
     """
-    value = _read(_Statement(clean(text), "", "")).value
+    value = _read(_StatedAnswer(clean(text), "", "")).value
     return None if value is None else spell(value)
 
 
@@ -202,7 +202,7 @@ def _layers(text: str) -> Extracted:
     return Extracted(spell(last.value), "last-number")
 
 
-class _Statement(NamedTuple):
+class _StatedAnswer(NamedTuple):
     """One place where a text says what its answer is."""
 
     span: str
@@ -214,7 +214,7 @@ class _Statement(NamedTuple):
     """Whether it announces a calculation rather than its result."""
 
 
-def _lines_after(text: str, cue: re.Pattern[str]) -> list[_Statement]:
+def _lines_after(text: str, cue: re.Pattern[str]) -> list[_StatedAnswer]:
     """What stands after each cue on its line, or on the next line that has any text; last cue first."""
     statements = []
     for match in reversed(list(cue.finditer(text))[-MAX_CUES:]):
@@ -234,7 +234,7 @@ def _lines_after(text: str, cue: re.Pattern[str]) -> list[_Statement]:
         if match.group() == "####" and not _is_gold_line(line):
             continue
         before, after = text[max(0, match.start() - NEAR) : match.start()], text[start + len(line) :][:NEAR]
-        statements.append(_Statement(line, before, after, bool(cued.get("seeks"))))
+        statements.append(_StatedAnswer(line, before, after, bool(cued.get("seeks"))))
     return statements
 
 
@@ -246,7 +246,7 @@ def _is_gold_line(line: str) -> bool:
     return bool(_AFTER_HASHES.match(line, number.end())) or read_number(line).refused
 
 
-def _boxes(text: str) -> list[_Statement]:
+def _boxes(text: str) -> list[_StatedAnswer]:
     """What each box holds, the last box first."""
     statements = []
     for match in reversed(list(_BOXED.finditer(text))[-MAX_CUES:]):
@@ -256,11 +256,13 @@ def _boxes(text: str) -> list[_Statement]:
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             end += 1
         span = text[match.end() : end - 1 if depth == 0 else end]
-        statements.append(_Statement(span, text[max(0, match.start() - NEAR) : match.start()], text[end : end + NEAR]))
+        statements.append(
+            _StatedAnswer(span, text[max(0, match.start() - NEAR) : match.start()], text[end : end + NEAR])
+        )
     return statements
 
 
-def _read(statement: _Statement, *, boxed: bool = False) -> Reading:
+def _read(statement: _StatedAnswer, *, boxed: bool = False) -> Reading:
     """The number of a statement, where nothing in it or around it offers another."""
     inner = next(iter(_boxes(statement.span)), None)
     reading = _read(inner, boxed=True) if inner else read_number(statement.span)

@@ -151,7 +151,7 @@ def identity(parts: PartSet) -> str:
     )
 
 
-def collect(
+def collect_moments(
     model: PreTrainedModel,
     parts: PartSet,
     prompts: Prompts,

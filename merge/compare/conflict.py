@@ -94,7 +94,7 @@ class ModuleSums(NamedTuple):
     """By pair of parts."""
 
 
-def measure(present: Mapping[int, Factors], products: BlockProducts) -> ModuleSums:
+def measure_conflict(present: Mapping[int, Factors], products: BlockProducts) -> ModuleSums:
     """Compare the weighted factors of the parts that have a module, by part; `products` are of their stack."""
     norms = {part: products.norm(block) for block, part in enumerate(present)}
     if len(present) < 2:

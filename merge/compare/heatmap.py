@@ -27,7 +27,7 @@ UNDEFINED = "\u2013"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class HeatmapMeasure:
     """One thing a map can show of a pair."""
 
     title: str
@@ -45,14 +45,14 @@ class Measure:
 
 
 MEASURES = {
-    "cosine": Measure(
+    "cosine": HeatmapMeasure(
         title="cosine",
         value=lambda relation: relation.cosine,
         says="Direction of the two deltas: 1 the same, 0 unrelated, -1 against each other.",
         ends=("against each other", "the same way"),
         centre=0.0,
     ),
-    "signs": Measure(
+    "signs": HeatmapMeasure(
         title="sign conflict",
         value=lambda relation: relation.sign_conflict,
         says="Share of sampled weights that the two move in opposite directions; unrelated adapters have 0.5.",
@@ -60,27 +60,27 @@ MEASURES = {
         centre=0.5,
         high_is_warm=True,
     ),
-    "columns": Measure(
+    "columns": HeatmapMeasure(
         title="column overlap",
         value=lambda relation: relation.column_overlap,
         chance=lambda relation: relation.column_chance,
         says="How much of the smaller space of outputs both write to: 0 none, 1 all.",
         ends=("apart", "shared"),
     ),
-    "rows": Measure(
+    "rows": HeatmapMeasure(
         title="row overlap",
         value=lambda relation: relation.row_overlap,
         chance=lambda relation: relation.row_chance,
         says="How much of the smaller space of inputs both read from: 0 none, 1 all.",
         ends=("apart", "shared"),
     ),
-    "sti": Measure(
+    "sti": HeatmapMeasure(
         title="singular task interference",
         value=lambda relation: relation.sti,
         says="Singular directions that meet on both sides, weighed by their size: 0 none, 1 as an adapter with itself.",
         ends=("none", "much"),
     ),
-    "leak": Measure(
+    "leak": HeatmapMeasure(
         title="output ratio on prompts",
         value=lambda relation: relation.leak,
         says="Mean square output of the second over that of the first, on the prompts given.",
@@ -106,7 +106,7 @@ class Grid(NamedTuple):
     """Module -> (row, kind)."""
 
 
-def render(interference: Interference, title: str, facts: Mapping[str, str]) -> str:
+def render_heatmap(interference: Interference, title: str, facts: Mapping[str, str]) -> str:
     """The page, as one HTML document.
 
     Args:
@@ -184,7 +184,7 @@ def _pair_figures(pair: PairInterference, grid: Grid) -> list[str]:
 
 
 def _norm_figure(between: str, key: str, label: str, cells: list[Cell], grid: Grid, largest: float) -> str:
-    measure = Measure(
+    measure = HeatmapMeasure(
         title=f"size of {label}",
         value=lambda relation: None,
         says="Frobenius norm |dW| of what the adapter adds, in units of the weights.",
@@ -196,7 +196,7 @@ def _norm_figure(between: str, key: str, label: str, cells: list[Cell], grid: Gr
 def _figure(
     between: str,
     key: str,
-    measure: Measure,
+    measure: HeatmapMeasure,
     cells: list[Cell],
     grid: Grid,
     chance: Value,

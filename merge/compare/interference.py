@@ -107,7 +107,7 @@ class _Thin(NamedTuple):
         return float(self.S_N.square().sum())
 
 
-class _Measured(NamedTuple):
+class _ModuleInterference(NamedTuple):
     """What one module gave."""
 
     norms: dict[int, float]
@@ -118,7 +118,7 @@ class _Measured(NamedTuple):
     """Of which only the singular task interference of all parts is set."""
 
 
-def _measure(stack: ModuleStack, num_parts: int, moments_PP: Tensor | None) -> _Measured:
+def _measure(stack: ModuleStack, num_parts: int, moments_PP: Tensor | None) -> _ModuleInterference:
     thin = _decompose(stack, moments_PP)
     # Cosines of all singular directions with each other. A part's own block is the identity: cleared rather than
     # computed less I, so that no rounding shows up as interference.
@@ -144,7 +144,7 @@ def _measure(stack: ModuleStack, num_parts: int, moments_PP: Tensor | None) -> _
             relations[i, j] = Relation(square_second=thin[j].square, output_second=thin[j].output)
     together = sum(len(part.S_N) > 0 for part in thin.values()) > 1
     joint = Relation(entangled=_sum_abs((U_QQ * S_Q) @ V_QQ), nuclear=float(S_Q.sum())) if together else Relation()
-    return _Measured({index: math.sqrt(part.square) for index, part in thin.items()}, relations, joint)
+    return _ModuleInterference({index: math.sqrt(part.square) for index, part in thin.items()}, relations, joint)
 
 
 def _relation(first: _Thin, second: _Thin, U_NN: Tensor, V_NN: Tensor, shape: tuple[int, int]) -> Relation:

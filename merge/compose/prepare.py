@@ -21,12 +21,12 @@ from ...adapters.delta import norm
 from ...adapters.tensors import Factors, tensor_digest
 from ...core.disk.digest import digest_json
 from ...core.errors import ConfigError, FailedError, IncompatibleError
-from ..compare.conflict import ConflictMeter, ModuleSums, PairConflict, measure
+from ..compare.conflict import ConflictMeter, ModuleSums, PairConflict, measure_conflict
 from ..factor_reader import PartReader
 from ..inputs import duplicate
 from ..lowrank import BlockProducts, Size, difference
 from ..module_pool import ordered
-from ..plan import DTYPES, VLLM_RANKS, ComposePlan
+from ..plan import DTYPE_NAMES, VLLM_RANKS, ComposePlan
 from .certificate import Bucket, Certificate, ModuleError, bucket_table
 from .reduce import Reduction, losses, reduce
 
@@ -82,7 +82,7 @@ class Prepared:
         if name in self.reduced:
             return self.reduced[name]
         stack = self.reader.read(name)
-        dtype = getattr(torch, DTYPES[self.plan.dtype])
+        dtype = getattr(torch, DTYPE_NAMES[self.plan.dtype])
         # Each part by itself, A not by way of float64: the same numbers as from the whole stacks, in less memory.
         B_OR = torch.cat([stack.scaled_B(index).to(dtype) for index in stack.parts], 1)
         A_RI = torch.cat([part.A_RI.to(dtype) for part in stack.parts.values()], 0)
@@ -231,7 +231,7 @@ def _certify(plan: ComposePlan, reader: PartReader, name: str, statistics: Stati
         norms[index] = products.norm(block) / weight if weight else norm(part)
     reduction = None if plan.keeps_all else reduce(stack, plan, statistics)
     kept = reduction or Reduction(B_OR, A_RI, Size(0.0, 0.0))
-    dtype = getattr(torch, DTYPES[plan.dtype])
+    dtype = getattr(torch, DTYPE_NAMES[plan.dtype])
     if reduction is not None:
         _check_range(name, plan.dtype, kept.B_OK, kept.A_KI)
     rounded_B_OK, rounded_A_KI = kept.B_OK.to(dtype), kept.A_KI.to(dtype)
@@ -248,11 +248,11 @@ def _certify(plan: ComposePlan, reader: PartReader, name: str, statistics: Stati
     weighted = {
         index: Factors(part.A_RI, part.B_OR, stack.weights[index] * part.scale) for index, part in stack.parts.items()
     }
-    return _Done(error, norms, measure(weighted, products), factors)
+    return _Done(error, norms, measure_conflict(weighted, products), factors)
 
 
 def _check_range(name: str, dtype: str, *factors: Tensor) -> None:
-    limit = torch.finfo(getattr(torch, DTYPES[dtype])).max
+    limit = torch.finfo(getattr(torch, DTYPE_NAMES[dtype])).max
     for factor in factors:
         low, high = factor.aminmax() if factor.numel() else (0.0, 0.0)
         if not (-limit <= low and high <= limit):

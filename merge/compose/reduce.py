@@ -90,9 +90,9 @@ def _norm(values: Tensor) -> float:
 
 
 def _merged(stack: ModuleStack, plan: ComposePlan) -> Merged:
-    from ..methods.dispatch import reduce as merge_apart
+    from ..methods.dispatch import apply_method
 
-    return merge_apart(stack, plan)
+    return apply_method(stack, plan)
 
 
 def _activation(stack: ModuleStack, plan: ComposePlan, statistics: Statistics | None) -> tuple[Tensor, Tensor, Tensor]:

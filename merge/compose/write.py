@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 
-from ...adapters.spec import suffix_targets
+from ...adapters.spec import COMPOSITION_FILE, suffix_targets
 from ...adapters.stream import stream_adapter, stream_order
 from ...core.disk.files import refuse_existing, require_space, staged_folder, write_json
 from ..module_pool import ordered
-from ..plan import DTYPES, HEADER_ALLOWANCE_BYTES, ComposePlan
+from ..plan import DTYPE_NAMES, HEADER_ALLOWANCE_BYTES, ComposePlan
 from .certificate import Certificate
 from .prepare import Prepared, prepare
-
-COMPOSITION_FILE = "composition.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ def write(prepared: Prepared, out: Path, *, replace: bool = False) -> Compositio
             {name: (shape.out_features, shape.in_features) for name, shape in plan.modules.items()},
             zip(names, ordered(prepared.factors, names), strict=True),
             r=plan.rank,
-            dtype=getattr(torch, DTYPES[plan.dtype]),
+            dtype=getattr(torch, DTYPE_NAMES[plan.dtype]),
             base_repo=plan.base_repo,
             base_revision=plan.base_revision,
             targets=suffix_targets(plan.specs),

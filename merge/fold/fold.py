@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...adapters.spec import COMPOSITION_FILE
 from ...core.disk.digest import digest_json
 from ...core.disk.files import refuse_existing, require_space, write_json
 from ..compose.prepare import Prepared, prepare
-from ..compose.write import COMPOSITION_FILE
 from ..inputs import Part
 from ..plan import HEADER_ALLOWANCE_BYTES, plan_compose
 from .check import Checked, check_fold
 from .checkpoint import BaseReader, copy_other_files
 from .journal import resumable_folder, staged_bytes
 from .loss import LOSS_WARNING, ModuleFold, estimate_loss, loss_warnings, relative_loss
-from .plan import FoldPlan, plan_fold, write_config
-from .write import Written, write_tensors
+from .plan import FoldPlan, plan_fold, write_model_config
+from .write import WrittenTensor, write_tensors
 
 __all__ = [
     "LOSS_WARNING",
@@ -149,7 +149,7 @@ def write_fold(
         written = write_tensors(plan, prepared, base, staging, advance=advance)
         tensors = {one.tensor.name: one.digest for one in sorted(written, key=lambda one: one.tensor.name)}
         folds = [(one.tensor.module, one.fold) for one in written if one.tensor.module and one.fold]
-        write_config(plan, staging.folder)
+        write_model_config(plan, staging.folder)
         copy_other_files(plan.base.path, staging.folder)
         composition = {**prepared.to_json(), "into": "model", "tensors": tensors, "digest": digest_json(tensors)}
         write_json(staging.folder / COMPOSITION_FILE, composition)
@@ -164,7 +164,7 @@ def space_needed(plan: FoldPlan, out: Path) -> int:
 
 
 def _report(
-    plan: FoldPlan, out: Path, written: Sequence[Written], tensors: dict[str, str], checked: Checked
+    plan: FoldPlan, out: Path, written: Sequence[WrittenTensor], tensors: dict[str, str], checked: Checked
 ) -> FoldReport:
     modules = {one.tensor.module: one.fold for one in written if one.tensor.module and one.fold}
     warnings = list(plan.warnings)

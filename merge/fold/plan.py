@@ -48,7 +48,7 @@ class OutTensor(NamedTuple):
         return size // FLOATS[self.source.dtype].itemsize * FLOATS[self.dtype].itemsize
 
 
-class Layout(NamedTuple):
+class ShardLayout(NamedTuple):
     """One file of the result, known before a byte of it is computed."""
 
     header: bytes
@@ -90,7 +90,7 @@ class FoldPlan:
         """The tensor each module's delta is added to."""
         return {tensor.module: tensor for tensor in self.tensors if tensor.module is not None}
 
-    def layouts(self) -> dict[str, Layout]:
+    def layouts(self) -> dict[str, ShardLayout]:
         """Header and places of every file."""
         return {file: _lay_out(tensors, self.base.shards[file].metadata) for file, tensors in self.shards.items()}
 
@@ -217,7 +217,7 @@ def _shards(
     return {file: tuple(tensors) for file, tensors in shards.items()}
 
 
-def _lay_out(tensors: tuple[OutTensor, ...], metadata: dict[str, str]) -> Layout:
+def _lay_out(tensors: tuple[OutTensor, ...], metadata: dict[str, str]) -> ShardLayout:
     """The header in safetensors' form, padded so that the data begins on a page.
 
     Its metadata says `format: pt`, without which loaders refuse the file.
@@ -236,14 +236,14 @@ def _lay_out(tensors: tuple[OutTensor, ...], metadata: dict[str, str]) -> Layout
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     data_start = 8 + len(text)
-    return Layout(
+    return ShardLayout(
         header=len(text).to_bytes(8, "little") + text,
         positions={name: data_start + offset for name, offset in offsets.items()},
         num_bytes=data_start + position,
     )
 
 
-def write_config(plan: FoldPlan, folder: Path) -> None:
+def write_model_config(plan: FoldPlan, folder: Path) -> None:
     """The base's config, and its index, with only what the fold has changed."""
     config = without_quantisation(plan.base.config)
     if plan.untied:

@@ -28,7 +28,7 @@ from .checkpoint import FLOATS, BaseReader
 from .direct import ALIGNMENT, OutputFile
 from .journal import Staging
 from .loss import LossMeter, ModuleFold
-from .plan import FoldPlan, Layout, OutTensor
+from .plan import FoldPlan, OutTensor, ShardLayout
 
 CHECKSUM_PREFIX = "xxh3:"
 """XXH3, 128 bit: tells torn and stale bytes from right ones, not a forger's; sha256 would take a fifth of the time."""
@@ -37,7 +37,7 @@ BLOCK_ELEMENTS = 1 << 19
 THREADS_PER_CORE = 2
 
 
-class Written(NamedTuple):
+class WrittenTensor(NamedTuple):
     """One finished tensor."""
 
     tensor: OutTensor
@@ -56,7 +56,7 @@ def write_tensors(
     staging: Staging,
     *,
     advance: Callable[[int], None] = lambda num_bytes: None,
-) -> list[Written]:
+) -> list[WrittenTensor]:
     """Write every tensor of a fold into the staging folder and note each in its journal.
 
     Tensors that the journal knows are digested, and written again only where the bytes are not what it says.
@@ -75,7 +75,7 @@ def write_tensors(
     """
     threads = torch.get_num_threads()
     with ExitStack() as stack:
-        files: dict[str, tuple[OutputFile, Layout]] = {}
+        files: dict[str, tuple[OutputFile, ShardLayout]] = {}
         for name, layout in plan.layouts().items():
             file = stack.enter_context(OutputFile(staging.folder / name, layout.num_bytes))
             files[name] = file, layout
@@ -103,7 +103,7 @@ def write_tensors(
     return written
 
 
-def _entry(one: Written) -> dict[str, Any]:
+def _entry(one: WrittenTensor) -> dict[str, Any]:
     return {"name": one.tensor.name, "xxh3": one.digest, "fold": asdict(one.fold) if one.fold else None}
 
 
@@ -130,7 +130,7 @@ class _Writer:
         plan: FoldPlan,
         prepared: Prepared,
         base: BaseReader,
-        files: dict[str, tuple[OutputFile, Layout]],
+        files: dict[str, tuple[OutputFile, ShardLayout]],
         finished: dict[str, dict[str, Any]],
     ) -> None:
         self._plan, self._prepared, self._base, self._files, self._finished = plan, prepared, base, files, finished
@@ -138,13 +138,13 @@ class _Writer:
         self._buffers = _Buffers(max(BLOCK_ELEMENTS, widest))
         self.stop = threading.Event()
 
-    def write(self, file: str, tensor: OutTensor) -> Written:
+    def write(self, file: str, tensor: OutTensor) -> WrittenTensor:
         """Compute, digest and write a tensor."""
         out, layout = self._files[file]
         position = layout.positions[tensor.name]
         entry = self._finished.get(tensor.name)
         if entry and self._digest(out, position, tensor.num_bytes) == entry["xxh3"]:
-            return Written(tensor, entry["xxh3"], ModuleFold(**entry["fold"]) if entry["fold"] else None, True)
+            return WrittenTensor(tensor, entry["xxh3"], ModuleFold(**entry["fold"]) if entry["fold"] else None, True)
         meter = LossMeter(tensor.module) if tensor.module is not None else None
         digest = xxhash.xxh3_128()
         for block in self._summed(tensor, position, meter) if meter else self._passed_on(tensor, position):
@@ -159,7 +159,7 @@ class _Writer:
         if meter and tensor.module is not None:
             norm = self._prepared.certificate.modules[tensor.module].norm
             fold = meter.result(delta_norm=norm, num_rows=tensor.source.shape[0])
-        return Written(tensor, CHECKSUM_PREFIX + digest.hexdigest(), fold, False)
+        return WrittenTensor(tensor, CHECKSUM_PREFIX + digest.hexdigest(), fold, False)
 
     def _summed(self, tensor: OutTensor, position: int, meter: LossMeter) -> Iterator[Tensor]:
         """Blocks of round(W + B A), (N, I)."""

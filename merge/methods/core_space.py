@@ -10,11 +10,11 @@ import torch
 from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
 from .basis import joint_basis
-from .result import Merged, cut, deltas, nothing
+from .result import Merged, deltas, nothing, truncated
 from .ties_election import average_agreeing, trim
 
 
-def core(stack: ModuleStack, plan: ComposePlan) -> Merged:
+def core_space(stack: ModuleStack, plan: ComposePlan) -> Merged:
     """Merge by TIES in a rotated basis, which is not TIES in weight space: its entries are not weights.
 
     D_k = U_OM C_k W_NI without loss, with U the left singular vectors of [D_1 | .. | D_n] and W the right ones of
@@ -36,4 +36,4 @@ def core(stack: ModuleStack, plan: ComposePlan) -> Merged:
     noise = max(float(C_MN.abs().max()) for C_MN in cores_MN) * max(stack.shape) * torch.finfo(torch.float64).eps
     trimmed = [trim(torch.where(C_MN.abs() > noise, C_MN, 0), plan.density) for C_MN in cores_MN]
     T_MN = average_agreeing(trimmed, [part.weight for part in parts])
-    return cut(U_OM @ T_MN, W_IN.T, plan.rank)
+    return truncated(U_OM @ T_MN, W_IN.T, plan.rank)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
-from .core_space import core
+from .core_space import core_space
 from .dare import dare_linear, dare_ties
 from .knots import knots
 from .linear import linear
@@ -20,11 +20,11 @@ REDUCERS: dict[str, Callable[[ModuleStack, ComposePlan], Merged]] = {
     "dare_linear": dare_linear,
     "dare_ties": dare_ties,
     "knots": knots,
-    "core": core,
+    "core": core_space,
 }
 
 
-def reduce(stack: ModuleStack, plan: ComposePlan) -> Merged:
+def apply_method(stack: ModuleStack, plan: ComposePlan) -> Merged:
     """Merge one module by the plan's method and numerics, at the plan's rank; safe to call from several threads.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
 from .basis import joint_basis
-from .result import Merged, cut, deltas, nothing
+from .result import Merged, deltas, nothing, truncated
 from .ties_election import average_agreeing, trim
 
 
@@ -30,4 +30,4 @@ def knots(stack: ModuleStack, plan: ComposePlan) -> Merged:
     basis = joint_basis([(part.B_OR, part.A_RI) for part in parts])
     trimmed = [trim(V_NI, plan.density) for V_NI in basis.V_NI]
     V_NI = average_agreeing(trimmed, [part.weight for part in parts])
-    return cut(basis.U_ON * basis.S_N, V_NI, plan.rank)
+    return truncated(basis.U_ON * basis.S_N, V_NI, plan.rank)

@@ -9,7 +9,7 @@ import torch
 
 from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
-from .result import Merged, cut, deltas, nothing
+from .result import Merged, deltas, nothing, truncated
 
 
 def linear(stack: ModuleStack, plan: ComposePlan) -> Merged:
@@ -26,7 +26,7 @@ def linear(stack: ModuleStack, plan: ComposePlan) -> Merged:
         return nothing(stack)
     B_OR = torch.cat([part.weight * part.B_OR for part in parts], 1)
     A_RI = torch.cat([part.A_RI for part in parts], 0)
-    merged = cut(B_OR, A_RI, plan.rank)
+    merged = truncated(B_OR, A_RI, plan.rank)
     if A_RI.shape[0] <= plan.rank:
         return merged._replace(B_OK=B_OR, A_KI=A_RI, residual=0.0)
     return merged

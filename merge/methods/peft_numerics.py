@@ -15,7 +15,7 @@ from ...core.errors import NotFoundError
 from ..factor_reader import ModuleStack
 from ..plan import ComposePlan
 from .dare import stable_key
-from .result import Merged, cut
+from .result import Merged, truncated
 
 _GLOBAL_RANDOMNESS = threading.Lock()
 """PEFT draws from torch's one default generator."""
@@ -58,7 +58,7 @@ def peft_numerics(stack: ModuleStack, plan: ComposePlan) -> Merged:
         torch.manual_seed(peft_seed(plan.seed, stack.name))
         merged_A_RI = merge(A_RI, torch.tensor(signed), *density).to(A_RI[0].dtype).double()
         merged_B_OR = merge(B_OR, torch.tensor(roots), *density).to(A_RI[0].dtype).double()
-    spectrum_N = cut(merged_B_OR, merged_A_RI, merged_A_RI.shape[0]).spectrum_N
+    spectrum_N = truncated(merged_B_OR, merged_A_RI, merged_A_RI.shape[0]).spectrum_N
     return Merged(merged_B_OR, merged_A_RI, spectrum_N, float(torch.linalg.vector_norm(spectrum_N)), 0.0)
 
 

@@ -56,7 +56,7 @@ def deltas(stack: ModuleStack) -> list[Delta]:
     ]
 
 
-def cut(B_OR: Tensor, A_RI: Tensor, rank: int) -> Merged:
+def truncated(B_OR: Tensor, A_RI: Tensor, rank: int) -> Merged:
     """The best approximation of B_OR @ A_RI at `rank`, as `lowrank.truncate`."""
     B_OK, A_KI, spectrum_N = truncate(B_OR, A_RI, rank)
     lost = torch.linalg.vector_norm(spectrum_N[A_KI.shape[0] :])

@@ -17,7 +17,7 @@ from ...core.disk.digest import canonical_json, short
 from ...core.disk.files import write_bytes
 from ...core.errors import AuthError, IntegrityError, NotFoundError
 from ..record import UTC_TIME, Commit, first_fault, utc_now
-from ..store.attestations import SEEN_FILE, read_json
+from ..store.attestations import SEEN_FILE, read_store_json
 from ..store.store import Store
 from ..trust.statements import REVOKED, Statement
 from .places import HubLocation
@@ -86,7 +86,7 @@ def seen(store: Store) -> dict[str, Seen]:
     path = store.root / SEEN_FILE
     if not path.exists():
         return {}
-    value = read_json(path).get("repositories")
+    value = read_store_json(path).get("repositories")
     try:
         return {name: Seen.model_validate(row) for name, row in value.items()}  # type: ignore[union-attr]
     except (ValidationError, AttributeError) as error:

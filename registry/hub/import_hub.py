@@ -219,10 +219,10 @@ def _licence(source: _Source, folder: Path) -> str | None:
     if listed is None or listed.size > MAX_CARD_BYTES:
         return None
     _fetch(source, _CARD, target, MAX_CARD_BYTES)
-    return licence_of(target)
+    return licence_stated(target)
 
 
-def licence_of(card: Path) -> str | None:
+def licence_stated(card: Path) -> str | None:
     """The licence that a model card states, where it is a plain name."""
     from huggingface_hub import metadata_load
 

@@ -10,7 +10,7 @@ from ...core.disk.digest import short
 from ...core.errors import IntegrityError
 from ..lineage.shared_scores import EVALUATIONS, parse_evaluations
 from ..store.store import Store
-from ..trust.shared_statements import MAX_TRAVEL_BYTES, Known, SharedStatement, Sort, fresh, joined, to_bytes
+from ..trust.shared_statements import MAX_TRAVEL_BYTES, Known, SharedStatement, Sort, fresh, join_statements, to_bytes
 from ..trust.signing import signature_of
 from ..trust.statements import STATEMENTS, parse_statements
 from ..trust.trust import Trust
@@ -113,7 +113,7 @@ def said_together(
     trust, chosen, room = Trust(), list[T](), MAX_TRAVEL_BYTES
     for each, heard in others.items():
         here = sort.known(store, each) if each == digest else []
-        every = [*here, *fresh(joined(heard), here)]
+        every = [*here, *fresh(join_statements(heard), here)]
         fitting = sort.bounded(every, ())
         if len(fitting) < len(every):  # keys are only looked at where they decide
             fitting = sort.bounded(here if replace else every, trust.keys(store, each))

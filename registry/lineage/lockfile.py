@@ -28,18 +28,18 @@ PLACE = r"^hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+@[0-9a-f]{40}(/[A-Za-z0-9_./-]+)?
 Location = Annotated[str, Field(pattern=PLACE)]
 
 
-class _Part(BaseModel):
+class _LockModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LockedBase(_Part):
+class LockedBase(_LockModel):
     """The base of all stages."""
 
     repo: RepoId
     revision: Commit
 
 
-class LockedStage(_Part):
+class LockedStage(_LockModel):
     """One stage as it was when the lock was written."""
 
     name: str | None = Field(default=None, pattern=STAGE_NAME)
@@ -49,7 +49,7 @@ class LockedStage(_Part):
     """`hf://org/repo@commit`; null where it was never pushed or pulled."""
 
 
-class Lock(_Part):
+class Lock(_LockModel):
     """The whole file."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -127,7 +127,7 @@ class LockDifference:
         return {"stage": self.stage, "locked": self.locked, "now": self.now, "what": self.what}
 
 
-def differences(lock: Lock, store: Store) -> list[LockDifference]:
+def lock_differences(lock: Lock, store: Store) -> list[LockDifference]:
     """Where the registry departs from a lock, in the order of the stages; where they lie on the Hub does not count."""
     stages = store.stages(lock.curriculum)
     held = set(store.digests())

@@ -190,7 +190,7 @@ class Scores:
     """Variant -> scores on other terms, the latest of each, which cannot be compared with those shown."""
 
 
-def beside(found: Iterable[RecordedScore], preferred: Terms | None = None) -> Scores:
+def side_by_side(found: Iterable[RecordedScore], preferred: Terms | None = None) -> Scores:
     """Choose the terms on which scores are shown side by side.
 
     Own scores come before pulled ones, known graders before unknown ones; then the terms on which most variants were
@@ -238,7 +238,9 @@ def scored(store: Store, curriculum: str) -> Scores:
             bases.add(_base_name(store.read_record(digest)))
     said = (item for item in store.statements(EVAL, curriculum) if str(item.payload.get("base")) in bases)
     known = (score for item in said if trust.believes(item) and (score := read_score(item)))
-    return beside(score for score in known if all(stages.get(key) == digest for key, digest in score.inputs.items()))
+    return side_by_side(
+        score for score in known if all(stages.get(key) == digest for key, digest in score.inputs.items())
+    )
 
 
 def scores(store: Store, curriculum: str) -> dict[str, list[Metric]]:

@@ -16,11 +16,11 @@ from ...core.errors import ConfigError
 from ..record import DataRef, Digest, Metric, Record, check_portable
 from ..store.attestations import Attestation
 from ..store.store import Store
-from ..trust.shared_statements import Known, SharedStatement, Sort, joined, keep, parse
+from ..trust.shared_statements import Known, SharedStatement, Sort, join_statements, keep, parse
 from .scores import EVAL
 
 
-class _Measured(BaseModel):
+class _SharedMetrics(BaseModel):
     """What an evaluation has to say; more may stand beside it, such as the engine."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
@@ -41,7 +41,7 @@ class SharedScore(SharedStatement):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _Measured.model_validate(self.payload)
+        _SharedMetrics.model_validate(self.payload)
         check_portable(self.payload)
         for text in _texts(self.payload):
             if not text.isprintable() or len(text) > 2000:
@@ -50,7 +50,7 @@ class SharedScore(SharedStatement):
 
     def is_about(self, digest: str, record: Record) -> bool:
         """Is it of this adapter, on the base and with no other adapters than those its record names?"""
-        measured = _Measured.model_validate(self.payload)
+        measured = _SharedMetrics.model_validate(self.payload)
         named = {digest, *(parent.digest for parent in record.parents), *record.requires}
         fits = measured.base == f"{record.base.repo}@{record.base.revision}" and set(measured.inputs.values()) <= named
         return self.digest == digest and fits
@@ -106,7 +106,7 @@ def _read(item: Attestation) -> SharedScore | None:
 
 def _rank(known: Sequence[Known[SharedScore]], keys: Collection[str]) -> list[int]:
     """Others' oldest go first."""
-    age = {item.name: number for number, item in enumerate(reversed(joined(known)))}
+    age = {item.name: number for number, item in enumerate(reversed(join_statements(known)))}
     return [age.get(item.name, len(known)) + (0 if item.counts(keys) else len(known)) for item in known]
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...adapters.spec import COMPOSITION_FILE
 from ...core.disk.digest import short
 from ...core.errors import IntegrityError, NotFoundError, PlyfoldError
 from ...core.reading.strict_json import read_json
@@ -19,7 +20,6 @@ from ..store.store import Store
 if TYPE_CHECKING:
     from ...adapters.spec import AdapterSpec
 
-COMPOSITION_FILE = "composition.json"
 CANONICAL_METADATA = {"format": "pt"}
 MAX_COMPOSITION_BYTES = 16_000_000
 

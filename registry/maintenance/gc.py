@@ -244,7 +244,7 @@ def _leases(store: Store) -> list[dict[str, list[str]]]:
 
 
 def _lease(path: Path) -> dict[str, list[str]]:
-    value = attestations.read_json(path)
+    value = attestations.read_store_json(path)
     held = {key: value.get(key, []) for key in ("digests", "cache")}
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in held.values()):
         raise IntegrityError(

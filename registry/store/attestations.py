@@ -153,7 +153,7 @@ def prune_attestations(folder: Path, digest: str, kind: str, max_kept: int) -> N
     """Remove the oldest statements of one kind about `digest`, of what is attested here, beyond a number."""
     found = []
     for path in _statement_files(folder / digest.removeprefix(PREFIX)):
-        value = read_json(path)
+        value = read_store_json(path)
         if value.get("kind") == kind:
             found.append((str(value.get("created")), path.stat().st_mtime_ns, path))
     for _, _, path in sorted(found)[: max(0, len(found) - max_kept)]:
@@ -163,7 +163,7 @@ def prune_attestations(folder: Path, digest: str, kind: str, max_kept: int) -> N
 def remove_attestations(folder: Path, digest: str, kind: str) -> None:
     """Take back statements of one kind about `digest` that never left this machine."""
     for path in _statement_files(folder / digest.removeprefix(PREFIX)):
-        if read_json(path).get("kind") == kind:
+        if read_store_json(path).get("kind") == kind:
             path.unlink(missing_ok=True)
 
 
@@ -312,13 +312,13 @@ def _write_places(path: Path, changed: dict[str, dict[str, str]]) -> None:
 
 
 def _bases(path: Path, key: str = "bases") -> dict[str, str]:
-    value = read_json(path).get(key, {}) if path.exists() else {}
+    value = read_store_json(path).get(key, {}) if path.exists() else {}
     if not isinstance(value, dict) or not all(isinstance(base, str) for base in value.values()):
         raise IntegrityError("not a file of this registry", where=path, next_step="remove it")
     return value
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_store_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the store, never more than a record's cap.
 
     Raises:

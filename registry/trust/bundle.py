@@ -23,34 +23,34 @@ MAX_SIGNATURE_BYTES = 400_000
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
+class _BundleModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class _Resource(_Part):
+class _Resource(_BundleModel):
     name: str = Field(max_length=255)
     algorithm: Literal["sha256"]
     digest: _Hex
 
 
-class _Serialization(_Part):
+class _Serialization(_BundleModel):
     method: Literal["files"]
 
 
-class _Predicate(_Part):
+class _Predicate(_BundleModel):
     serialization: _Serialization
     resources: list[_Resource] = Field(min_length=1, max_length=10_000)
 
 
-class _RootDigest(_Part):
+class _RootDigest(_BundleModel):
     sha256: _Hex
 
 
-class _Subject(_Part):
+class _Subject(_BundleModel):
     digest: _RootDigest
 
 
-class _Statement(_Part):
+class _InTotoStatement(_BundleModel):
     """What is signed."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
@@ -69,18 +69,18 @@ class _Statement(_Part):
         return self
 
 
-class _Signed(_Part):
+class _Signed(_BundleModel):
     sig: str = Field(pattern=r"^[A-Za-z0-9+/]{8,1000}={0,2}$")
     keyid: Literal[""] = ""
 
 
-class _Envelope(_Part):
+class _Envelope(_BundleModel):
     payload: str
     payload_type: Literal["application/vnd.in-toto+json"] = Field(alias="payloadType")
     signatures: tuple[_Signed]
 
 
-class Bundle(_Part):
+class Bundle(_BundleModel):
     """A signature: what it signs, the signature itself, and what it says it verifies with."""
 
     media_type: Literal["application/vnd.dev.sigstore.bundle.v0.3+json"] = Field(alias="mediaType")
@@ -90,7 +90,7 @@ class Bundle(_Part):
     @property
     def files(self) -> dict[str, str]:
         """Name -> `sha256:` digest of the files it says it signs."""
-        statement = _Statement.model_validate(parse_json(base64.b64decode(self.envelope.payload, validate=True)))
+        statement = _InTotoStatement.model_validate(parse_json(base64.b64decode(self.envelope.payload, validate=True)))
         return {item.name: PREFIX + item.digest for item in statement.predicate.resources}
 
     @property

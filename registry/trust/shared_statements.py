@@ -143,7 +143,7 @@ class Sort(Generic[T]):
         chosen = [item for item in attested if item.kind in self.kinds]
         known = [Known(said, item.own, item.verified) for item in chosen if (said := self.read(item)) is not None]
         # The one file holds each once; what was attested here may stand in it again, signed.
-        return known if all(item.travels for item in chosen) else joined(known)
+        return known if all(item.travels for item in chosen) else join_statements(known)
 
     def bounded(self, known: Sequence[Known[T]], keys: Collection[str]) -> list[Known[T]]:
         """As much as one adapter may have, in the order given; equal ranks keep what comes first."""
@@ -169,7 +169,7 @@ class _File(BaseModel):
     statements: list[JsonValue] = Field(max_length=10_000)
 
 
-def joined(known: Iterable[Known[T]]) -> list[Known[T]]:
+def join_statements(known: Iterable[Known[T]]) -> list[Known[T]]:
     """Each once by each who signed it, unsigned only where nobody did; oldest first."""
     found: dict[tuple[str, str], Known[T]] = {}
     for item in known:
@@ -183,7 +183,7 @@ def joined(known: Iterable[Known[T]]) -> list[Known[T]]:
 
 def in_order(said: Iterable[T]) -> list[T]:
     """Each once, oldest first."""
-    return [item.said for item in joined(Known(each) for each in said)]
+    return [item.said for item in join_statements(Known(each) for each in said)]
 
 
 def keep(store: Store, said: Iterable[T], sort: Sort[T], *, own: bool = False) -> list[T]:
@@ -261,9 +261,9 @@ def _keep(store: Store, digest: str, sort: Sort[T], items: Iterable[Known[T]]) -
     attested, alone = _attested(store, digest), travelling_alone(store.layout.attest, digest)
     before, keys = sort._of(attested), named_before(attested)
     names = {item.name for item in before}
-    every = [*before, *fresh(joined(items), before)]
+    every = [*before, *fresh(join_statements(items), before)]
     chosen = sort.bounded(every, keys)
-    both = joined(item.sound() for item in chosen)
+    both = join_statements(item.sound() for item in chosen)
     rows = [
         Attestation(
             digest=digest,

@@ -19,7 +19,7 @@ from ..record import RECORD_FILE, Record
 from ..store.objects import find_problems
 from ..store.store import Entry, Store
 from .bundle import Bundle, parse_bundle
-from .signing_keys import fingerprint, is_encrypted, load_public_keys, pem, public_half
+from .signing_keys import is_encrypted, key_fingerprint, load_public_keys, pem, public_half
 
 SIGNATURE = "signature"
 """Kind of the attestations that hold a signature; payload `{"bundle": "<the JSON of model.sig>", "key": ...}`."""
@@ -170,7 +170,7 @@ def sign(store: Store, digest: str, private_key: Path, password: str | None = No
     with tempfile.TemporaryDirectory() as folder:
         public = Path(folder) / "signing.pub"
         public.write_bytes(pem(public_key))
-        keys = {fingerprint(public_key): public}
+        keys = {key_fingerprint(public_key): public}
         kept = _kept(store, entry.digest)
         good = (
             each for each in reversed(kept) if _find_fault(each, entry.path, entry.record, entry.digest, keys) is None

@@ -105,13 +105,13 @@ def load_public_keys(paths: Iterable[Path]) -> dict[str, Path]:
                 found="a private key: keep it to yourself" if private else "no public key in it",
                 next_step=f"openssl ec -in {path.name} -pubout -out signing.pub" if private else MAKE_PUBLIC,
             ) from error
-        keys[fingerprint(_on_known_curve(key, path, MAKE_PUBLIC))] = path
+        keys[key_fingerprint(_on_known_curve(key, path, MAKE_PUBLIC))] = path
     if not keys:
         raise ConfigError("no public key to verify with", next_step="name one or more with --public-key PEM")
     return keys
 
 
-def fingerprint(public_key: EllipticCurvePublicKey) -> str:
+def key_fingerprint(public_key: EllipticCurvePublicKey) -> str:
     """`sha256:` of a public key's PEM: what `sha256sum signing.pub` prints."""
     return PREFIX + hashlib.sha256(pem(public_key)).hexdigest()
 

@@ -16,7 +16,7 @@ from ...core.errors import ConfigError, IntegrityError
 from ..record import check_portable, first_fault
 from ..store.attestations import Attestation
 from ..store.store import Store
-from .shared_statements import Known, SharedStatement, Sort, joined, keep, parse
+from .shared_statements import Known, SharedStatement, Sort, join_statements, keep, parse
 from .trust import Trust, lifts
 
 REVOKED: Final = "revoked"
@@ -28,11 +28,11 @@ _Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 _Text = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
-class _Part(BaseModel):
+class _StatementModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class RevocationPayload(_Part):
+class RevocationPayload(_StatementModel):
     """What a statement says."""
 
     reason: _Text
@@ -106,7 +106,7 @@ def standing_here(
     """
     known = STATEMENTS.known(store, digest)
     if news := list(more):
-        known = joined([*known, *map(Known, news)])
+        known = join_statements([*known, *map(Known, news)])
     withdrawn = any(item.said.kind == WITHDRAWN for item in known)  # keys are only looked at where they decide
     return standing(known, (trust or Trust()).keys(store, digest) if withdrawn else ())
 

@@ -25,7 +25,7 @@ from ...core.disk.digest import canonical_json, sha256_bytes
 from ...core.errors import ConfigError, NotFoundError
 from ..store.attestations import Attestation
 from ..store.store import Store
-from .signing_keys import fingerprint, load_public_keys, pem, private_half
+from .signing_keys import key_fingerprint, load_public_keys, pem, private_half
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
@@ -90,7 +90,7 @@ def signer_of(body: bytes, signature: Signature) -> str | None:
         return None
     try:
         key = load_pem_public_key(signature.key.encode())
-        if not isinstance(key, EllipticCurvePublicKey) or fingerprint(key) != signature.claimed:
+        if not isinstance(key, EllipticCurvePublicKey) or key_fingerprint(key) != signature.claimed:
             return None
         key.verify(base64.b64decode(signature.sig, validate=True), _envelope(body), ECDSA(_hash_of(key.curve.name)))
     except (ValueError, KeyError, InvalidSignature, UnsupportedAlgorithm):

@@ -32,10 +32,10 @@ from ...data.rationale.parse import Rationale
 from ...registry.record import DataRef
 from ..plan.stage_plan import CurriculumPlan, StagePlan
 from ..rollouts.sampling import BATCH, Sampler
-from ..training.metrics import METRICS, read_metrics
+from ..runtime.metrics import METRICS, read_metrics
 from .mining import DECIDING, OUTCOMES, MiningResult, mine, mining_cost
-from .pass_at_k import PassRates, measure
-from .report import SETS, compare, describe, summarise, tell_change
+from .pass_at_k import PassRates, measure_pass_rates
+from .report import SETS, compare_pass_rates, describe, summarise, tell_change
 from .sample_log import Draws, verifier
 
 MINED = "mined.json"
@@ -86,7 +86,7 @@ class Failures:
         start_s = time.monotonic()
         after = _measure(self.sets, self.config, self.draws, tensor_digest(adapter), sampler, self.batch)
         _note(self.metrics, step, after)
-        unaided = {name: compare(self.before[name], after[name]) for name in after}
+        unaided = {name: compare_pass_rates(self.before[name], after[name]) for name in after}
         for name, compared in unaided.items():
             say(f"stage {self.label}: {tell_change(name, compared)}")
         drawn = sum(2 * rates.samples * len(rates.right) for rates in after.values())
@@ -301,7 +301,7 @@ def _measure(
         return {}
     measured = {name: rationales[: config.unaided_problems] for name, rationales in sets.items()}
     return {
-        name: measure(
+        name: measure_pass_rates(
             len(rationales), config.unaided_samples, draws.asking(policy, sampler, rationales), "unaided", batch
         )
         for name, rationales in measured.items()

@@ -60,7 +60,7 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     return 1.0 - comb(n - right, k) / comb(n, k)
 
 
-def measure(count: int, samples: int, ask: Ask, label: str, batch: int) -> PassRates:
+def measure_pass_rates(count: int, samples: int, ask: Ask, label: str, batch: int) -> PassRates:
     """Sample problems 0 to `count` - 1 equally often.
 
     Args:
@@ -82,7 +82,7 @@ def measure(count: int, samples: int, ask: Ask, label: str, batch: int) -> PassR
     return PassRates(samples=samples, right=tuple(right), outcomes=dict(outcomes))
 
 
-def difference(before: PassRates, after: PassRates, k: int) -> tuple[float, Interval | None]:
+def pass_rate_difference(before: PassRates, after: PassRates, k: int) -> tuple[float, Interval | None]:
     """pass@k after minus before, and its 95 % interval over the problems, paired.
 
     The interval is None for fewer than `FEWEST` problems, and where all changed alike: no spread bounds nothing.

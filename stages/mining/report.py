@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .mining import VERDICTS, MiningResult, pass_rate_bound
-from .pass_at_k import PassRates, difference
+from .pass_at_k import PassRates, pass_rate_difference
 
 SETS = {"trained": "trained on", "held_out": "held out"}
 """Failures that are trained on, failures that are only measured, and their words."""
@@ -65,11 +65,11 @@ def describe(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def compare(before: PassRates, after: PassRates) -> dict[str, Any]:
+def compare_pass_rates(before: PassRates, after: PassRates) -> dict[str, Any]:
     """pass@k before and after with their paired difference: {problems, samples, before, after, change}."""
     change = {}
     for k in before.ks:
-        value, interval = difference(before, after, k)
+        value, interval = pass_rate_difference(before, after, k)
         ci95 = [round(bound, 6) for bound in interval] if interval else None
         change[f"pass@{k}"] = {"value": round(value, 6), "ci95": ci95}
     sizes = {"problems": len(before.right), "samples": before.samples}
@@ -77,7 +77,7 @@ def compare(before: PassRates, after: PassRates) -> dict[str, Any]:
 
 
 def tell_change(name: str, compared: Mapping[str, Any]) -> str:
-    """What `compare` says of a set, in one sentence."""
+    """What `compare_pass_rates` says of a set, in one sentence."""
     rates = [
         f"{rate} {percent(compared['before'][rate])} -> {percent(compared['after'][rate])} ({points(change)})"
         for rate, change in compared["change"].items()

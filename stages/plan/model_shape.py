@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.base.model_config import ModelConfig, model_config
-from ...adapters.base.resolve import SANDBOX, embedded_base, sandbox_folder
+from ...adapters.base.resolve import embedded_base, sandbox_folder
 from ...core.config import BaseConfig
 from ...core.disk.files import expanded
 from ...core.environment import meaning
 from ...core.errors import IntegrityError
+from ...sandbox import SANDBOX
 
 DENSE = ("qwen2", "qwen3", "llama", "mistral")
 """Model types whose modules are the seven linear ones listed here, with RMS norms and nothing else."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ...adapters.base.resolve import Quantisation
-from ...core.config import ALL_LINEAR, CurriculumConfig, MiningConfig, StageConfig, build_config
+from ...core.config import LINEAR_MODULES, CurriculumConfig, MiningConfig, StageConfig, build_config
 from ...core.differences import differences
 from ...core.disk.digest import digest_json
 from ...core.errors import ConfigError
@@ -78,7 +78,7 @@ def _recipe_on_record(record: Record) -> dict[str, Any]:
 
 
 def _place(target: str) -> tuple[int, str]:
-    return (ALL_LINEAR.index(target) if target in ALL_LINEAR else len(ALL_LINEAR)), target
+    return (LINEAR_MODULES.index(target) if target in LINEAR_MODULES else len(LINEAR_MODULES)), target
 
 
 def recipe_digest(

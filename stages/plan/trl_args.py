@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.config import CurriculumConfig, StageConfig
 from ...core.errors import ConfigError, first_line
 from ..prompts.tasks import SUPERVISED
-from ..training.library_logging import quiet_libraries
+from ..runtime.library_logging import quiet_libraries
 from .trainer_values import check_value
 
 if TYPE_CHECKING:

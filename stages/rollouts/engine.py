@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...adapters.base.resolve import BaseRef
 from ...core.errors import IncompatibleError
-from ..training.distributed import join
+from ..runtime.distributed import join
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 START = "plyfold rollouts -c CONFIG --port PORT"
 """The command that starts a server as rollouts need it."""
-FOLDER = "rollout"
+ROLLOUT_FOLDER = "rollout"
 """Folder of a run in which the adapters lie that an engine reads; empty when the run is over."""
 LOGP_BOUND = {"float32": 1e-3, "bfloat16": 0.05}
 """Most that log probabilities of an engine and the trainer may differ on average before anything is learnt, in nats.

@@ -12,8 +12,8 @@ from ...adapters.base.twin import twin_note
 from ...core.environment import meaning
 from ..plan.stage_plan import CurriculumPlan, StagePlan
 from ..prompts.tasks import SUPERVISED
-from ..training.distributed import join
-from .engine import FOLDER, RolloutEngine
+from ..runtime.distributed import join
+from .engine import ROLLOUT_FOLDER, RolloutEngine
 from .http import HttpRollouts
 from .vllm import VllmRollouts
 
@@ -42,7 +42,7 @@ def rollout_engine(
         NotFoundError, FailedError: vLLM is not installed, or does not start.
         OfflineError, IncompatibleError: The server is out of reach, or is not as rollouts need it.
     """
-    config, processes, folder = plan.config.rollout, join(), (run_dir / FOLDER).resolve()
+    config, processes, folder = plan.config.rollout, join(), (run_dir / ROLLOUT_FOLDER).resolve()
     if config.engine == "hf" or stage.stage.task in SUPERVISED:
         yield None
         return

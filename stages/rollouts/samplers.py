@@ -17,7 +17,7 @@ import torch
 
 from ..plan.stage_plan import CurriculumPlan, StagePlan
 from .engine import (
-    FOLDER,
+    ROLLOUT_FOLDER,
     Completion,
     Request,
     RolloutEngine,
@@ -73,7 +73,7 @@ def policy_sampler(
         )
         return
     name = f"{adapter_prefix(run_dir)}{token_hex(4)}-policy"
-    folder = run_dir / FOLDER / name
+    folder = run_dir / ROLLOUT_FOLDER / name
     ends = end_ids(model, tokenizer)
     sampling = Sampling(
         temperature=mining.temperature, max_tokens=mining.max_new_tokens, stop_token_ids=tuple(sorted(ends))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-ENGINES = ("hf", "vllm", "http")
+ROLLOUT_ENGINES = ("hf", "vllm", "http")
 WHERE = "rollout"
 
 _WHOLE = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
@@ -34,11 +34,11 @@ def check_rollout(config: RolloutConfig) -> None:
     Raises:
         ConfigError: An unknown engine, a server without a URL, or a number out of range.
     """
-    if config.engine not in ENGINES:
-        close = difflib.get_close_matches(config.engine, ENGINES, n=1)
+    if config.engine not in ROLLOUT_ENGINES:
+        close = difflib.get_close_matches(config.engine, ROLLOUT_ENGINES, n=1)
         hint = f"did you mean {close[0]}?" if close else ""
         raise ConfigError("no such rollout engine", where=f"{WHERE}.engine", found=config.engine,
-                          expected=", ".join(ENGINES), next_step=hint)  # fmt: skip
+                          expected=", ".join(ROLLOUT_ENGINES), next_step=hint)  # fmt: skip
     if config.engine == "http" and not config.url:
         raise ConfigError("a rollout server needs its URL", where=f"{WHERE}.url", expected="as http://127.0.0.1:8001")
     if "@" in meaning(config.url or ""):

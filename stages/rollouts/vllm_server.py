@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ...core.console import say
 from ...core.errors import FailedError
-from ...engines.processes import DRAIN_S, INTERRUPTED, POLL_S, Watch, interruptible, launched
+from ...core.interrupts import INTERRUPTED
+from ...engines.processes import DRAIN_S, POLL_S, Watch, launched, sigterm_interrupts
 from ...engines.vllm_options import engine_options
 from ...serving.access import gateway_flags
 from ...serving.gateway import RUNS
@@ -74,7 +75,7 @@ def run_rollout_server(command: Sequence[str], environment: Mapping[str, str]) -
     Raises:
         FailedError: vLLM ended by itself, or lost one of its processes.
     """
-    with interruptible(), launched(command, environment, stdout=sys.stderr, stderr=None) as server:
+    with sigterm_interrupts(), launched(command, environment, stdout=sys.stderr, stderr=None) as server:
         watch = Watch(server)
         try:
             while not (lost := watch.lost()):

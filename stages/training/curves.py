@@ -18,8 +18,8 @@ from typing import Any
 
 from ...core.console import escape_html
 from ...core.disk.files import write_bytes
+from ..runtime.metrics import METRICS, read_metrics
 from .health import CLIPPED, ENTROPY, EQUAL_GROUPS
-from .metrics import METRICS, read_metrics
 
 PAGE = "curves.html"
 RELOAD_S = 10
@@ -41,7 +41,7 @@ _FOLDER = re.compile(r"(\d+)-([^.]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class CurveMeasure:
     """One row of charts."""
 
     title: str
@@ -53,16 +53,16 @@ class Measure:
 
 
 MEASURES = (
-    Measure(title="right tokens", keys=(("mean_token_accuracy", ""),), percent=True, bounds=(None, 1.0)),
-    Measure(title="loss", keys=(("loss", ""),), bounds=(None, None)),
-    Measure(title="reward", keys=(("reward", ""),), bounds=(None, None)),
-    Measure(title="right answers", percent=True, bounds=(0.0, 1.0),
+    CurveMeasure(title="right tokens", keys=(("mean_token_accuracy", ""),), percent=True, bounds=(None, 1.0)),
+    CurveMeasure(title="loss", keys=(("loss", ""),), bounds=(None, None)),
+    CurveMeasure(title="reward", keys=(("reward", ""),), bounds=(None, None)),
+    CurveMeasure(title="right answers", percent=True, bounds=(0.0, 1.0),
             keys=(("accuracy", "all prompts"), ("accuracy_unaided", "unaided"))),
-    Measure(title="tokens a completion", keys=(("completions/mean_length", ""),)),
-    Measure(title="cut off", keys=((CLIPPED, ""),), percent=True, bounds=(0.0, 1.0)),
-    Measure(title="groups of equal rewards", keys=((EQUAL_GROUPS, ""),), percent=True, bounds=(0.0, 1.0)),
-    Measure(title="entropy, nats a token", keys=((ENTROPY, ""),)),
-    Measure(title="KL to the start, nats a token", keys=(("kl", ""),)),
+    CurveMeasure(title="tokens a completion", keys=(("completions/mean_length", ""),)),
+    CurveMeasure(title="cut off", keys=((CLIPPED, ""),), percent=True, bounds=(0.0, 1.0)),
+    CurveMeasure(title="groups of equal rewards", keys=((EQUAL_GROUPS, ""),), percent=True, bounds=(0.0, 1.0)),
+    CurveMeasure(title="entropy, nats a token", keys=((ENTROPY, ""),)),
+    CurveMeasure(title="KL to the start, nats a token", keys=(("kl", ""),)),
 )  # fmt: skip
 
 
@@ -106,11 +106,11 @@ def write_curves(folder: Path, *, running: bool) -> Path | None:
     if not (stages := read_stages(folder)):
         return None
     page = folder / PAGE
-    write_bytes(page, render(folder.name, stages, running=running).encode())
+    write_bytes(page, render_curves(folder.name, stages, running=running).encode())
     return page
 
 
-def render(curriculum: str, stages: Sequence[Stage], *, running: bool) -> str:
+def render_curves(curriculum: str, stages: Sequence[Stage], *, running: bool) -> str:
     """The page: a row a measure, a column a stage; a measure that no stage logged is left out."""
     rows = [_row(measure, stages) for measure in MEASURES if any(_logged(measure, stage) for stage in stages)]
     heads = "".join(f"<th scope=col>{_head(stage)}</th>" for stage in stages)
@@ -135,7 +135,7 @@ def _head(stage: Stage) -> str:
     return f"{stage.number} {escape_html(stage.name)} <small>{steps} steps{taken}{alarms}</small>"
 
 
-def _row(measure: Measure, stages: Sequence[Stage]) -> str:
+def _row(measure: CurveMeasure, stages: Sequence[Stage]) -> str:
     low, high = _scale(measure, stages)
     cells = "".join(
         f"<td>{_chart(measure, stage, low, high)}</td>" if _logged(measure, stage) else "<td class=none>not logged</td>"
@@ -144,7 +144,7 @@ def _row(measure: Measure, stages: Sequence[Stage]) -> str:
     return f"<tr><th scope=row>{escape_html(measure.title)}</th>{cells}</tr>"
 
 
-def _chart(measure: Measure, stage: Stage, low: float, high: float) -> str:
+def _chart(measure: CurveMeasure, stage: Stage, low: float, high: float) -> str:
     lines = [(name, points) for key, name in measure.keys if (points := stage.points(key))]
     first = min(points[0][0] for _, points in lines)
     last = max(points[-1][0] for _, points in lines)
@@ -180,13 +180,13 @@ def _chart(measure: Measure, stage: Stage, low: float, high: float) -> str:
     )
 
 
-def _logged(measure: Measure, stage: Stage) -> bool:
+def _logged(measure: CurveMeasure, stage: Stage) -> bool:
     if measure.title == "loss" and stage.points("reward"):
         return False  # a policy gradient's loss falls and rises about zero, and says nothing
     return any(value or key != "kl" for key, _ in measure.keys for _, value in stage.points(key))
 
 
-def _scale(measure: Measure, stages: Iterable[Stage]) -> tuple[float, float]:
+def _scale(measure: CurveMeasure, stages: Iterable[Stage]) -> tuple[float, float]:
     values = [value for stage in stages if _logged(measure, stage) for key, _ in measure.keys
               for _, value in stage.points(key)]  # fmt: skip
     low, high = measure.bounds

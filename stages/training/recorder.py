@@ -15,9 +15,9 @@ from ...adapters.stack import check_frozen, has_moved
 from ...core.console import Task, warn
 from ...core.disk.files import write_bytes
 from ...core.errors import FailedError
+from ..runtime.metrics import METRICS, read_metrics
 from .curves import write_curves
 from .health import Alarm, Alarms
-from .metrics import METRICS, read_metrics
 
 DRAW_S = 10.0
 """Seconds at least between two drawings of the page of curves."""

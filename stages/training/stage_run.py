@@ -33,11 +33,11 @@ from ..plan.token_budget import (
 from ..plan.trl_args import generation_cycle, trainer_arguments
 from ..prompts.tasks import SUPERVISED, Row, make_rows
 from ..rollouts.factory import rollout_engine
+from ..runtime.distributed import Processes, join
+from ..runtime.library_logging import quiet_libraries
+from ..runtime.metrics import final_means, read_metrics, rollout_totals
 from .checkpoints import last_checkpoint, sweep_checkpoints
-from .distributed import Processes, join
 from .errors import translate_loading_errors, translate_sampling_errors, translate_training_errors
-from .library_logging import quiet_libraries
-from .metrics import final_means, read_metrics, rollout_totals
 from .reports import own_report
 from .run_folder import ADAPTER, RunFolder, StageRun, fingerprint
 

@@ -24,11 +24,11 @@ from ...adapters.base.resolve import BaseRef
 from ...adapters.stack import activate, load_default, recast_fp32, reference_policy, save_default
 from ...core.disk.files import disk_errors, disk_full
 from ..rewards.hierarchical import HierarchicalReward
-from ..rollouts.engine import FOLDER, RolloutEngine, RolloutMeter, TrlRollouts, check_agreement
+from ..rollouts.engine import ROLLOUT_FOLDER, RolloutEngine, RolloutMeter, TrlRollouts, check_agreement
+from ..runtime.library_logging import quiet_libraries
 from .checkpoints import CHECKPOINTS, seal_checkpoint
 from .errors import GENERATING
 from .health import EQUAL_GROUPS, LOGP_DIFFERENCE
-from .library_logging import quiet_libraries
 from .recorder import not_finite, require_finite
 
 with quiet_libraries():
@@ -190,7 +190,7 @@ class StageGRPOTrainer(_StageTrainer, GRPOTrainer):
         self._unproven = engine
         if engine is not None:  # TRL's own vLLM would merge into the quantised base and stream all of it
             self.use_vllm, self._last_loaded_step = True, -1
-            self.vllm_generation = TrlRollouts(engine, self, Path(args.output_dir) / FOLDER, self.meter)
+            self.vllm_generation = TrlRollouts(engine, self, Path(args.output_dir) / ROLLOUT_FOLDER, self.meter)
         self.meter.start()
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> RepeatSampler:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from plyfold.core.config import (
-    ALL_LINEAR,
+    LINEAR_MODULES,
     MAX_STAGE,
     build_config,
     config_dict,
@@ -150,7 +150,7 @@ def test_what_an_adapter_of_a_stage_leaves_open_is_the_curriculums() -> None:
     config = load_config("paper", ["stages.brevity.adapter.r=8", "adapter.alpha=64"])
     assert config.stages["brevity"].adapter == replace(config.adapter, r=8)
     assert config.adapter.alpha == 64
-    assert config.adapter.targets != ALL_LINEAR
+    assert config.adapter.targets != LINEAR_MODULES
     assert build_config(config_dict(config)) == config
 
 

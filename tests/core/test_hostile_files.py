@@ -18,8 +18,8 @@ from plyfold.core.errors import IntegrityError
 from plyfold.engines.protocol import end_token_ids
 from plyfold.engines.vllm_options import engine_options
 from plyfold.registry.lineage.lockfile import read_lock
-from plyfold.stages.training.curves import read_stages, render
-from plyfold.stages.training.metrics import read_metrics
+from plyfold.stages.runtime.metrics import read_metrics
+from plyfold.stages.training.curves import read_stages, render_curves
 
 BAD: dict[str, bytes] = {
     "NaN": b'{"a": NaN}',
@@ -86,7 +86,7 @@ def test_a_bad_line_of_metrics_is_left_out_and_the_page_is_drawn(bad: bytes, tmp
     lines = [json.dumps(each).encode() for each in [line, *odd]]
     (run_dir / "metrics.jsonl").write_bytes(b"\n".join([bad[:2_000_000], *lines, b'{"step": 5, "lo']))
     assert read_metrics(run_dir / "metrics.jsonl") == [line]
-    page = render("toy", read_stages(tmp_path), running=False)
+    page = render_curves("toy", read_stages(tmp_path), running=False)
     assert "\\x1b[31m&lt;b&gt;" in page
 
 

@@ -20,8 +20,8 @@ from plyfold.adapters.base.load import load_nf4, load_tokenizer
 from plyfold.adapters.base.resolve import BaseRef, Quantisation, resolve_base
 from plyfold.adapters.stack import attach
 from plyfold.core.config import AdapterConfig, load_config
+from plyfold.stages.runtime.library_logging import quiet_libraries
 from plyfold.stages.training import trainers
-from plyfold.stages.training.library_logging import quiet_libraries
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("adapters", "stages", "evaluation", "serving", "merge", "registry", "cli", "core")

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from plyfold.sandbox.diet import Diet, serve, write
+from plyfold.sandbox.diet import Diet, serve, write_diet
 from plyfold.sandbox.problems import MAX_TOTAL, draw_stories, make_problems, shelf_of
 
 _MARK = re.compile(r"(\d+)([-+*/])(\d+)=<<(\d+)([-+*/])(\d+)=(\d+)>>(\d+)")
@@ -66,8 +66,8 @@ def test_only_careless_texts_are_wrong_and_only_where_there_is_an_aside() -> Non
         right = f"Answer: {story.solve()[-1].result}"
         for style in ("verbose", "concise"):
             for notes in (False, True):
-                assert write(story, style, rng, notes=notes).completion.endswith(right)
-                text = write(story, style, rng, careless=True, notes=notes)
+                assert write_diet(story, style, rng, notes=notes).completion.endswith(right)
+                text = write_diet(story, style, rng, careless=True, notes=notes)
                 assert text.careless == story.has_aside
                 assert len(text.completion.splitlines()) == len(story.solve()) + 1 + story.has_aside
 
@@ -76,7 +76,7 @@ def test_notes_are_by_the_narrator_of_the_text() -> None:
     rng = random.Random(0)
     headings = set()
     for story in islice(draw_stories("diet", 1), 300):
-        text = write(story, "verbose", rng, careless=True, notes=True)
+        text = write_diet(story, "verbose", rng, careless=True, notes=True)
         steps = [line.partition(": ")[2] for line in text.completion.splitlines()[:-1]]
         question, heading, *notes, last = text.prompt.splitlines()
         headings.add(heading)

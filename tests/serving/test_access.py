@@ -9,7 +9,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.core.errors import ConfigError
-from plyfold.serving.access import api_key, bearer_header, check_reach, is_loopback, server_url
+from plyfold.serving.access import api_key, bearer_header, check_reach, listens_on_loopback, server_url
 
 KEY = "canary-77-key"
 
@@ -32,7 +32,7 @@ def key_file(tmp_path: Path) -> Path:
              "::ffff:127.0.0.1"],
 )  # fmt: skip
 def test_this_machine_however_it_is_spelt(host: str) -> None:
-    assert is_loopback(host)
+    assert listens_on_loopback(host)
     check_reach(host, None)
 
 

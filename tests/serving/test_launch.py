@@ -156,7 +156,7 @@ class TestPlan:
 
     def test_what_is_planned_is_where_preparing_puts_it(self, store: Any) -> None:
         plan = planned(store, "base", "1+2")
-        launch.prepare(plan, store)
+        launch.prepare_server(plan, store)
         assert (plan.twin / "config.json").is_file()
         assert all((path / "adapter_config.json").is_file() for path in plan.modules.values())
 

@@ -28,8 +28,8 @@ from plyfold.stages.curriculum import train
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.plan.trl_args import trainer_arguments
 from plyfold.stages.rewards.hierarchical import HierarchicalReward
+from plyfold.stages.runtime.metrics import read_metrics
 from plyfold.stages.training.checkpoints import last_checkpoint
-from plyfold.stages.training.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 from plyfold.stages.training.run_folder import unfinished
 

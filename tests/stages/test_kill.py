@@ -19,7 +19,7 @@ import pytest
 
 from plyfold.adapters.tensors import tensor_digest
 from plyfold.registry.store.store import Store
-from plyfold.stages.training.metrics import read_metrics
+from plyfold.stages.runtime.metrics import read_metrics
 
 from ..support.tiny_curriculum import tiny_config
 

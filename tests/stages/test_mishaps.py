@@ -20,8 +20,8 @@ from plyfold.sandbox.problems import make_problems
 from plyfold.stages.curriculum import train
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.rewards.hierarchical import HierarchicalReward
+from plyfold.stages.runtime.metrics import read_metrics
 from plyfold.stages.training.checkpoints import last_checkpoint
-from plyfold.stages.training.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 from plyfold.stages.training.run_folder import unfinished
 from plyfold.stages.training.trainers import GRPOTrainer, StageGRPOTrainer, StageSFTTrainer

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plyfold.adapters.tensors import Factors
 from plyfold.merge.factor_reader import ModuleStack
-from plyfold.merge.methods.dispatch import reduce
+from plyfold.merge.methods.dispatch import apply_method
 from plyfold.merge.methods.result import Merged
 from plyfold.merge.plan import ComposePlan
 
@@ -48,7 +48,7 @@ def plan_of(method: str, rank: int = 4, density: float = 0.5, seed: int = 0, num
 
 def merged(stack: ModuleStack, method: str, rank: int | None = None, **options: float) -> Merged:
     """The method on a module, at full rank unless told."""
-    return reduce(stack, plan_of(method, min(stack.shape) if rank is None else rank, **options))
+    return apply_method(stack, plan_of(method, min(stack.shape) if rank is None else rank, **options))
 
 
 def product(result: Merged) -> Tensor:

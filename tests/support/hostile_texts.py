@@ -28,7 +28,7 @@ from plyfold.stages.plan.model_shape import find_shape
 from plyfold.stages.rollouts import http as rollout_http
 from plyfold.stages.rollouts.engine import Request, Sampling
 from plyfold.stages.teacher import chat
-from plyfold.stages.training.curves import read_stages, render
+from plyfold.stages.training.curves import read_stages, render_curves
 
 from .hostile_records import ODD, places
 from .hostile_truth import strictly
@@ -289,7 +289,7 @@ def _metrics(folder: Path, chance: random.Random) -> None:
     run = folder / "1-structure"
     run.mkdir()
     (run / "metrics.jsonl").write_bytes(b"\n".join(json_text({**LINE, "step": n}, chance) for n in range(3)) + b"\n")
-    page = render("toy", read_stages(folder), running=False)
+    page = render_curves("toy", read_stages(folder), running=False)
     if "\x1b" in page or "\u202e" in page or "NaN" in page:
         raise WrongError("a page shows what it should not")
 

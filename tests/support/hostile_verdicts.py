@@ -169,7 +169,7 @@ def _whole(target: Path) -> bool:
 def _lock(case: Case) -> str:
     with unchanged(case.root):
         outcome = tried("read_lock", lambda: lockfile.read_lock(case.lock_file))
-        tried("differences", lambda: lockfile.differences(lockfile.read_lock(case.lock_file), case.store))
+        tried("differences", lambda: lockfile.lock_differences(lockfile.read_lock(case.lock_file), case.store))
         tried("plan_sweep", lambda: gc.plan_sweep(case.store, lock_files=[case.lock_file], grace_s=0))
     if outcome == "right":
         value = strictly(case.lock_file.read_bytes())

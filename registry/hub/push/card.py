@@ -27,7 +27,7 @@ MAX_APART = 5
 _HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def render(record: Record, *, repo: str, facts: Facts) -> str:
+def render_card(record: Record, *, repo: str, facts: Facts) -> str:
     """`README.md` of an adapter's repository: YAML metadata, lineage as text, and how to load it.
 
     Args:
@@ -58,7 +58,7 @@ def render(record: Record, *, repo: str, facts: Facts) -> str:
         card_text.revoked(record, facts),
         card_text.title(record),
         _scores(record, facts),
-        card_text.merge(record, facts),
+        card_text.merge_section(record, facts),
         card_text.loading(record, repo, facts),
         card_text.lineage(record, facts),
     ]

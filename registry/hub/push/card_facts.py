@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ....adapters.spec import COMPOSITION_FILE
 from ....core.reading.strict_json import MalformedJSONError, read_json
-from ...lineage.scores import EVAL, Scores, beside, read_score, scored
+from ...lineage.scores import EVAL, Scores, read_score, scored, side_by_side
 from ...lineage.shared_scores import SharedScore
 from ...record import MAX_RECORD_BYTES, DataRef, Metric, Record
 from ...store.store import Entry, Store
 from ...trust.revocation import Revocation
 from ...trust.trust import Trust
-
-COMPOSITION_FILE = "composition.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,7 @@ def _scores(store: Store, entry: Entry, others: Iterable[SharedScore]) -> tuple[
     said += [item.to_attestation() for item in others if item.is_about(entry.digest, record)]
     known = [read_score(item) for item in said if item.payload.get("base") == base and trust.believes(item)]
     fit = (score for score in known if score and set(score.inputs.values()) == together)
-    return beside(fit, scored(store, record.curriculum).terms), len(together)
+    return side_by_side(fit, scored(store, record.curriculum).terms), len(together)
 
 
 def _composition(entry: Entry) -> Mapping[str, Any]:

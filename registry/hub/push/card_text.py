@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ....adapters.spec import COMPOSITION_FILE
 from ....core.console import printable
 from ....core.disk.digest import short
 from ...record import Record
-from .card_facts import COMPOSITION_FILE, Facts, RelatedAdapter
+from .card_facts import Facts, RelatedAdapter
 
 HUB = "https://huggingface.co"
 EMBEDDED_BASE = "plyfold/sandbox-base"
@@ -93,7 +94,7 @@ def lineage(record: Record, facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def merge(record: Record, facts: Facts) -> str:
+def merge_section(record: Record, facts: Facts) -> str:
     """Method, inputs and error of a merge; empty for others."""
     if record.kind != "merge":
         return ""

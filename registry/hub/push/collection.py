@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from ....core.config import MAX_STAGE
 from ....core.errors import PlyfoldError
 from ...record import Record
 from ..client import HubClient
-
-MAX_STAGE = 999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class Collected:
         return asdict(self)
 
 
-def collect(
+def update_collection(
     client: HubClient, namespace: str, curriculum: str, published: Iterable[tuple[str, Record]], *, private: bool
 ) -> Collected:
     """List the repositories of a curriculum in a collection of its name, the base's first stage first.
@@ -60,7 +59,7 @@ def collect(
         slug, url = there.slug, there.url
         for repo, record in own:
             if repo not in there.repos and repo not in added:
-                client.collect(slug, repo, note=note(record))
+                client.collect(slug, repo, note=collection_note(record))
                 added.append(repo)
     except PlyfoldError as error:
         found = f" ({error.found})" if error.found else ""
@@ -68,7 +67,7 @@ def collect(
     return Collected(title=curriculum, slug=slug, url=url, added=tuple(added))
 
 
-def note(record: Record) -> str:
+def collection_note(record: Record) -> str:
     """What stands below a repository in the collection: `Stage 1, structure`."""
     if record.stage:
         return f"Stage {record.stage.number}, {record.stage.name}: a LoRA of rank {record.weights.r}"

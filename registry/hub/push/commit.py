@@ -29,7 +29,7 @@ from ..places import DIGEST_LINE, location
 from ..sidecars import EVALUATIONS_FILE, REVOCATIONS_FILE, SIGNATURE_FILE, companions, said_together
 from . import card
 from .card_facts import RelatedAdapter, facts_of
-from .look import COMPANION_LINE, Repository, difference, line_of
+from .look import COMPANION_LINE, Repository, first_difference, line_of
 
 CARD_FILE = "README.md"
 SCORES_FILE = ".eval_results/plyfold.yaml"
@@ -204,7 +204,7 @@ def _beside(now: Repository, wanted: PushRequest) -> _Change | None:
     if not ours and not wanted.replace_statements:
         return None
     tree = now.tree(now.head)
-    leads = difference(entry, tree) is None
+    leads = first_difference(entry, tree) is None
     if not leads:
         ours.pop(SIGNATURE_FILE, None)  # it would be taken for the signature of the adapter that leads
     names = {*ours, *((REVOCATIONS_FILE, EVALUATIONS_FILE) if wanted.replace_statements else ())}
@@ -283,7 +283,7 @@ def _pages(now: Repository, wanted: PushRequest, said: Mapping[str, bytes]) -> d
     facts = facts_of(wanted.store, wanted.entry, wanted.kin, _reaching(wanted, said), measured)
     record = wanted.entry.record
     scores = card.eval_results(record, facts)
-    pages: dict[str, Path | bytes] = {CARD_FILE: card.render(record, repo=now.repo, facts=facts).encode()}
+    pages: dict[str, Path | bytes] = {CARD_FILE: card.render_card(record, repo=now.repo, facts=facts).encode()}
     if scores:
         pages[SCORES_FILE] = scores.encode()
     return pages
@@ -323,7 +323,7 @@ def _check_arrived(wanted: PushRequest, sha: str, change: _Change, remote: Mappi
     Raises:
         IntegrityError: It does; the first such file is named.
     """
-    wrong = difference(wanted.entry, remote) if change.status == PUSHED else None
+    wrong = first_difference(wanted.entry, remote) if change.status == PUSHED else None
     for name, data in change.files.items():
         file = remote.get(name)
         if wrong is None and isinstance(data, bytes) and not (file and _holds(file, data)):

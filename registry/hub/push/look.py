@@ -12,9 +12,9 @@ from ...record import RECORD_FILE
 from ...store.store import Entry, Store
 from ..client import Commit, HubClient, RemoteFile
 from ..places import DIGEST_LINE, location
+from ..remote import MAIN
 from ..sidecars import MAX_COMPANION_BYTES
 
-MAIN = "main"
 COMPANION_LINE = "companions-of: "
 """Begins the description of a commit that changed only what lies beside an adapter."""
 
@@ -51,10 +51,10 @@ class Repository:
         return None
 
     def _holds(self, entry: Entry, sha: str) -> bool:
-        if difference(entry, self.tree(sha)) is None:
+        if first_difference(entry, self.tree(sha)) is None:
             return True
         del self._trees[sha]  # rather the listing came changed than that the commit is not what it says: ask again
-        return difference(entry, self.tree(sha)) is None
+        return first_difference(entry, self.tree(sha)) is None
 
     def last_brought(self) -> str | None:
         """The adapter that came last."""
@@ -90,7 +90,7 @@ def line_of(commit: Commit, start: str) -> str | None:
     return next((line.removeprefix(start) for line in lines if line.startswith(start)), None)
 
 
-def difference(entry: Entry, remote: Mapping[str, RemoteFile]) -> tuple[str, str, str] | None:
+def first_difference(entry: Entry, remote: Mapping[str, RemoteFile]) -> tuple[str, str, str] | None:
     """(file, expected, found) of the first file of the object that the Hub holds otherwise."""
     local = {item.path: item.sha256 for item in entry.record.files} | {RECORD_FILE: entry.digest}
     for name, digest in local.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from plyfold.adapters.tensors import Factors
 from plyfold.core.errors import ConfigError, IncompatibleError, IntegrityError, NotFoundError, ShapeMismatchError
 from plyfold.merge.calibrate.activation import activation, output_error
-from plyfold.merge.calibrate.moments import Statistics, collect
+from plyfold.merge.calibrate.moments import Statistics, collect_moments
 from plyfold.merge.calibrate.prompts import Prompts, read_prompts
 from plyfold.merge.factor_reader import ModuleStack
 from plyfold.merge.inputs import Part, PartSet, check_parts
@@ -222,7 +222,7 @@ def reference(model: Any, tokenizer: Any, parts: PartSet) -> dict[str, Tensor]:
 def test_moments_are_those_of_every_token_with_all_parts_active(setting: Any) -> None:
     model, tokenizer, parts = setting
     done: list[int] = []
-    found = collect(model, parts, Prompts(TEXTS), tokenizer, done.append)
+    found = collect_moments(model, parts, Prompts(TEXTS), tokenizer, done.append)
     expected = reference(model, tokenizer, parts)
     assert found.num_tokens == sum(len(tokenizer(text)["input_ids"]) for text in TEXTS)
     assert sum(done) == found.num_prompts == len(TEXTS)
@@ -236,16 +236,16 @@ def test_moments_are_those_of_every_token_with_all_parts_active(setting: Any) ->
 
 def test_order_batches_and_the_tokenizers_padding_change_no_bit(setting: Any, monkeypatch: Any) -> None:
     model, tokenizer, parts = setting
-    first = collect(model, parts, Prompts(TEXTS), tokenizer)
+    first = collect_moments(model, parts, Prompts(TEXTS), tokenizer)
     monkeypatch.setattr(tokenizer, "padding_side", "left")
-    second = collect(model, parts, Prompts(TEXTS[::-1]), tokenizer)
+    second = collect_moments(model, parts, Prompts(TEXTS[::-1]), tokenizer)
     assert first.prompts_digest == second.prompts_digest
     assert all(torch.equal(first.of(name), second.of(name)) for name in parts.modules)
     monkeypatch.setattr("plyfold.merge.calibrate.hooked_model.BATCH_TOKENS", 1)  # a prompt at a time, without padding
-    alone = collect(model, parts, Prompts(TEXTS), tokenizer)
+    alone = collect_moments(model, parts, Prompts(TEXTS), tokenizer)
     for name in parts.modules:
         assert float((alone.of(name) - first.of(name)).norm() / first.of(name).norm()) < 1e-5
-    other = collect(model, parts, Prompts(TEXTS[:2]), tokenizer)
+    other = collect_moments(model, parts, Prompts(TEXTS[:2]), tokenizer)
     assert other.prompts_digest != first.prompts_digest
     assert all(not torch.allclose(other.of(name), first.of(name), rtol=1e-3) for name in parts.modules)
 
@@ -253,7 +253,7 @@ def test_order_batches_and_the_tokenizers_padding_change_no_bit(setting: Any, mo
 def test_weights_decide_what_is_seen(setting: Any) -> None:
     model, tokenizer, parts = setting
     changed = check_parts([parts.parts[0], Part(parts.parts[1].path, -0.7)])
-    first, second = (collect(model, each, Prompts(TEXTS), tokenizer) for each in (parts, changed))
+    first, second = (collect_moments(model, each, Prompts(TEXTS), tokenizer) for each in (parts, changed))
     assert not torch.allclose(first.of("model.layers.1.mlp.down_proj"), second.of("model.layers.1.mlp.down_proj"))
     first.check(parts)
     for others in (changed, check_parts(parts.parts[::-1]), check_parts(parts.parts[:1])):
@@ -265,12 +265,12 @@ def test_weights_decide_what_is_seen(setting: Any) -> None:
 
 def test_saved_statistics_come_back_bit_for_bit_and_damage_is_told(tmp_path: Path, setting: Any) -> None:
     model, tokenizer, parts = setting
-    made = collect(model, parts, Prompts(TEXTS), tokenizer)
+    made = collect_moments(model, parts, Prompts(TEXTS), tokenizer)
     made.save(tmp_path / "one")
     back = Statistics.load(tmp_path / "one")
     back.save(tmp_path / "two")
     assert back.to_json() == made.to_json()
-    assert back.digest == made.digest != collect(model, parts, Prompts(TEXTS[:3]), tokenizer).digest
+    assert back.digest == made.digest != collect_moments(model, parts, Prompts(TEXTS[:3]), tokenizer).digest
     assert all(torch.equal(back.of(name), made.of(name)) for name in parts.modules)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     adapter = parts.parts[0].path / "adapter_model.safetensors"
@@ -288,11 +288,11 @@ def test_a_base_without_the_modules_is_refused(tmp_path: Path, setting: Any, mak
     absent = make_adapter(tmp_path / "absent", modules={"model.layers.7.mlp.up_proj": (128, 64)})
     sized = make_adapter(tmp_path / "sized", modules={"model.layers.0.mlp.up_proj": (64, 64)})
     with pytest.raises(IncompatibleError, match="does not have"):
-        collect(model, check_parts([Part(absent)]), Prompts(TEXTS), tokenizer)
+        collect_moments(model, check_parts([Part(absent)]), Prompts(TEXTS), tokenizer)
     with pytest.raises(ShapeMismatchError, match="another size"):
-        collect(model, check_parts([Part(sized)]), Prompts(TEXTS), tokenizer)
+        collect_moments(model, check_parts([Part(sized)]), Prompts(TEXTS), tokenizer)
     with pytest.raises(ConfigError, match="does not fit"):
-        collect(model, check_parts([Part(sized)]), Prompts(("long " * 600,)), tokenizer)
+        collect_moments(model, check_parts([Part(sized)]), Prompts(("long " * 600,)), tokenizer)
 
 
 def test_prompts_are_read_from_text_and_jsonl(tmp_path: Path) -> None:

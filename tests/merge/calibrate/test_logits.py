@@ -26,7 +26,7 @@ from plyfold.merge.calibrate.logits import (
     print_logits,
     verify_logits,
 )
-from plyfold.merge.calibrate.moments import collect
+from plyfold.merge.calibrate.moments import collect_moments
 from plyfold.merge.calibrate.prompts import Prompts
 from plyfold.merge.fold.fold import fold
 from plyfold.merge.inputs import Part, check_parts
@@ -259,9 +259,9 @@ def test_statistics_on_the_nf4_base_are_those_of_its_twin(sandbox: Any) -> None:
     base, twin, parts, _ = sandbox
     quantised = load_nf4(BaseRef(repo="plyfold/sandbox", revision="a" * 40, path=base), Quantisation(), "cpu")
     tokenizer = load_tokenizer(base)
-    found = collect(quantised, parts, PROMPTS, tokenizer)
-    expected = collect(load_twin(twin, "cpu"), parts, PROMPTS, tokenizer)
-    original = collect(load_twin(base, "cpu"), parts, PROMPTS, tokenizer)
+    found = collect_moments(quantised, parts, PROMPTS, tokenizer)
+    expected = collect_moments(load_twin(twin, "cpu"), parts, PROMPTS, tokenizer)
+    original = collect_moments(load_twin(base, "cpu"), parts, PROMPTS, tokenizer)
     last = "model.layers.3.mlp.down_proj"
     assert _distance(found.of(last), expected.of(last)) < 0.01
     assert _distance(original.of(last), expected.of(last)) > 0.05

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plyfold.merge.compare.heatmap import layout, render
+from plyfold.merge.compare.heatmap import layout, render_heatmap
 from plyfold.merge.compare.interference import for_comparison, interference
 from plyfold.merge.compare.pair_metrics import Interference, PairInterference, Relation
 from plyfold.merge.inputs import Part
@@ -63,7 +63,7 @@ def one(name: str, **fields: float) -> Interference:
 def test_every_number_stands_in_its_layer_and_kind(tmp_path: Path) -> None:
     parts = [Part(write_adapter_folder(tmp_path / name, seed=seed).path) for seed, name in enumerate("ab")]
     found = interference(for_comparison(*parts))
-    maps = Reader(render(found, "t", {})).maps()
+    maps = Reader(render_heatmap(found, "t", {})).maps()
     assert [title.removeprefix("a / b: ") for title in maps] == [
         "cosine", "signs", "columns", "rows", "sti", "norm0", "norm1",
     ]  # fmt: skip
@@ -80,7 +80,7 @@ def test_nothing_from_outside_is_html() -> None:
     undefined = f"model.layers.1.{HOSTILE}"
     modules = {**found.pairs[0].modules, undefined: Relation(square_second=1.0)}
     pair = PairInterference(first=HOSTILE, second="b", modules=modules, only_first=(), only_second=(undefined,))
-    page = render(
+    page = render_heatmap(
         Interference(
             labels=(HOSTILE, "b"),
             norms=dict.fromkeys(modules, (1.0, 1.0)),
@@ -98,7 +98,7 @@ def test_nothing_from_outside_is_html() -> None:
 
 
 def test_the_page_asks_for_nothing(tmp_path: Path) -> None:
-    page = render(one("model.layers.0.q_proj"), "t", {})
+    page = render_heatmap(one("model.layers.0.q_proj"), "t", {})
     attributes = [attrs for _, attrs in Reader(page).tags]
     assert not any({"src", "href", "action"} & attrs.keys() for attrs in attributes)
     assert not re.search(r"url\(|@import|fetch\(|https?:", page)
@@ -111,36 +111,38 @@ def test_the_page_asks_for_nothing(tmp_path: Path) -> None:
 def test_what_is_undefined_is_said(tmp_path: Path) -> None:
     some = write_adapter_folder(tmp_path / "some", seed=1).path
     lone = write_adapter_folder(tmp_path / "lone", seed=2, shapes={"lm_head": (9, 20), **dict([*SHAPES.items()][:1])})
-    page = render(interference(for_comparison(Part(some), Part(lone.path))), "t", {})
+    page = render_heatmap(interference(for_comparison(Part(some), Part(lone.path))), "t", {})
     assert 'title="lm_head: undefined, only lone has it"' in page
     assert 'title="model.layers.0.self_attn.k_proj: undefined, only some has it"' in page
     rows = Reader(page).maps()["some / lone: cosine"]
     assert [row[0] for row in rows] == ["layer", "0", "other"]
     zero = write_adapter_folder(tmp_path / "zero", seed=3, zero=True).path
-    render(interference(for_comparison(Part(zero), Part(zero))), "t", {})
+    render_heatmap(interference(for_comparison(Part(zero), Part(zero))), "t", {})
 
 
 def test_many_facts_are_folded_but_there() -> None:
     facts = {f"fact {number}": f"<{number}>" for number in range(10)}
-    page = render(one("m.0.q", inner=1.0), "t", facts)
+    page = render_heatmap(one("m.0.q", inner=1.0), "t", facts)
     assert "<summary>2 more</summary>" in page
     assert [cell for table in Reader(page).tables[:2] for row in table for cell in row] == [
         text for fact in facts.items() for text in fact
     ]
-    assert "<details>" not in render(one("m.0.q", inner=1.0), "t", dict([*facts.items()][:8]))
+    assert "<details>" not in render_heatmap(one("m.0.q", inner=1.0), "t", dict([*facts.items()][:8]))
 
 
 def test_one_adapter_alone_has_its_sizes(tmp_path: Path) -> None:
     only = write_adapter_folder(tmp_path / "only", seed=1).path
-    maps = Reader(render(interference(for_comparison(Part(only))), "t", {})).maps()
+    maps = Reader(render_heatmap(interference(for_comparison(Part(only))), "t", {})).maps()
     assert list(maps) == ["only: norm"]
 
 
 def test_colours_are_scaled_from_the_neutral_value() -> None:
-    assert 'class="cell warm" style="--t:60%"' in render(one("m.0.q", inner=-0.6), "t", {})  # cosine -.3 of .5
-    assert 'class="cell cool" style="--t:60%"' in render(one("m.0.q", inner=0.6), "t", {})
-    assert 'class="cell warm" style="--t:75%"' in render(one("m.0.q", differing=13, compared=20), "t", {})  # .15 of .2
-    page = render(one("m.0.q", differing=3, compared=10), "t", {})
+    assert 'class="cell warm" style="--t:60%"' in render_heatmap(one("m.0.q", inner=-0.6), "t", {})  # cosine -.3 of .5
+    assert 'class="cell cool" style="--t:60%"' in render_heatmap(one("m.0.q", inner=0.6), "t", {})
+    assert 'class="cell warm" style="--t:75%"' in render_heatmap(
+        one("m.0.q", differing=13, compared=20), "t", {}
+    )  # .15 of .2
+    page = render_heatmap(one("m.0.q", differing=3, compared=10), "t", {})
     assert 'class="cell cool" style="--t:100%"' in page
     assert ".3 agree" in page.replace("0.3", ".3")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from plyfold.merge.compare.heatmap import render
+from plyfold.merge.compare.heatmap import render_heatmap
 from plyfold.merge.compare.interference import for_comparison, interference
 from plyfold.merge.inputs import Part
 
@@ -42,7 +42,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, make_adapter: Any) -> Pa
     labels = ["1 structure", "2 brevity", HOSTILE]
     parts = for_comparison(*(Part(path, 1.0, label) for path, label in zip(adapters, labels, strict=True)))
     page = folder / "page.html"
-    page.write_text(render(interference(parts), "Merge of 1+2+3", {"method": "exact", HOSTILE: HOSTILE}))
+    page.write_text(render_heatmap(interference(parts), "Merge of 1+2+3", {"method": "exact", HOSTILE: HOSTILE}))
     return page
 
 

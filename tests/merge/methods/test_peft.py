@@ -8,7 +8,7 @@ import torch
 from plyfold.core.errors import NotFoundError
 from plyfold.merge.factor_reader import PartReader
 from plyfold.merge.inputs import Part
-from plyfold.merge.methods.dispatch import reduce
+from plyfold.merge.methods.dispatch import apply_method
 from plyfold.merge.methods.peft_numerics import peft_seed
 from plyfold.merge.plan import plan_compose
 
@@ -79,7 +79,7 @@ def ours(paths, method, **options):
     parts = [Part(path, weight) for path, weight in zip(paths, WEIGHTS, strict=True)]
     plan = plan_compose(parts, method=method, numerics="peft", **options)
     reader = PartReader(plan)
-    return plan, {name: reduce(reader.read(name), plan) for name in plan.modules}
+    return plan, {name: apply_method(reader.read(name), plan) for name in plan.modules}
 
 
 @pytest.mark.filterwarnings("ignore:The density")  # PEFT's own, at 1
@@ -122,7 +122,7 @@ def test_dare_is_what_peft_draws_after_the_modules_seed(tmp_path, method):
 
 def test_pefts_numbers_are_not_the_sum():
     stack = random_stack(40, 24)
-    result = reduce(stack, plan_of("linear", numerics="peft"))
+    result = apply_method(stack, plan_of("linear", numerics="peft"))
     assert relative(product(result), product(merged(stack, "linear"))) > 0.3
 
 
@@ -131,4 +131,4 @@ def test_without_peft_the_error_names_the_command(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(NotFoundError, match="pip install"):
-        reduce(random_stack(40, 24), plan_of("linear", numerics="peft"))
+        apply_method(random_stack(40, 24), plan_of("linear", numerics="peft"))

@@ -23,7 +23,7 @@ from plyfold.core.errors import (
 )
 from plyfold.registry.hub import import_hub
 from plyfold.registry.hub.client import HubClient
-from plyfold.registry.hub.import_hub import Imported, import_from_hub, licence_of
+from plyfold.registry.hub.import_hub import Imported, import_from_hub, licence_stated
 from plyfold.registry.hub.places import locations
 from plyfold.registry.hub.push.push import pull, push
 from plyfold.registry.import_peft import import_adapter
@@ -181,7 +181,7 @@ def test_the_user_knows_the_base(upload: Upload, theirs: Path, take: Import) -> 
 )
 def test_a_card_says_a_licence_or_nothing(tmp_path: Path, card: bytes, licence: str | None) -> None:
     (tmp_path / "README.md").write_bytes(card)
-    assert licence_of(tmp_path / "README.md") == licence
+    assert licence_stated(tmp_path / "README.md") == licence
 
 
 def test_names_that_are_taken_or_unfit_are_refused_before_the_weights(

@@ -11,7 +11,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.core.errors import IntegrityError
-from plyfold.registry.lineage.lockfile import differences, make_lock, read_lock, write_lock
+from plyfold.registry.lineage.lockfile import lock_differences, make_lock, read_lock, write_lock
 from plyfold.registry.store.store import Store, find_store
 
 AT = f"hf://acme/toy-s01-structure@{'b' * 40}"
@@ -76,12 +76,12 @@ def test_what_is_missing_on_either_side_differs(store: Store, make_record: Any, 
     lock = make_lock(store, "toy")
     store.set_ref("toy", 3, store.publish(tmp_path / "adapter", make_record(3, "remedy")))
     shutil.rmtree(store.read_record(store.ref("toy", 2)).path)
-    assert [(each.stage, each.what) for each in differences(lock, store)] == [
+    assert [(each.stage, each.what) for each in lock_differences(lock, store)] == [
         (2, "its adapter is not held"),
         (3, "not in the lock"),
     ]
     empty = Store(tmp_path / "empty")
-    assert [each.what for each in differences(lock, empty)] == [
+    assert [each.what for each in lock_differences(lock, empty)] == [
         "no such stage here, and its adapter is not held"
     ] * 2  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_what_is_missing_on_either_side_differs(store: Store, make_record: Any, 
 def test_a_place_learnt_later_is_no_difference(store: Store) -> None:
     lock = make_lock(store, "toy")
     store.attest(store.ref("toy", 1), "location", {"location": AT})
-    assert differences(lock, store) == []
+    assert lock_differences(lock, store) == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plyfold.cli.main import run
-from plyfold.registry.hub.push.card import render
+from plyfold.registry.hub.push.card import render_card
 from plyfold.registry.hub.push.card_facts import facts_of
 from plyfold.registry.lineage.scores import attest_scores, scored
 from plyfold.registry.lineage.shared_scores import adopt_evaluations, evaluations
@@ -129,7 +129,7 @@ def test_scores_without_a_grader_stand_together_and_say_so(
 def test_a_card_says_on_what_terms_and_lists_the_others_apart(store: Store) -> None:
     _attest(store, [1], 0.999, n=100_000, data="other", problems={"digest": "sha256:" + "9" * 64})
     entry = store.stage("toy", 1)
-    page = render(entry.record, repo="acme/toy-s01-structure", facts=facts_of(store, entry, {}))
+    page = render_card(entry.record, repo="acme/toy-s01-structure", facts=facts_of(store, entry, {}))
     assert "| accuracy | 0.754 |" in page
     assert "at most 512 tokens, grader 2:0123456789ab" in page
     assert "not to be compared with these: 99.9 %, on other test (n=100000)" in page

@@ -29,7 +29,7 @@ from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.plan.stage_plan import CurriculumPlan, StagePlan
 from plyfold.stages.prompts.tasks import make_rows
 from plyfold.stages.rollouts.sampling import Sample
-from plyfold.stages.training.metrics import read_metrics
+from plyfold.stages.runtime.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

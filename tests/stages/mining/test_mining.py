@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from plyfold.adapters.base.resolve import Quantisation
-from plyfold.core.config import ALL_LINEAR, AdapterConfig, MiningConfig, StageConfig, load_config
+from plyfold.core.config import LINEAR_MODULES, AdapterConfig, MiningConfig, StageConfig, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.data.rationale.parse import Rationale
 from plyfold.stages.mining.mining import MiningResult, check_mining, judge, mine, mining_cost, pass_rate_bound, verdict
@@ -160,7 +160,7 @@ def test_what_decides_no_weights_is_in_no_digest() -> None:
 
     same = digest()
     assert same[7:15] == "0978abad"  # as published
-    assert same == digest(*reversed(ALL_LINEAR))
+    assert same == digest(*reversed(LINEAR_MODULES))
     assert digest("q_proj", "own", "mlp.up_proj") == digest("own", "mlp.up_proj", "q_proj") != same
     for field in ("gradient_checkpointing", "ddp_timeout", "logging_first_step", "num_generations_eval"):
         assert digest(**{field: 2}) == same

@@ -34,7 +34,7 @@ from plyfold.stages.rollouts.engine import (
     check_agreement,
 )
 from plyfold.stages.rollouts.validate import check_ready, check_rollout, check_sampling
-from plyfold.stages.training.metrics import rollout_totals
+from plyfold.stages.runtime.metrics import rollout_totals
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=8, stop_token_ids=(1,))
 
@@ -275,7 +275,7 @@ def test_a_vllm_that_does_not_start_names_its_share_of_the_memory(
 
 
 def test_the_private_names_of_trl_that_rollouts_hang_on() -> None:
-    from plyfold.stages.training.library_logging import quiet_libraries
+    from plyfold.stages.runtime.library_logging import quiet_libraries
 
     with quiet_libraries():
         from trl import GRPOTrainer

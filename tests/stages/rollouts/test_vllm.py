@@ -29,7 +29,7 @@ from plyfold.stages.curriculum import train
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.rewards.hierarchical import HierarchicalReward
 from plyfold.stages.rollouts.http import HttpRollouts
-from plyfold.stages.training.metrics import read_metrics
+from plyfold.stages.runtime.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 
 from ...support.tiny_curriculum import tiny_config

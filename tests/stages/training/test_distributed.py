@@ -17,7 +17,7 @@ from plyfold.adapters.tensors import read_adapter
 from plyfold.core.config import load_config
 from plyfold.registry.store.store import Store
 from plyfold.stages.curriculum import train
-from plyfold.stages.training.metrics import read_metrics
+from plyfold.stages.runtime.metrics import read_metrics
 
 from ...support.tiny_curriculum import tiny_config
 
@@ -67,7 +67,7 @@ SPEAK = """
 import sys
 from plyfold.core.console import print_error, say, warn
 from plyfold.core.errors import ConfigError, PlyfoldError
-from plyfold.stages.training.distributed import join
+from plyfold.stages.runtime.distributed import join
 
 processes = join()
 assert join() is processes

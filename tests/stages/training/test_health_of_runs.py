@@ -12,8 +12,8 @@ from plyfold.core.config import load_config
 from plyfold.registry.store.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.rewards.hierarchical import HierarchicalReward
+from plyfold.stages.runtime.metrics import read_metrics
 from plyfold.stages.training.health import CLIPPED, ENTROPY, EQUAL_GROUPS
-from plyfold.stages.training.metrics import read_metrics
 from plyfold.stages.training.recorder import RunRecorder
 
 from ...support.tiny_curriculum import tiny_config

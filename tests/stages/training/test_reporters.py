@@ -10,7 +10,7 @@ import pytest
 from plyfold.core.config import load_config
 from plyfold.registry.store.store import Store
 from plyfold.stages.curriculum import train
-from plyfold.stages.training.metrics import read_metrics
+from plyfold.stages.runtime.metrics import read_metrics
 
 from ...support.tiny_curriculum import tiny_config
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from plyfold.registry.hub.push.card import eval_results, render
+from plyfold.registry.hub.push.card import eval_results, render_card
 from plyfold.registry.hub.push.card_facts import Facts, RelatedAdapter, facts_of
 from plyfold.registry.lineage.scores import attest_scores
 from plyfold.registry.record import BaseRecord, Code, DataRef, Metric, Parent, Recipe
@@ -45,7 +45,7 @@ def test_metadata_is_what_the_hub_reads(make_record: Any) -> None:
         DataRef(id="teacher.json", rows=10, sha256=PARENT),
     ]
     record = make_record(2, "brevity", [PARENT], metrics=METRICS, data=data, recipe=Recipe(config=GSM8K))
-    text = render(record, repo="acme/toy-s02-brevity", facts=Facts(kin={PARENT: BELOW}))
+    text = render_card(record, repo="acme/toy-s02-brevity", facts=Facts(kin={PARENT: BELOW}))
     matter = front_matter(text)
     assert matter["base_model"] == "acme/tiny-qwen2"
     assert matter["base_model_relation"] == "adapter"
@@ -76,13 +76,13 @@ def test_metadata_is_what_the_hub_reads(make_record: Any) -> None:
 )  # fmt: skip
 def test_the_licence_is_the_bases(make_record: Any, repo: str, licence: str, expected: tuple[str, ...]) -> None:
     record = make_record(base=BaseRecord(repo=repo, revision="0" * 40), licence=licence)
-    matter = front_matter(render(record, repo="acme/toy-s01-structure", facts=Facts()))
+    matter = front_matter(render_card(record, repo="acme/toy-s01-structure", facts=Facts()))
     assert tuple(matter.get(key) for key in ("license", "license_name", "license_link")) == expected
 
 
 def test_lineage_names_every_ancestor_and_where_it_is(make_record: Any) -> None:
     record = make_record(2, "brevity", [PARENT, f"sha256:{'d' * 64}"], requires=[PARENT])
-    text = render(record, repo="acme/toy-s02-brevity", facts=Facts(kin={PARENT: BELOW}))
+    text = render_card(record, repo="acme/toy-s02-brevity", facts=Facts(kin={PARENT: BELOW}))
     assert record.digest() in text
     page = f"https://huggingface.co/acme/toy-s01-structure/tree/{'b' * 40}"
     assert f"* parent [toy 1 structure]({page}) `{PARENT}`, active during training, weight 1\n" in text
@@ -96,7 +96,7 @@ def test_foreign_text_cannot_break_the_page(make_record: Any) -> None:
     nasty = "x`\n---\n# <script>alert(1)</script> | y"
     data = [DataRef(id=nasty, split=nasty, rows=1, sha256=PARENT)]
     record = make_record(data=data, metrics=[Metric(name=nasty, value=1.0, protocol=nasty)], licence=nasty)
-    text = render(record, repo="acme/toy-s01-structure", facts=Facts())
+    text = render_card(record, repo="acme/toy-s01-structure", facts=Facts())
     assert front_matter(text)["model-index"][0]["results"][0]["metrics"][0]["type"] == " ".join(nasty.split())
     body = text.split("\n---\n\n", 1)[1].splitlines()
     assert not [line for line in body if line.startswith(("---", "# <", "<script"))]
@@ -117,18 +117,18 @@ def test_a_revoked_adapter_says_so_before_anything_else(make_record: Any) -> Non
     record = make_record(2, "brevity", [PARENT])
     own = Revocation(digest=record.digest(), label="2 brevity", reason="bad | `rows`", created="2026-03-04T05:06:07Z")
     above = Revocation(digest=PARENT, label="1 structure", reason="worse", created="2026-03-05T05:06:07Z")
-    text = render(record, repo="acme/toy-s02-brevity", facts=Facts(revocations=(own, above)))
+    text = render_card(record, repo="acme/toy-s02-brevity", facts=Facts(revocations=(own, above)))
     assert front_matter(text)["tags"][-1] == "revoked"
     warning = text.split("---\n", 2)[2].partition("# toy")[0]
     assert "**Revoked** on 2026-03-04: bad \\| \\`rows\\`\n" in warning
     assert f"**Revoked** on 2026-03-05, through 1 structure (`{'a' * 12}`): worse\n" in warning
-    assert "revoked" not in render(record, repo="acme/toy-s02-brevity", facts=Facts()).lower()
+    assert "revoked" not in render_card(record, repo="acme/toy-s02-brevity", facts=Facts()).lower()
 
 
 def test_code_with_changes_is_told(make_record: Any) -> None:
     told = [
         "not committed"
-        in render(make_record(code=Code(version="1", git="c" * 40, dirty=dirty)), repo="a/b", facts=Facts())
+        in render_card(make_record(code=Code(version="1", git="c" * 40, dirty=dirty)), repo="a/b", facts=Facts())
         for dirty in (True, False, None)
     ]
     assert told == [True, False, False]
@@ -137,7 +137,7 @@ def test_code_with_changes_is_told(make_record: Any) -> None:
 def test_the_embedded_base_is_found_by_the_code_of_the_page(make_record: Any) -> None:
     """It is no repository of the Hub, so the page must not send anybody there."""
     record = make_record(base=BaseRecord(repo="plyfold/sandbox-base", revision="0" * 40))
-    text = render(record, repo="acme/toy-s01-structure", facts=Facts())
+    text = render_card(record, repo="acme/toy-s01-structure", facts=Facts())
     assert "huggingface.co/plyfold" not in text
     assert 'from_pretrained("plyfold/sandbox-base"' not in text
     (inner,) = re.findall(r'\$\(python -c "(.*?)"\)', text)
@@ -159,7 +159,7 @@ def test_scores_measured_later_are_those_of_what_was_trained(store: Store, make_
     facts = facts_of(store, store.load(two), {})
     assert (facts.variant, facts.metrics) == ("1+2", tuple(METRICS))
     assert facts_of(store, store.load(one), {}).metrics == ()
-    text = render(store.load(two).record, repo="acme/toy-s02-brevity", facts=facts)
+    text = render_card(store.load(two).record, repo="acme/toy-s02-brevity", facts=facts)
     assert "| accuracy | 0.625 | as 1+2, zero-shot, n=400, 95 % interval 0.576 to 0.671 |" in text
     assert front_matter(text)["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.625
     for weight, shown in ((1.0, True), (0.5, False)):
@@ -180,7 +180,7 @@ def test_a_composition_of_another_shape_costs_the_page_a_line_at_most(
     (folder / "composition.json").write_text(text)
     record = make_record(None, parents=[PARENT], recipe=Recipe(details={"method": "svd", "relative_error": 0.25}))
     entry = store.load(store.publish(folder, record))
-    page = render(entry.record, repo="acme/toy-merge", facts=facts_of(store, entry, {}))
+    page = render_card(entry.record, repo="acme/toy-merge", facts=facts_of(store, entry, {}))
     assert "Method `svd`, rank 4." in page
     assert "relative to that sum, is 0.25 (Frobenius norm)" in page
 
@@ -193,7 +193,7 @@ def test_the_code_of_the_card_loads_the_trained_model(
 
     record = make_record(2, "brevity", [PARENT])
     below, own, base = make_adapter(tmp_path / "below", seed=1), make_adapter(tmp_path / "own", seed=2), tiny_base()
-    text = render(record, repo="acme/own", facts=Facts(kin={PARENT: BELOW}))
+    text = render_card(record, repo="acme/own", facts=Facts(kin={PARENT: BELOW}))
     code = text.split("```python\n")[1].split("```")[0]
     for name, path in (("acme/own", own), ("acme/toy-s01-structure", below), (record.base.repo, base)):
         code = code.replace(f'"{name}"', repr(str(path)))

@@ -15,7 +15,7 @@ from plyfold.cli.main import run
 from plyfold.core.errors import IncompatibleError, NotFoundError
 from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.pull.pull import pull
-from plyfold.registry.hub.push.collection import collect
+from plyfold.registry.hub.push.collection import update_collection
 from plyfold.registry.hub.push.push import choose, push
 from plyfold.registry.record import Code, Recipe
 from plyfold.registry.store.store import Store
@@ -199,9 +199,9 @@ def test_in_whatever_order_they_come(hub: Hub, store: Store, client: HubClient, 
     for name in ("b", "a"):
         hub.store.create(f"acme/{name}", private=True, author="writer", url="")
     records = [("acme/a", make_record(None)), ("acme/b", make_record(2))]
-    done = collect(client, "acme", "toy", [*records, records[1]], private=True)
+    done = update_collection(client, "acme", "toy", [*records, records[1]], private=True)
     assert done.added == ("acme/b", "acme/a")
-    assert collect(client, "acme", "other", records, private=True).added == ()
+    assert update_collection(client, "acme", "other", records, private=True).added == ()
 
 
 def test_an_answer_that_is_no_collection_is_a_fault(
@@ -211,7 +211,7 @@ def test_an_answer_that_is_no_collection_is_a_fault(
         raise KeyError("slug")  # what the library makes of a 409 without one
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_collection", answered)
-    done = collect(client, "acme", "toy", [], private=True)
+    done = update_collection(client, "acme", "toy", [], private=True)
     assert "KeyError" in done.fault
 
 
