@@ -25,7 +25,7 @@ from plyfold.core.config import build_config
 from plyfold.data.dataset import load_problems
 from plyfold.engines.vllm import VllmEngine
 from plyfold.evaluation.protocols import protocol
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 from plyfold.variants import Variant, materialise, twin_of
 
 BATCH = 50

@@ -44,7 +44,7 @@ from plyfold.core.disk.files import write_json
 from plyfold.stages.runtime.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from plyfold.registry.store.store import Store
+    from plyfold.registry.store import Store
 
 PLYFOLD = [sys.executable, "-m", "plyfold"]
 MODES = ("greedy", "sampled")
@@ -72,7 +72,7 @@ class Bench:
 
     def store(self, seed: int) -> Store:
         """The registry of one seed; each row is a curriculum in it."""
-        from plyfold.registry.store.store import find_store
+        from plyfold.registry.store import find_store
 
         return find_store(self.folder(seed) / "registry", create=True)
 

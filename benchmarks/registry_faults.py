@@ -32,7 +32,7 @@ from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.push.collection import update_collection
 from plyfold.registry.hub.push.push import pull, push
 from plyfold.registry.record import BaseRecord, Code, Parent, Record, StageId, Weights
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust import statements
 from plyfold.registry.trust.revocation import revoke
 

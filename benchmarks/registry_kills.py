@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.registry_pushes import inspect, make_adapters, serve
 from plyfold.core.errors import PlyfoldError
+from plyfold.registry.store import Store
 from plyfold.registry.store.objects import sweep
-from plyfold.registry.store.store import Store
 
 NUM_KILLS, NUM_ADAPTERS, RERUNS = 200, 3, 5
 COLUMNS = ("kills", "too late", "nothing yet", "in part", "whole", "broken", "left behind", "not finished by a rerun")

@@ -20,7 +20,7 @@ from typing import Any
 
 from plyfold.core.errors import ConflictError, PlyfoldError
 from plyfold.registry.record import BaseRecord, Code, Record, StageId, Weights
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 
 NUM_PROCESSES, NUM_EACH = 8, 25
 REPO = "acme/toy-s01-structure"

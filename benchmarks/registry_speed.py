@@ -23,7 +23,7 @@ from plyfold.registry.hub.places import attest_location
 from plyfold.registry.lineage.scores import EVAL, variant_name
 from plyfold.registry.lineage.shared_scores import SharedScore, adopt_evaluations
 from plyfold.registry.record import BaseRecord, Code, Metric, Parent, Record, StageId, Weights
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.statements import REVOKED, WITHDRAWN, RevocationPayload, Statement, adopt
 from plyfold.registry.trust.trust import Signer
 

@@ -19,7 +19,7 @@ from .options import base_option, config_option, curriculum_option, json_option,
 if TYPE_CHECKING:
     from ..merge.inputs import BaseWord
     from ..registry.record import Record
-    from ..registry.store.store import Store
+    from ..registry.store import Store
 
 
 @click.command("eval")
@@ -117,7 +117,7 @@ def _where(
     Raises:
         NotFoundError: No registry, or no such curriculum in it, and more than a config's base is asked for.
     """
-    from ..registry.store.store import find_store
+    from ..registry.store import find_store
     from ..variants.name import names_folder
 
     folders = {name for name in asked if names_folder(name)}

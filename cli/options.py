@@ -14,7 +14,7 @@ from ..core.errors import ConfigError
 
 if TYPE_CHECKING:
     from ..merge.inputs import BaseWord
-    from ..registry.store.store import Store
+    from ..registry.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -91,7 +91,7 @@ def store_beside_folders(
         NotFoundError: No registry or no curriculum, and more than folders and their base are asked for.
         ConfigError: Several curricula, and none is named.
     """
-    from ..registry.store.store import find_store
+    from ..registry.store import find_store
     from ..variants.name import BASE, names_folder
 
     folders = [name for name in names if names_folder(name)]
@@ -105,7 +105,7 @@ def store_beside_folders(
 def registry_options(store: Store, curriculum: str) -> str:
     """What a command that is typed here needs to find a registry and a curriculum, with a space before each."""
     from ..core.errors import PlyfoldError
-    from ..registry.store.store import find_store
+    from ..registry.store import find_store
 
     try:
         here = find_store().root == store.root

@@ -39,7 +39,7 @@ def quickstart_command(
     """
     from ..core.config import load_config
     from ..registry.record import DataRef
-    from ..registry.store.store import find_store
+    from ..registry.store import find_store
 
     started_s = time.monotonic()
     asked = [*overrides, *([f"eval.engine={engine}"] if engine else [])]

@@ -23,7 +23,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..merge.inputs import BaseWord
-    from ..registry.store.store import Store
+    from ..registry.store import Store
     from ..serving.launch import ServerPlan
     from ..variants import Variant
 

@@ -29,7 +29,7 @@ from .runner import Evaluation, VariantScore, evaluate
 if TYPE_CHECKING:
     from ..merge.inputs import BaseWord
     from ..registry.record import DataRef, Metric
-    from ..registry.store.store import Store
+    from ..registry.store import Store
 
 ENGINES = ("hf", "vllm")
 

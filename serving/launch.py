@@ -34,7 +34,7 @@ from .access import KEY_VARIABLE, api_key, check_reach, gateway_environment, gat
 if TYPE_CHECKING:
     from ..adapters.base.resolve import BaseRef
     from ..merge.inputs import BaseWord
-    from ..registry.store.store import Store
+    from ..registry.store import Store
 
 START_TIMEOUT_S = 1800.0
 """Longest wait for a first answer; a large base is read and, on a GPU, compiled before it."""

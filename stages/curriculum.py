@@ -22,7 +22,7 @@ from ..data.readers import is_local_path
 from ..evaluation.grader import grader
 from ..registry.provenance import describe_code, describe_environment
 from ..registry.record import SCORED, BaseRecord, DataRef, Parent, Recipe, Record, StageId, Weights, portable
-from ..registry.store.store import Entry, Store
+from ..registry.store import Entry, Store
 from ..sandbox import SANDBOX
 from ..variants import Variant, materialise
 from ..variants.base import digest_of

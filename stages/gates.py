@@ -22,7 +22,7 @@ from ..evaluation.protocols import protocol
 if TYPE_CHECKING:
     from ..data.problems import Problem
     from ..registry.record import DataRef, Metric
-    from ..registry.store.store import Store
+    from ..registry.store import Store
 
 METRICS = {"accuracy": 1.0, "tokens": None, "truncated": 1.0, "no_answer": 1.0}
 """Metric -> its largest value: shares are fractions, `tokens` is the mean number of output tokens."""

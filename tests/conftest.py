@@ -269,7 +269,7 @@ def make_store(make_adapter: MakeAdapter, tmp_path_factory: pytest.TempPathFacto
         from plyfold.adapters.base.resolve import Quantisation
         from plyfold.adapters.tensors import tensor_digest
         from plyfold.registry.record import BaseRecord, Code, Record, StageId, Weights
-        from plyfold.registry.store.store import find_store
+        from plyfold.registry.store import find_store
 
         store = find_store(root, create=True)
         quantisation = Quantisation(compute_dtype=compute_dtype)

@@ -10,14 +10,14 @@ from ..core.disk.digest import short
 from ..core.errors import IntegrityError, NotFoundError
 from ..registry.lineage.contamination import overlaps
 from ..registry.lineage.scores import Scores, scored, variant_name
-from ..registry.store.cached_store import Snapshot
+from ..registry.store import Snapshot
 from ..registry.trust.revocation import revocations
 from .base import assumed, shared_base
 
 if TYPE_CHECKING:
     from ..registry.lineage.contamination import Overlap
     from ..registry.record import Metric
-    from ..registry.store.store import Entry, Store
+    from ..registry.store import Entry, Store
     from .name import Variant
 
 

@@ -27,7 +27,7 @@ from ..core.errors import (
 if TYPE_CHECKING:
     from ..adapters.base.resolve import BaseRef, Quantisation
     from ..registry.record import BaseRecord
-    from ..registry.store.store import Entry, Store
+    from ..registry.store import Entry, Store
     from .name import Variant
 
 

@@ -20,7 +20,7 @@ from .name import Variant
 from .resolve import VariantPlan, plan_variant
 
 if TYPE_CHECKING:
-    from ..registry.store.store import Entry, Store
+    from ..registry.store import Entry, Store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from .base import base_of, described_quantisation, digest_of, on_disk, shared_ba
 
 if TYPE_CHECKING:
     from ..merge.inputs import BaseWord
-    from ..registry.store.store import Store
+    from ..registry.store import Store
     from .resolve import VariantPlan
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..merge.fold.fold import FoldPlan
     from ..merge.inputs import BaseWord, Part
     from ..merge.plan import ComposePlan
-    from ..registry.store.store import Entry, Store
+    from ..registry.store import Entry, Store
     from .name import Variant
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..merge.compose.prepare import Prepared
     from ..merge.compose.write import Composition
     from ..merge.fold.fold import FoldReport
-    from ..registry.store.store import Entry, Store
+    from ..registry.store import Entry, Store
     from .merging import MergePlan
     from .name import Variant
 

@@ -17,7 +17,7 @@ from ..core.errors import IntegrityError, NotFoundError, PlyfoldError
 if TYPE_CHECKING:
     from ..merge.plan import ComposePlan
     from ..registry.record import Record
-    from ..registry.store.store import Store
+    from ..registry.store import Store
 
 
 SAME_DELTA = 1e-12

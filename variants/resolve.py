@@ -20,7 +20,7 @@ from .name import Variant, parse_variant
 
 if TYPE_CHECKING:
     from ..adapters.base.resolve import BaseRef
-    from ..registry.store.store import Entry, Store
+    from ..registry.store import Entry, Store
 
 CACHE_FORMAT = 1
 """Raised when the bytes that composing writes change, so that older cache entries are left alone."""

@@ -23,7 +23,7 @@ from ..options import curriculum_option, dry_run_option, json_option, parse_stag
 
 if TYPE_CHECKING:
     from ...merge.compose.prepare import Prepared
-    from ...registry.store.store import Store
+    from ...registry.store import Store
     from .report import Report
 
 
@@ -91,7 +91,7 @@ def merge_command(
     of a digest names an adapter of the registry, such as an imported one. The error of the result is computed and
     shown before a byte is written.
     """
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
 
     if bool(paths) == (stages is not None):
         raise ConfigError(
@@ -162,7 +162,7 @@ def _parse_weights(text: str | None) -> list[float] | None:
 
 def _registry_if_any(registry: Path | None) -> Store | None:
     """The registry that is named or found here; plain folders need none."""
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
 
     try:
         return find_store(registry)

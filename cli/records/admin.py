@@ -14,7 +14,7 @@ from ..options import curriculum_option, json_option, registry_option, sign_opti
 from .sign import signer_option
 
 if TYPE_CHECKING:
-    from ...registry.store.store import Store
+    from ...registry.store import Store
 
 
 @click.command("revoke")
@@ -43,7 +43,7 @@ def revoke_command(
     they were named when the adapter was pulled, only what one of them signed counts as a withdrawal.
     """
     from ...registry.lineage.graph import find
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
     from ...registry.trust.revocation import descendants, revoke, withdraw
 
     signer = signer_option(signing_key)
@@ -79,7 +79,7 @@ def pin_command(
     """
     from ...registry.lineage.graph import find
     from ...registry.maintenance.pins import pin, unpin
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
 
     if remove and reason:
         raise ConfigError("--reason goes with a new pin", found="--remove", next_step="leave one of them out")
@@ -121,7 +121,7 @@ def gc_command(
     """
     from ...registry.lineage.lockfile import LOCK_FILE
     from ...registry.maintenance.gc import delete, plan_sweep
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
 
     if not grace_days >= 0:
         raise ConfigError("not a time of grace", where="--grace-days", found=grace_days, expected="0 or more")
@@ -168,7 +168,7 @@ def lock_command(path: Path | None, check: bool, curriculum: str | None, registr
     The file belongs into your project's version control; gc keeps what it names.
     """
     from ...registry.lineage.lockfile import LOCK_FILE, make_lock, write_lock
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
 
     store = find_store(registry)
     target = path or Path(LOCK_FILE)
@@ -236,7 +236,7 @@ def import_command(source: str, curriculum: str | None, registry: Path | None, a
     checked and kept in canonical form. --curriculum may be a new one.
     """
     from ...registry.import_peft import import_adapter
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
 
     store = find_store(registry, create=True)
     said["curriculum"] = curriculum or (store.default_curriculum() if store.curricula() else "imported")

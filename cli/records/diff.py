@@ -89,7 +89,7 @@ def _side(ref: str, curriculum: str | None, registry: Path | None) -> Side:
     """The adapter a user means: of the registry where it has one of that name, else a folder."""
     from ...core.disk.files import expanded
     from ...registry.lineage.graph import find
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
 
     folder = expanded(ref)
     if os.sep in ref:

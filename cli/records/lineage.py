@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from ...registry.lineage.graph import Ancestor, TreeNode
     from ...registry.record import Metric, Record
+    from ...registry.store import Store
     from ...registry.store.attestations import Attestation
-    from ...registry.store.store import Store
     from ...registry.trust.revocation import Revocation
 
 
@@ -35,8 +35,7 @@ def tree_command(name: str | None, curriculum: str | None, registry: Path | None
     marked stale; what is not in the registry is marked missing. Without a name, all curricula are drawn.
     """
     from ...registry.lineage.graph import tree
-    from ...registry.store.cached_store import Snapshot
-    from ...registry.store.store import find_store
+    from ...registry.store import Snapshot, find_store
 
     store = Snapshot.of(find_store(registry))
     wanted = name or curriculum
@@ -61,8 +60,7 @@ def log_command(ref: str | None, curriculum: str | None, registry: Path | None, 
     stage is taken.
     """
     from ...registry.lineage.graph import chain, find
-    from ...registry.store.cached_store import Snapshot
-    from ...registry.store.store import find_store
+    from ...registry.store import Snapshot, find_store
     from ...registry.trust.revocation import revocations
 
     store = Snapshot.of(find_store(registry))
@@ -91,7 +89,7 @@ def show_command(ref: str, curriculum: str | None, registry: Path | None, as_jso
     """
     from ...registry.lineage.graph import find
     from ...registry.lineage.scores import overlapping_scores
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
     from ...registry.trust.revocation import revocations
     from ...registry.trust.statements import REVOKED, WITHDRAWN
 

@@ -17,7 +17,7 @@ from ..options import dry_run_option, json_option, parse_stages, public_key_opti
 
 if TYPE_CHECKING:
     from ...registry.hub.pull.pull import Pulled
-    from ...registry.store.store import Store
+    from ...registry.store import Store
 
 
 @click.command("pull")
@@ -110,7 +110,7 @@ def pull_command(
 @contextmanager
 def _store(registry: Path | None, *, dry_run: bool) -> Iterator[tuple[Store, Path | None]]:
     """The registry and its folder; for a dry run where there is none, an empty one that is gone afterwards."""
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
 
     try:
         store = find_store(registry, create=not dry_run)

@@ -64,7 +64,7 @@ def push_command(
     from ...registry.hub.client import HubClient
     from ...registry.hub.push.collection import Collected, update_collection
     from ...registry.hub.push.push import choose, push
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
 
     namespace, _, name = target.partition("/")
     if not namespace or not name:

@@ -39,7 +39,7 @@ def sign_command(
     `openssl ec -in signing.pem -pubout -out signing.pub`.
     """
     from ...registry.lineage.graph import find
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
     from ...registry.trust.bundle import parse_bundle
     from ...registry.trust.signing import sign
 

@@ -16,7 +16,7 @@ from ..options import curriculum_option, json_option, public_key_option, registr
 
 if TYPE_CHECKING:
     from ...registry.maintenance.verify import Check
-    from ...registry.store.store import Store
+    from ...registry.store import Store
     from ...registry.trust.signing import SignatureCheck
     from ...variants.replay import Replay
 
@@ -53,8 +53,7 @@ def verify_command(
     """
     from ...registry.lineage.graph import locate
     from ...registry.maintenance.verify import verify
-    from ...registry.store.cached_store import Snapshot
-    from ...registry.store.store import find_store
+    from ...registry.store import Snapshot, find_store
     from ...variants.base import check_bases
 
     given = click.get_current_context().get_parameter_source("public_keys")

@@ -47,7 +47,7 @@ def rollouts_command(
     from ...core.config import load_config
     from ...core.console import emit_json, show
     from ...registry.maintenance.gc import lease
-    from ...registry.store.store import find_store
+    from ...registry.store import find_store
     from ...serving.access import key_variable
     from ...stages.rollouts.server import make_twin, plan_rollout_server
     from ...stages.rollouts.vllm_server import run_rollout_server

@@ -40,7 +40,7 @@ def train_command(
     """
     from ...core.config import CurriculumConfig, load_config, require_read_rows
     from ...core.console import emit_json
-    from ...registry.store.store import Store, find_store
+    from ...registry.store import Store, find_store
     from ...stages.runtime.distributed import join
 
     def prepare() -> tuple[CurriculumConfig, list[int] | None, Store]:

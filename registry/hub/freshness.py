@@ -17,8 +17,8 @@ from ...core.disk.digest import canonical_json, short
 from ...core.disk.files import write_bytes
 from ...core.errors import AuthError, IntegrityError, NotFoundError
 from ..record import UTC_TIME, Commit, first_fault, utc_now
+from ..store import Store
 from ..store.attestations import SEEN_FILE, read_store_json
-from ..store.store import Store
 from ..trust.statements import REVOKED, Statement
 from .places import HubLocation
 from .remote import Remote

@@ -16,8 +16,8 @@ from ...core.disk.files import require_space
 from ...core.errors import ConfigError, ConflictError, IntegrityError, NotFoundError, UnsupportedAdapterError
 from ..import_peft import UNKNOWN, base_record, check_name, fit_name, import_adapter
 from ..record import RECORD_FILE
+from ..store import Entry, Store
 from ..store.objects import PICKLES
-from ..store.store import Entry, Store
 from .client import HubClient, RemoteFile
 from .places import HubLocation, attest_location, known_locations, location
 from .references import PullContext, find_places

@@ -13,9 +13,9 @@ from ...core.disk.files import disk_errors
 from ...core.errors import ConfigError, IncompatibleError, UnsupportedAdapterError
 from ...core.reading.strict_json import read_json
 from ..record import Record
+from ..store import Store
 from ..store.attestations import LOCATION, prune_attestations, read_attestations, write_attestation
 from ..store.objects import PICKLES
-from ..store.store import Store
 from ..trust.signing import BESIDE
 
 MAX_LOCATIONS = 50

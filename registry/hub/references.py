@@ -12,7 +12,7 @@ from ...core.config import CURRICULUM_NAME
 from ...core.disk.digest import PREFIX
 from ...core.errors import ConfigError, IntegrityError, NotFoundError
 from ..record import check_file_name
-from ..store.store import Store
+from ..store import Store
 from .client import switched_off
 from .places import HubLocation, checked_repo, locations, parse_location, stage_repos
 from .remote import MAIN, Remote, RemoteRecord

@@ -9,7 +9,7 @@ from typing import TypeVar
 from ...core.disk.digest import short
 from ...core.errors import IntegrityError
 from ..lineage.shared_scores import EVALUATIONS, parse_evaluations
-from ..store.store import Store
+from ..store import Store
 from ..trust.shared_statements import MAX_TRAVEL_BYTES, Known, SharedStatement, Sort, fresh, join_statements, to_bytes
 from ..trust.signing import signature_of
 from ..trust.statements import STATEMENTS, parse_statements

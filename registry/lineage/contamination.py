@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from ...core.disk.digest import short
 from ...core.errors import IntegrityError, NotFoundError
 from ..record import DataRef, Record
-from ..store.store import Store
+from ..store import Store
 
 
 class Rows(Protocol):

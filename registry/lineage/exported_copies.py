@@ -13,8 +13,8 @@ from pathlib import Path
 from ...core.disk.digest import sha256_bytes
 from ...core.errors import IntegrityError
 from ..record import RECORD_FILE, parse_record, read_record_bytes
+from ..store import Store
 from ..store.objects import Entry, find_problems
-from ..store.store import Store
 from ..trust.revocation import Revocation, refuse_revoked, revocations
 
 

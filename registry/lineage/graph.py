@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from ...core.disk.digest import PREFIX, short
 from ...core.errors import ConfigError, IntegrityError, NotFoundError
 from ..record import Metric, Parent, Record
-from ..store.cached_store import Snapshot
-from ..store.store import Entry, Store
+from ..store import Entry, Snapshot, Store
 from ..trust.revocation import revocations
 from .contamination import Overlap, nearest
 from .scores import BASE_VARIANT, RecordedScore, Terms, scored, variant_name

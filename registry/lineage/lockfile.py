@@ -19,8 +19,8 @@ from ...core.disk.files import write_json
 from ...core.errors import IntegrityError, NotFoundError
 from ...core.reading.strict_json import read_json
 from ..record import MAX_RECORD_BYTES, Commit, Digest, RepoId, first_fault
+from ..store import Store
 from ..store.attestations import LOCATION
-from ..store.store import Store
 
 LOCK_FILE = "curriculum.lock.json"
 

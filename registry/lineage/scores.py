@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from ...core.disk.digest import PREFIX, short
 from ...core.errors import IntegrityError, NotFoundError
 from ..record import DataRef, Metric
+from ..store import Entry, Snapshot, Store
 from ..store.attestations import Attestation
-from ..store.cached_store import Snapshot
-from ..store.store import Entry, Store
 from ..trust.trust import Trust
 from .contamination import Overlap, overlaps
 

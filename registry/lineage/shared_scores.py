@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from ...core.config import CURRICULUM_NAME
 from ...core.errors import ConfigError
 from ..record import DataRef, Digest, Metric, Record, check_portable
+from ..store import Store
 from ..store.attestations import Attestation
-from ..store.store import Store
 from ..trust.shared_statements import Known, SharedStatement, Sort, join_statements, keep, parse
 from .scores import EVAL
 

@@ -14,8 +14,8 @@ from ...core.errors import IntegrityError, NotFoundError, PlyfoldError
 from ...core.reading.strict_json import read_json
 from ..lineage.scores import overlapping_scores
 from ..record import Parent, Record
+from ..store import Store
 from ..store.objects import PICKLES, Entry, FileProblem
-from ..store.store import Store
 
 if TYPE_CHECKING:
     from ...adapters.spec import AdapterSpec

@@ -26,8 +26,8 @@ from ...core.disk.files import is_beside
 from ...core.disk.links import is_folder, open_folder
 from ...core.disk.locks import file_lock, take_lock
 from ...core.errors import ConflictError, IntegrityError
+from ..store import Store
 from ..store.objects import TMP_MAX_AGE_S, is_scratch
-from ..store.store import Store
 
 CACHED = {"twins": "dequantised base", "variants": "composed adapter"}
 """Folders of the cache whose entries are folders -> what one is."""

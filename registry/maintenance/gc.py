@@ -27,10 +27,9 @@ from ...core.disk.locks import take_lock
 from ...core.errors import IntegrityError, NotFoundError
 from ..lineage.lockfile import read_lock
 from ..lineage.shared_scores import EVALUATIONS
-from ..store import attestations
+from ..store import Store, attestations
 from ..store.ancestor_records import known_record
 from ..store.objects import sweep_partial_files
-from ..store.store import Store
 from ..trust.shared_statements import compact
 from ..trust.statements import STATEMENTS
 from .garbage import Garbage, leftovers, size_of, take_cached, unused_cache

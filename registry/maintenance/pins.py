@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from ...core.disk.digest import PREFIX
 from ...core.errors import NotFoundError
-from ..store import attestations
-from ..store.store import Store
+from ..store import Store, attestations
 
 PIN = "pin"
 """Kind of the attestations that keep an object from `gc`."""

@@ -14,11 +14,9 @@ from ...core.errors import IntegrityError, NotFoundError, PlyfoldError
 from ..lineage.scores import read_score
 from ..lineage.shared_scores import evaluations
 from ..record import RECORD_FILE
-from ..store import attestations
-from ..store.cached_store import Snapshot
+from ..store import Snapshot, Store, attestations
 from ..store.objects import FileProblem, find_problems
 from ..store.refs import MERGES
-from ..store.store import Store
 from ..trust.statements import statements
 
 THREADS = max(1, min(4, os.cpu_count() or 1))

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from ...core.disk.digest import short
 from ...core.errors import ConfigError, IntegrityError, NotFoundError
 from ..record import Record, check_portable, utc_now
+from ..store import Store
 from ..store.ancestor_records import known_record
-from ..store.store import Store
 from .statements import REVOKED, STATEMENTS, WITHDRAWN, RevocationPayload, Statement, adopt, standing_here, statements
 from .trust import Signer, Trust
 

@@ -20,8 +20,8 @@ from ...core.disk.files import disk_errors
 from ...core.errors import ConfigError, IntegrityError
 from ...core.reading.strict_json import parse_json
 from ..record import UTC_TIME, Digest, first_fault, utc_now
+from ..store import Store
 from ..store.attestations import TRAVELLING_FILE, Attestation, read_attestations, travelling_alone, write_together
-from ..store.store import Store
 from .trust import NAMED_KEYS, Signature, Signer, can_verify, named_before, sign_bytes, signer_of
 
 MAX_TRAVEL_BYTES = 1_000_000

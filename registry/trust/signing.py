@@ -16,8 +16,8 @@ from typing import Any, Literal
 from ...core.disk.digest import PREFIX, sha256_file, short
 from ...core.errors import IntegrityError, NotFoundError
 from ..record import RECORD_FILE, Record
+from ..store import Entry, Store
 from ..store.objects import find_problems
-from ..store.store import Entry, Store
 from .bundle import Bundle, parse_bundle
 from .signing_keys import is_encrypted, key_fingerprint, load_public_keys, pem, public_half
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ...core.disk.digest import PREFIX
 from ...core.errors import ConfigError, IntegrityError
 from ..record import check_portable, first_fault
+from ..store import Store
 from ..store.attestations import Attestation
-from ..store.store import Store
 from .shared_statements import Known, SharedStatement, Sort, join_statements, keep, parse
 from .trust import Trust, lifts
 

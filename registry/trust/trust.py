@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...core.disk.digest import canonical_json, sha256_bytes
 from ...core.errors import ConfigError, NotFoundError
+from ..store import Store
 from ..store.attestations import Attestation
-from ..store.store import Store
 from .signing_keys import key_fingerprint, load_public_keys, pem, private_half
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .merge.fold.fold import fold
     from .merge.inputs import Part
     from .merge.plan import plan_compose
-    from .registry.store.store import Store, find_store
+    from .registry.store import Store, find_store
     from .stages.curriculum import train
     from .variants import Variant, materialise
 

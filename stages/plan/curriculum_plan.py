@@ -23,7 +23,7 @@ from ...data.rationale.parse import Rationale
 from ...evaluation.protocols import protocol
 from ...registry.lineage.graph import CHANGED, parent_numbers, stale
 from ...registry.record import BaseRecord, first_fault
-from ...registry.store.store import Store
+from ...registry.store import Store
 from ..gates import parse_gate
 from ..mining.mining import check_mining
 from ..mining.sample_log import rows_seed

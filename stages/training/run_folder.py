@@ -28,7 +28,7 @@ from ..plan.stage_plan import CurriculumPlan, StagePlan
 from .checkpoints import last_checkpoint, step_of
 
 if TYPE_CHECKING:
-    from ...registry.store.store import Store
+    from ...registry.store import Store
 
 RUN = "run.json"
 ADAPTER = "adapter"

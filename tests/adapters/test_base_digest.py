@@ -20,7 +20,7 @@ from plyfold.adapters.base.twin import ensure_twin
 from plyfold.cli.main import run
 from plyfold.core.errors import BaseMismatchError, IntegrityError
 from plyfold.registry.record import BaseRecord, parse_record
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.curriculum import with_weights
 from plyfold.variants import parse_variant
 from plyfold.variants.base import base_of

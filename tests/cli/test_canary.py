@@ -16,7 +16,7 @@ import pytest
 from plyfold.cli.main import run
 from plyfold.core.config import config_dict
 from plyfold.registry.record import DataRef, Record
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 from plyfold.sandbox.problems import make_problems
 
 from ..conftest import Hub

@@ -19,7 +19,7 @@ from plyfold.core.config import load_config
 from plyfold.core.errors import ConfigError
 from plyfold.data.dataset import load_rationales
 from plyfold.evaluation.protocols import protocol
-from plyfold.registry.store.store import find_store
+from plyfold.registry.store import find_store
 from plyfold.stages.data.report import check_data
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.prompts.tasks import make_rows

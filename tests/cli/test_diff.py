@@ -12,7 +12,7 @@ import pytest
 from plyfold.cli.main import run
 from plyfold.core.differences import differences
 from plyfold.registry.record import DataRef, Recipe
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 from ..support.peft_folders import SHAPES, write_adapter_folder
 

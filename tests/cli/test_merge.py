@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from plyfold.cli.main import run
 from plyfold.registry.lineage.scores import attest_scores
 from plyfold.registry.record import DataRef, Metric
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 from ..support.peft_folders import SHAPES, write_adapter_folder, write_base_folder
 

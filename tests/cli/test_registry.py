@@ -13,7 +13,7 @@ import pytest
 from plyfold.cli.main import run
 from plyfold.registry.lineage.scores import attest_scores
 from plyfold.registry.record import Metric
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 
 @pytest.fixture

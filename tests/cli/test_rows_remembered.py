@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from plyfold.cli.main import run
-from plyfold.registry.store.store import find_store
+from plyfold.registry.store import find_store
 
 from ..conftest import Hub
 

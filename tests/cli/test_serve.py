@@ -74,7 +74,7 @@ def test_what_cannot_be_served_is_refused_by_name(
 
 
 def test_an_interrupted_server_ends_the_command_with_130(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "prepare", lambda plan, store: None)
+    monkeypatch.setattr(launch, "prepare_server", lambda plan, store: None)
     monkeypatch.setattr(launch, "run_server", lambda plan, on_ready: 130)
     assert serve(registry, "base", "--port", "0") == 130
 
@@ -88,7 +88,7 @@ def test_what_is_printed_when_ready_can_be_pasted(
         on_ready()
         return 0
 
-    monkeypatch.setattr(launch, "prepare", lambda plan, store: None)
+    monkeypatch.setattr(launch, "prepare_server", lambda plan, store: None)
     monkeypatch.setattr(launch, "run_server", ready)
     assert serve(registry, "base", "1+2", "--port", "0") == 0
     out = capsys.readouterr().out

@@ -15,7 +15,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.cli.records import sign as sign_module
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 from plyfold.registry.trust.signing import signature_of, verify_signature
 from plyfold.registry.trust.signing_keys import MAKE_PRIVATE, MAKE_PUBLIC
 

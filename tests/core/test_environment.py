@@ -28,7 +28,7 @@ from plyfold.core.environment import EnvironmentText, meaning
 from plyfold.core.errors import ConfigError, FailedError
 from plyfold.data.dataset import load_rows, source_name
 from plyfold.registry.record import portable
-from plyfold.registry.store.store import find_store
+from plyfold.registry.store import find_store
 
 CANARY = "CANARY77VALUE"
 READ = "${oc.env:PLYFOLD_CANARY}"

@@ -18,7 +18,7 @@ from plyfold.core import errors
 from plyfold.core.disk.digest import canonical_json, digest_json, sha256_bytes, sha256_file, short
 from plyfold.core.disk.files import require_space, staged_folder, sweep_staged, write_bytes, write_json
 from plyfold.core.disk.locks import file_lock
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 
 
 def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:

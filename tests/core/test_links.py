@@ -19,7 +19,7 @@ from plyfold.core.disk.locks import file_lock
 from plyfold.core.errors import IntegrityError
 from plyfold.merge.fold.journal import resumable_folder
 from plyfold.registry.maintenance.gc import GRACE_S, delete
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.training.run_folder import RunFolder
 from plyfold.variants import materialise, parse_variant
 

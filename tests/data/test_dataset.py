@@ -12,7 +12,7 @@ import pytest
 from plyfold.core.config import DataConfig, load_config
 from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
 from plyfold.data.dataset import load_problems, load_rationales, load_rows, require_disjoint
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.data.report import check_data
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 

@@ -13,7 +13,7 @@ from plyfold.cli.main import run
 from plyfold.core.config import DataConfig, build_config, config_dict, load_config
 from plyfold.core.errors import ConfigError
 from plyfold.data.dataset import load_rationales, load_rows, load_scored
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.data.report import check_data
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 

@@ -22,7 +22,7 @@ from plyfold.merge.compose.write import compose
 from plyfold.merge.fold.fold import fold
 from plyfold.merge.inputs import Part
 from plyfold.merge.plan import plan_compose
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.rewards.hierarchical import HierarchicalReward

@@ -19,7 +19,7 @@ from plyfold.registry.hub.remote import Remote
 from plyfold.registry.lineage import scores
 from plyfold.registry.lineage.lockfile import make_lock, read_lock, write_lock
 from plyfold.registry.maintenance import gc
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 
 from ..support.hostile_texts import KINDS as TEXTS
 from ..support.hostile_verdicts import KINDS

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plyfold.cli.main import run
-from plyfold.registry.store.store import find_store
+from plyfold.registry.store import find_store
 
 from ..conftest import REPO, REVISION
 from ..support.peft_folders import write_base_folder

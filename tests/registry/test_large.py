@@ -14,9 +14,7 @@ from plyfold.core.disk.digest import sha256_bytes
 from plyfold.core.errors import IntegrityError, NotFoundError
 from plyfold.registry.lineage.graph import MAX_DEPTH, TreeNode, chain, tree
 from plyfold.registry.record import FileEntry, Record
-from plyfold.registry.store import objects
-from plyfold.registry.store.cached_store import Snapshot
-from plyfold.registry.store.store import Entry, Store, find_store
+from plyfold.registry.store import Entry, Snapshot, Store, find_store, objects
 from plyfold.registry.trust.revocation import revocations, revoke
 
 CONFIG = b"{}"

@@ -17,7 +17,7 @@ from plyfold.cli.main import run
 from plyfold.core.errors import NotAllowedError
 from plyfold.registry.lineage.exported_copies import read_copy
 from plyfold.registry.maintenance.gc import lease
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 NOBODY = 65534
 

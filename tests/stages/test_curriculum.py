@@ -23,7 +23,7 @@ from plyfold.core.disk.digest import sha256_file
 from plyfold.core.errors import BaseMismatchError, ConfigError, FailedError, NotFoundError
 from plyfold.evaluation.grader import grader
 from plyfold.registry.record import check_portable
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.plan.trl_args import trainer_arguments

@@ -19,7 +19,7 @@ from plyfold.evaluation.runner import problems_digest
 from plyfold.registry.lineage.scores import attest_scores
 from plyfold.registry.lineage.shared_scores import SharedScore, adopt_evaluations, evaluations
 from plyfold.registry.record import DataRef, Metric
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.gates import Condition, GateMeasurement, check_gate, parse_gate
 
 WHERE = "stages.structure.gate"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from plyfold.adapters.tensors import tensor_digest
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.runtime.metrics import read_metrics
 
 from ..support.tiny_curriculum import tiny_config

@@ -15,7 +15,7 @@ from plyfold.adapters.base import load
 from plyfold.cli.main import run as run_command
 from plyfold.core.config import CurriculumConfig, load_config
 from plyfold.core.errors import FailedError, IntegrityError, NotFoundError
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.sandbox.problems import make_problems
 from plyfold.stages.curriculum import train
 from plyfold.stages.plan.curriculum_plan import plan_curriculum

@@ -29,7 +29,7 @@ from plyfold.core.config import AdapterConfig, DataConfig, load_config
 from plyfold.core.errors import ConfigError, FailedError
 from plyfold.data.dataset import load_rationales
 from plyfold.evaluation.protocols import protocol
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.plan.trl_args import trainer_arguments
 from plyfold.stages.prompts.tasks import make_rows

@@ -23,7 +23,7 @@ from typing import Any
 from plyfold.core import errors
 from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.push.push import pull
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 
 from . import hostile_records
 from .hostile_records import ODD, spelt

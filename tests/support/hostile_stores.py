@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 
 from .hostile_records import ODD, spelt
 from .sound_registry import REPO, REVISION

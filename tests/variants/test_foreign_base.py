@@ -12,7 +12,7 @@ from plyfold.cli.main import run
 from plyfold.core.errors import BaseMismatchError, IncompatibleError
 from plyfold.engines import vllm_options
 from plyfold.registry.import_peft import import_adapter
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.serving import launch
 from plyfold.variants import parse_variant, plan_variant
 from plyfold.variants.base import base_of

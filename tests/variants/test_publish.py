@@ -13,7 +13,7 @@ import pytest
 import plyfold.variants
 from plyfold.adapters.tensors import read_adapter
 from plyfold.core.errors import ConfigError, ConflictError
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.variants import (
     MergeOptions,
     find_variant,

@@ -15,7 +15,7 @@ from plyfold.adapters.tensors import tensor_digest
 from plyfold.cli.main import run
 from plyfold.merge.plan import METHODS
 from plyfold.registry.record import Record
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 from plyfold.variants.replay import Replay, replay
 
 from ..support.peft_folders import write_adapter_folder

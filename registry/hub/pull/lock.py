@@ -8,7 +8,7 @@ from pathlib import Path
 from ....core.errors import NotFoundError
 from ...lineage.lockfile import LOCK_FILE, Lock, read_lock
 from ...record import check_file_name
-from ...store.store import Store
+from ...store import Store
 from ..client import HubClient
 from ..places import HubLocation, parse_location
 from .pull import Options, Pulled, look_from, pull_items

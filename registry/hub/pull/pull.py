@@ -19,8 +19,8 @@ from ....core.disk.files import require_space
 from ....core.errors import IntegrityError, NotFoundError
 from ...lineage.lockfile import Lock
 from ...lineage.shared_scores import adopt_evaluations
+from ...store import Store
 from ...store.ancestor_records import keep_record
-from ...store.store import Store
 from ...trust.revocation import Revocation
 from ...trust.shared_statements import remember_keys
 from ...trust.signing import keep_signature, signature_of

@@ -11,7 +11,7 @@ from ....core.reading.strict_json import MalformedJSONError, read_json
 from ...lineage.scores import EVAL, Scores, read_score, scored, side_by_side
 from ...lineage.shared_scores import SharedScore
 from ...record import MAX_RECORD_BYTES, DataRef, Metric, Record
-from ...store.store import Entry, Store
+from ...store import Entry, Store
 from ...trust.revocation import Revocation
 from ...trust.trust import Trust
 

@@ -18,7 +18,7 @@ from ....core.disk.digest import sha256_bytes, short
 from ....core.errors import ConflictError, IntegrityError
 from ...lineage.shared_scores import EVALUATIONS, parse_evaluations
 from ...record import RECORD_FILE
-from ...store.store import Entry, Store
+from ...store import Entry, Store
 from ...trust.revocation import Revocation
 from ...trust.shared_statements import to_bytes
 from ...trust.signing import signature_of, signs

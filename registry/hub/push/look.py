@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ....core.errors import IntegrityError
 from ...record import RECORD_FILE
-from ...store.store import Entry, Store
+from ...store import Entry, Store
 from ..client import Commit, HubClient, RemoteFile
 from ..places import DIGEST_LINE, location
 from ..remote import MAIN

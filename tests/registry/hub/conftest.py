@@ -11,7 +11,7 @@ import pytest
 
 from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.push.push import push
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 from ...conftest import Hub, MakeAdapter, MakeRecord
 

@@ -28,7 +28,7 @@ from plyfold.registry.hub.places import locations
 from plyfold.registry.hub.push.push import pull, push
 from plyfold.registry.import_peft import import_adapter
 from plyfold.registry.lineage.lockfile import make_lock
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 
 from ...conftest import Hub, MakeAdapter
 from .conftest import is_empty

@@ -15,7 +15,7 @@ from plyfold.registry.hub.pull.pull import Options, pull
 from plyfold.registry.hub.push.push import push
 from plyfold.registry.lineage.scores import attest_scores, scores
 from plyfold.registry.record import DataRef, Metric
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.revocation import revoke
 
 from ...conftest import Hub

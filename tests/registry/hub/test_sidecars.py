@@ -9,7 +9,7 @@ import pytest
 
 from plyfold.core.errors import IntegrityError
 from plyfold.registry.hub.sidecars import EVALUATIONS_FILE, REVOCATIONS_FILE, companions
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.revocation import revocations, revoke, withdraw
 from plyfold.registry.trust.statements import Statement, adopt, parse_statements
 

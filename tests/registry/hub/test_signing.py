@@ -14,7 +14,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.registry.hub.client import HubClient
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.signing import signature_of
 
 from ...conftest import Hub, MakeAdapter, MakeRecord

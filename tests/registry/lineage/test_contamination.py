@@ -15,7 +15,7 @@ from plyfold.registry.lineage.contamination import nearest, overlaps
 from plyfold.registry.lineage.graph import tree
 from plyfold.registry.lineage.scores import attest_scores, scored
 from plyfold.registry.record import DataRef, Metric
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 
 def rows(name: str, split: str = "train", *, fill: str = "1", revision: str | None = None) -> DataRef:

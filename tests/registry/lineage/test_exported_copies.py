@@ -12,7 +12,7 @@ import pytest
 from plyfold.cli.main import run
 from plyfold.core.errors import IntegrityError
 from plyfold.registry.lineage.exported_copies import read_copy
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 from plyfold.registry.trust.revocation import revoke
 
 

@@ -13,7 +13,7 @@ from plyfold.registry.lineage.graph import TreeNode, chain, find, stale, tree
 from plyfold.registry.lineage.scores import attest_scores, scores
 from plyfold.registry.maintenance.verify import verify
 from plyfold.registry.record import Metric, Parent, Recipe
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 
 class Toy:

@@ -12,7 +12,7 @@ import pytest
 from plyfold.cli.main import run
 from plyfold.core.errors import IntegrityError
 from plyfold.registry.lineage.lockfile import lock_differences, make_lock, read_lock, write_lock
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 AT = f"hf://acme/toy-s01-structure@{'b' * 40}"
 

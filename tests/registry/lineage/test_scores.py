@@ -14,7 +14,7 @@ from plyfold.registry.hub.push.card_facts import facts_of
 from plyfold.registry.lineage.scores import attest_scores, scored
 from plyfold.registry.lineage.shared_scores import adopt_evaluations, evaluations
 from plyfold.registry.record import DataRef, Metric
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 TERMS = {
     "engine": {"engine": "hf", "max_new_tokens": 512, "temperature": 0.0},

@@ -19,7 +19,7 @@ from plyfold.registry.lineage.shared_scores import (
     parse_evaluations,
 )
 from plyfold.registry.record import DataRef, Metric
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.shared_statements import MAX_TRAVEL_BYTES, to_bytes
 
 ABSENT = "sha256:" + "a" * 64

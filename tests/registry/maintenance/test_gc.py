@@ -21,8 +21,8 @@ from plyfold.registry.lineage.lockfile import make_lock, write_lock
 from plyfold.registry.maintenance.garbage import take_cached
 from plyfold.registry.maintenance.gc import delete, lease, plan_sweep
 from plyfold.registry.maintenance.pins import pin, pins, unpin
+from plyfold.registry.store import Store, find_store
 from plyfold.registry.store.ancestor_records import keep_record
-from plyfold.registry.store.store import Store, find_store
 
 OLD_S = 30 * 86400.0
 

@@ -20,7 +20,7 @@ from plyfold.registry.lineage.scores import attest_scores
 from plyfold.registry.maintenance import verify as verify_module
 from plyfold.registry.maintenance.verify import Check, verify
 from plyfold.registry.record import DataRef, Metric, Parent, Recipe, Weights
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 from ...support.peft_folders import write_adapter_folder
 

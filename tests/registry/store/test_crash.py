@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from plyfold.registry.maintenance.verify import verify
-from plyfold.registry.store import objects
+from plyfold.registry.store import Store, find_store, objects
 from plyfold.registry.store.attestations import read_log
 from plyfold.registry.store.objects import TMP_MAX_AGE_S
-from plyfold.registry.store.store import Store, find_store
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +29,7 @@ import itertools, os, sys
 from pathlib import Path
 from plyfold.core.errors import ConflictError
 from plyfold.registry.record import parse_record
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 
 root, folder, record = map(Path, sys.argv[1:4])
 store, record = Store(root), parse_record(record.read_bytes())

@@ -11,7 +11,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.core.errors import IntegrityError, NotFoundError
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 NOBODY = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

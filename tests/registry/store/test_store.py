@@ -22,8 +22,8 @@ from plyfold.core.errors import (
     NotFoundError,
 )
 from plyfold.registry.record import RECORD_FILE
+from plyfold.registry.store import Store, find_store
 from plyfold.registry.store import store as store_module
-from plyfold.registry.store.store import Store, find_store
 from plyfold.sandbox import BASE_REPO
 
 NOWHERE = f"sha256:{'f' * 64}"

@@ -12,7 +12,7 @@ import pytest
 from plyfold.cli.main import run
 from plyfold.core.errors import ConfigError, IntegrityError
 from plyfold.registry.lineage.graph import tree
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 from plyfold.registry.trust.revocation import descendants, refuse_revoked, revocations, revoke
 
 

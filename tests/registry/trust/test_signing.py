@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from plyfold.core.errors import AuthError, ConfigError, IntegrityError, NotFoundError, PlyfoldError
-from plyfold.registry.store import attestations
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, attestations, find_store
 from plyfold.registry.trust.signing import (
     BESIDE,
     SIGNATURE,
@@ -383,7 +382,7 @@ from pathlib import Path
 sys.modules["model_signing"] = sys.modules["cryptography"] = None
 from plyfold.cli.main import run
 from plyfold.registry.trust.signing import keep_signature, signature_of
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 store, data = Store(Path({str(store.root)!r})), Path({str(path)!r}).read_bytes()
 keep_signature(store, {one!r}, data)
 assert signature_of(store, {one!r}) == data

@@ -16,8 +16,7 @@ from plyfold.registry.lineage.graph import tree
 from plyfold.registry.maintenance.gc import delete, plan_sweep
 from plyfold.registry.maintenance.pins import pin, pins
 from plyfold.registry.maintenance.verify import verify
-from plyfold.registry.store import attestations
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store, attestations
 from plyfold.registry.trust import shared_statements
 from plyfold.registry.trust.revocation import MAX_TOLD, refuse_revoked, revocations, revoke, withdraw
 from plyfold.registry.trust.shared_statements import MAX_TRAVEL_BYTES, Known, remember_keys, sign_own, to_bytes

@@ -11,7 +11,7 @@ import pytest
 
 from plyfold.cli.main import run
 from plyfold.core.errors import ConfigError, IntegrityError, NotFoundError
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.revocation import refuse_revoked, revocations, revoke, withdraw
 from plyfold.registry.trust.shared_statements import to_bytes
 from plyfold.registry.trust.statements import Statement, adopt, parse_statements, statements

@@ -22,7 +22,7 @@ from plyfold.core.errors import ConfigError, FailedError, IntegrityError
 from plyfold.data.answers.reader import extract, same_answer
 from plyfold.data.dataset import question_hash
 from plyfold.registry.record import DataRef
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.mining.hard_problems import DRAWS, MINED, Failures, find_failures
 from plyfold.stages.mining.sample_log import draw_seed
 from plyfold.stages.plan.curriculum_plan import plan_curriculum

@@ -22,7 +22,7 @@ from plyfold.adapters.tensors import read_adapter
 from plyfold.cli.main import run as run_command
 from plyfold.core.config import BaseConfig, CurriculumConfig, load_config
 from plyfold.core.errors import FailedError, IncompatibleError
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.sandbox.problems import make_problems
 from plyfold.stages.curriculum import train
 from plyfold.stages.mining import sample_log

@@ -14,7 +14,7 @@ from plyfold.cli.main import run
 from plyfold.core.config import load_config
 from plyfold.core.errors import ConfigError, NotFoundError, OfflineError
 from plyfold.data.dataset import load_rows
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.sandbox.problems import make_problems
 from plyfold.stages.plan import at_hand
 from plyfold.stages.plan.curriculum_plan import plan_curriculum

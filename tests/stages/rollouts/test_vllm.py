@@ -24,7 +24,7 @@ from plyfold.adapters.tensors import read_adapter
 from plyfold.core.config import CurriculumConfig, load_config
 from plyfold.core.errors import BaseMismatchError
 from plyfold.registry.record import check_portable
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.rewards.hierarchical import HierarchicalReward

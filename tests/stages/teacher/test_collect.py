@@ -25,7 +25,7 @@ from plyfold.cli.main import run
 from plyfold.core.config import DataConfig, load_config
 from plyfold.core.errors import OfflineError
 from plyfold.data.dataset import load_rationales
-from plyfold.registry.store.store import find_store
+from plyfold.registry.store import find_store
 from plyfold.stages.plan.curriculum_plan import plan_curriculum
 from plyfold.stages.teacher import chat
 from plyfold.stages.teacher.collect import PROMPT

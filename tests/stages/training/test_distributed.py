@@ -15,7 +15,7 @@ import pytest
 
 from plyfold.adapters.tensors import read_adapter
 from plyfold.core.config import load_config
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.runtime.metrics import read_metrics
 

@@ -9,7 +9,7 @@ import pytest
 
 from plyfold.cli.main import run as run_command
 from plyfold.core.config import load_config
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.rewards.hierarchical import HierarchicalReward
 from plyfold.stages.runtime.metrics import read_metrics

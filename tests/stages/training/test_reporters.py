@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from plyfold.core.config import load_config
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.stages.curriculum import train
 from plyfold.stages.runtime.metrics import read_metrics
 

@@ -15,7 +15,7 @@ from plyfold.registry.hub.pull.lock import pull_locked
 from plyfold.registry.hub.pull.pull import Options
 from plyfold.registry.hub.push.push import push
 from plyfold.registry.lineage.lockfile import LOCK_FILE, make_lock, write_lock
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.revocation import revoke
 
 from ....conftest import Hub, MakeAdapter, MakeRecord

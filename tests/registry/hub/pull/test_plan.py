@@ -17,7 +17,7 @@ from plyfold.registry.hub.places import DIGEST_LINE, locations
 from plyfold.registry.hub.pull.pull import Options, pull
 from plyfold.registry.hub.push.push import push
 from plyfold.registry.record import Recipe
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 from plyfold.registry.trust.revocation import revoke
 
 from ....conftest import Hub, MakeAdapter, MakeRecord

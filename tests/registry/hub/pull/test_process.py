@@ -14,7 +14,7 @@ import pytest
 
 from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.pull.pull import pull
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 from ....conftest import Hub
 from ..conftest import stages

@@ -13,7 +13,7 @@ from plyfold.core.errors import AuthError, IntegrityError, NotFoundError, Offlin
 from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.places import locations
 from plyfold.registry.hub.push.push import pull, push
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 
 from ....conftest import Hub
 from ....support.hub_filling import put

@@ -14,7 +14,7 @@ from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.places import locations
 from plyfold.registry.hub.pull.pull import Options, pull
 from plyfold.registry.hub.push.push import push
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.signing import sign, signature_of
 
 from ....conftest import Hub, MakeAdapter, MakeRecord

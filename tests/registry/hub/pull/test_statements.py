@@ -12,7 +12,7 @@ from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.places import DIGEST_LINE, locations
 from plyfold.registry.hub.pull.pull import Options, Pulled, pull
 from plyfold.registry.hub.push.push import push
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.revocation import refuse_revoked, revocations, revoke, withdraw
 from plyfold.registry.trust.shared_statements import to_bytes
 from plyfold.registry.trust.statements import Statement, statements

@@ -19,7 +19,7 @@ from plyfold.registry.hub.push.push import push
 from plyfold.registry.lineage.scores import attest_scores, scores
 from plyfold.registry.lineage.shared_scores import evaluations
 from plyfold.registry.record import DataRef, Metric
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 from plyfold.registry.trust.revocation import refuse_revoked, revocations, revoke, withdraw
 from plyfold.registry.trust.shared_statements import to_bytes
 from plyfold.registry.trust.statements import STATEMENTS, Statement, parse_statements, statements

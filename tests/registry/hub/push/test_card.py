@@ -16,7 +16,7 @@ from plyfold.registry.hub.push.card import eval_results, render_card
 from plyfold.registry.hub.push.card_facts import Facts, RelatedAdapter, facts_of
 from plyfold.registry.lineage.scores import attest_scores
 from plyfold.registry.record import BaseRecord, Code, DataRef, Metric, Parent, Recipe
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 from plyfold.registry.trust.revocation import Revocation
 
 PARENT = f"sha256:{'a' * 64}"

@@ -18,7 +18,7 @@ from plyfold.registry.hub.pull.pull import pull
 from plyfold.registry.hub.push.collection import update_collection
 from plyfold.registry.hub.push.push import choose, push
 from plyfold.registry.record import Code, Recipe
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.revocation import revoke
 
 from ....conftest import Hub, MakeAdapter, MakeRecord

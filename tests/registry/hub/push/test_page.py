@@ -16,7 +16,7 @@ from plyfold.cli.main import run
 from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.push.push import push
 from plyfold.registry.record import Code, Parent
-from plyfold.registry.store.store import Store, find_store
+from plyfold.registry.store import Store, find_store
 
 from ....conftest import Hub
 

@@ -12,7 +12,7 @@ from plyfold.core.errors import ConflictError, IntegrityError, NotFoundError, Of
 from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.places import locations
 from plyfold.registry.hub.push.push import push
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 
 from ....conftest import Hub, MakeAdapter, MakeRecord
 from ..conftest import commits, stages

@@ -15,7 +15,7 @@ import pytest
 from plyfold.core.errors import AuthError, IntegrityError
 from plyfold.registry.hub.client import HubClient
 from plyfold.registry.hub.push.push import Signer, push
-from plyfold.registry.store.store import Store
+from plyfold.registry.store import Store
 from plyfold.registry.trust.revocation import revoke, withdraw
 from plyfold.registry.trust.signing import signs
 
