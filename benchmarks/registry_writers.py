@@ -205,7 +205,7 @@ def start(job: Callable[[Work], None], found: Found, slot: int, seed: str) -> in
         return child
     try:
         store = Store(found.root / "registry")
-        for name, state in (("publish", PUBLISHING), ("adopt", PUBLISHING), ("_locked", LOCKED)):
+        for name, state in (("publish", PUBLISHING), ("adopt", PUBLISHING), ("locked", LOCKED)):
             setattr(store, name, _noted(getattr(store, name), found.shared, slot, state))
         work = Work(store, found.root, slot, found.shared, random.Random(seed))
         while True:

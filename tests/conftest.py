@@ -93,10 +93,12 @@ def _required(config: pytest.Config, report: Report) -> Report:
 
 
 @pytest.fixture(autouse=True)
-def _as_talkative_as_before() -> Iterator[None]:
-    """A command that a test runs here with `-v` or `-q` sets that for the whole process."""
+def _process_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a command sets or learns for its whole process, as loud as `-v` or what the environment holds, ends here."""
+    from plyfold.core import environment
     from plyfold.core.console import set_verbosity, verbosity
 
+    monkeypatch.setattr(environment, "_spellings", {})
     before = verbosity()
     yield
     set_verbosity(before)
