@@ -1,4 +1,4 @@
-"""`plyfold verify --replay`: merges composed again from their records. Joins the registry and merge."""
+"""Merges composed again from their records, and their tensors compared. Joins the registry and merge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.console import print_table, show
 from ..core.disk.digest import short
 from ..core.errors import IntegrityError, NotFoundError, PlyfoldError
 
@@ -148,27 +147,6 @@ def merges_of(store: Store, digests: Iterable[str] | None) -> list[str]:
         except PlyfoldError:
             continue
     return found
-
-
-def print_replays(replays: list[Replay]) -> None:
-    """A row per merge on stdout."""
-    if not replays:
-        show("no merge to compose again")
-        return
-    rows = [
-        [
-            short(each.digest),
-            each.name,
-            each.method,
-            each.verdict,
-            "" if each.relative is None else f"{each.relative:.2g}",
-        ]
-        for each in replays
-    ]
-    print_table(["digest", "merge", "method", "replayed", "rel. difference"], rows, right=["rel. difference"])
-    for each in replays:
-        if each.reason:
-            show(f"{short(each.digest)}  {each.verdict}: {each.reason}")
 
 
 def _number(values: dict[str, Any], key: str, kind: type[int] | type[float]) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from ...core.console import emit_json, print_table, progress, show_field
+from ...core.console import emit_json, print_table, progress, show, show_field
 from ...core.disk.digest import PREFIX, short
 from ...core.errors import ConfigError, IntegrityError
 from ..options import curriculum_option, json_option, public_key_option, registry_option
@@ -100,9 +100,7 @@ def verify_command(
             results = [[base.repo, base.revision[:12], base.fault or base.note or "ok"] for base in base_checks]
             print_table(["base", "revision", "result"], results)
         if replay:
-            from ...variants.replay import print_replays
-
-            print_replays(replays)
+            _print_replays(replays)
     if faulty:
         first = faulty[0]
         raise IntegrityError(
@@ -179,3 +177,24 @@ def _verdict(check: Check) -> str:
     if check.problems:
         return f"{len(check.problems)} fault{'s' if len(check.problems) > 1 else ''}"
     return "ok" + (f", {len(check.notes)} note{'s' if len(check.notes) > 1 else ''}" if check.notes else "")
+
+
+def _print_replays(replays: list[Replay]) -> None:
+    """A row per merge on stdout."""
+    if not replays:
+        show("no merge to compose again")
+        return
+    rows = [
+        [
+            short(each.digest),
+            each.name,
+            each.method,
+            each.verdict,
+            "" if each.relative is None else f"{each.relative:.2g}",
+        ]
+        for each in replays
+    ]
+    print_table(["digest", "merge", "method", "replayed", "rel. difference"], rows, right=["rel. difference"])
+    for each in replays:
+        if each.reason:
+            show(f"{short(each.digest)}  {each.verdict}: {each.reason}")
