@@ -5,8 +5,9 @@ and `cache` lead from one to an adapter on disk, `base` and `ground` to the mode
 merges.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..core.faces import lazy_exports
 
 if TYPE_CHECKING:
     from .base import base_of, digest_of, shared_base, twin_of
@@ -77,8 +78,4 @@ __all__ = [
     "twin_of",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = lazy_exports(__name__, _HOMES)

@@ -1,7 +1,8 @@
 """The registry's folder on this disk: immutable objects, names that move by compare-and-swap, an append-only log."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ...core.faces import lazy_exports
 
 if TYPE_CHECKING:
     from .cached_store import Snapshot
@@ -12,8 +13,4 @@ _HOMES = {"Entry": "objects", "Snapshot": "cached_store", "Store": "store", "fin
 
 __all__ = ["Entry", "Snapshot", "Store", "find_store"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = lazy_exports(__name__, _HOMES)
